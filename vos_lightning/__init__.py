@@ -1,0 +1,1 @@
+"""Semi-supervised video object segmentation on PyTorch Lightning."""

@@ -1,0 +1,160 @@
+"""What is remembered of past frames. Everything here is a value: nothing is changed in place."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+FeaturesT = TypeVar("FeaturesT")
+EntryT = TypeVar("EntryT")
+CarryT = TypeVar("CarryT")
+
+
+@dataclass(frozen=True)
+class Slot(Generic[EntryT]):
+    """One remembered frame."""
+
+    entry: EntryT
+    """Paper-specific dataclass. Every tensor ends in two spatial dimensions: ``(B, C, h, w)`` or ``(B, N, ..., h, w)``."""
+    t: int
+    """Index of the frame."""
+    readable: Bool[Tensor, "B N"]
+    """Which objects may read this frame."""
+    permanent: bool
+    """Whether an annotation was given here; such slots are never dropped."""
+
+
+@dataclass(frozen=True)
+class Bank(Generic[EntryT]):
+    """An ordered set of remembered frames and its stacked view.
+
+    The view is computed on first use and kept for as long as the bank lives: a bank that a frame leaves unchanged is handed on
+    as the same object, so nothing is stacked again.
+    """
+
+    slots: tuple[Slot[EntryT], ...]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @cached_property
+    def entry(self) -> EntryT:
+        """All entries side by side: spatial dimensions flattened and concatenated to ``S``, e.g. ``(B, C, S)``."""
+        return _stack([slot.entry for slot in self.slots])
+
+    @cached_property
+    def readable(self) -> Bool[Tensor, "B N S"]:
+        """Which object may read which memory pixel."""
+        return torch.cat([self._expand(slot) for slot in self.slots], dim=-1)
+
+    @cached_property
+    def permanent(self) -> Bank[EntryT]:
+        """The annotated frames only (this very bank where all are)."""
+        kept = tuple(slot for slot in self.slots if slot.permanent)
+        return self if len(kept) == len(self.slots) else Bank(kept)
+
+    @property
+    def latest(self) -> Slot[EntryT]:
+        """The last remembered frame, unflattened."""
+        return self.slots[-1]
+
+    @staticmethod
+    def _expand(slot: Slot[EntryT]) -> Bool[Tensor, "B N q"]:
+        tensor = next(iter(_tensors(slot.entry)))
+        cells = tensor.shape[-2] * tensor.shape[-1]
+        return slot.readable[:, :, None].expand(-1, -1, cells)
+
+
+@dataclass(frozen=True)
+class Memory(Generic[EntryT, CarryT]):
+    """All that ``VOSNetwork.segment`` may read."""
+
+    bank: Bank[EntryT]
+    """Frames that the memory policy keeps."""
+    previous: Bank[EntryT] | None
+    """The frame before, as a bank of one slot; None for networks that do not read it."""
+    carry: CarryT
+    """State folded over time (a template, tracked positions); replaced at every frame."""
+
+    @property
+    def reference(self) -> Bank[EntryT]:
+        """The annotated frames."""
+        return self.bank.permanent
+
+
+@dataclass(frozen=True)
+class State(Generic[EntryT, CarryT]):
+    """The whole state of a propagation: a value that can be kept, copied and resumed from."""
+
+    memory: Memory[EntryT, CarryT]
+    introduced: Bool[Tensor, "B N"]
+    t: int
+    """Index of the last frame that was seen."""
+
+
+def grow(state: State[EntryT, CarryT], num_objects: int) -> State[EntryT, CarryT]:
+    """Add object slots up to ``num_objects``; the new ones have empty masks and may read nothing."""
+    extra = num_objects - state.introduced.shape[1]
+    if extra < 0:
+        raise ValueError(f"a state with {state.introduced.shape[1]} object slots cannot shrink to {num_objects}")
+    if extra == 0:
+        return state
+
+    def grow_slot(slot: Slot[EntryT]) -> Slot[EntryT]:
+        return dataclasses.replace(slot, entry=_grow(slot.entry, extra), readable=_pad_objects(slot.readable, extra))
+
+    def grow_bank(bank: Bank[EntryT]) -> Bank[EntryT]:
+        return Bank(tuple(grow_slot(slot) for slot in bank.slots))
+
+    memory = state.memory
+    grown = Memory(
+        bank=grow_bank(memory.bank),
+        previous=None if memory.previous is None else grow_bank(memory.previous),
+        carry=_grow(memory.carry, extra),
+    )
+    return State(grown, _pad_objects(state.introduced, extra), state.t)
+
+
+def _pad_objects(tensor: Tensor, extra: int) -> Tensor:
+    return F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, extra))
+
+
+def _grow(value: Any, extra: int) -> Any:
+    """Pad dimension 1 of the fields declared with ``per_object``, in nested dataclasses too."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changed: dict[str, Any] = {}
+    for f in dataclasses.fields(value):
+        current = getattr(value, f.name)
+        if f.metadata.get("per_object") and current is not None:
+            changed[f.name] = _pad_objects(current, extra)
+        else:
+            changed[f.name] = _grow(current, extra)
+    return dataclasses.replace(value, **changed)
+
+
+def _tensors(value: Any) -> Any:
+    """Every tensor in nested dataclasses, in field order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from _tensors(getattr(value, f.name))
+
+
+def _stack(entries: list[Any]) -> Any:
+    first = entries[0]
+    if isinstance(first, Tensor):
+        flat: list[Tensor] = [entry.flatten(-2) for entry in entries]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        fields = dataclasses.fields(first)
+        return dataclasses.replace(first, **{f.name: _stack([getattr(entry, f.name) for entry in entries]) for f in fields})
+    return first

@@ -1,0 +1,185 @@
+"""Data contracts: what travels between data sets, networks, the propagation engine and the metrics.
+
+Everything here is a frozen dataclass without behaviour beyond ``.to`` and ``.pin_memory``. Legend used in every file of the
+library: ``B`` clips, ``T`` frames, ``N`` object slots (padded), ``M`` bank frames, ``H W`` input pixels, ``h w`` cells at the
+network's stride, ``C`` channels, ``CK CV`` key and value channels, ``S = M*h*w`` memory pixels, ``Q = h*w`` query pixels,
+``K`` proposals or points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+T_ = TypeVar("T_")
+
+IGNORE_LABEL = 255
+"""Label-map value of pixels that neither train nor score."""
+
+
+def per_object() -> Any:
+    """Mark a dataclass field whose tensor has the object slots ``N`` in dimension 1 (so that it can grow with new objects)."""
+    return field(metadata={"per_object": True})
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: T_) -> T_:
+    """Apply ``function`` to every tensor inside nested dataclasses, tuples, lists and mappings; leave the rest as it is."""
+    if isinstance(value, Tensor):
+        return function(value)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Fields that a constructor does not take (cached values) are derived again, not mapped.
+        changed = {f.name: map_tensors(function, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **changed)  # type: ignore[type-var, return-value]
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(function, v) for v in value)  # type: ignore[return-value, call-arg]
+    if isinstance(value, Mapping):
+        return {k: map_tensors(function, v) for k, v in value.items()}  # type: ignore[return-value]
+    return value
+
+
+class _Transferable:
+    """``.to`` and ``.pin_memory``; Lightning and PyTorch skip or refuse frozen dataclasses without them."""
+
+    def to(self: T_, *args: Any, **kwargs: Any) -> T_:
+        """Return a copy with every tensor passed through ``Tensor.to``."""
+        return map_tensors(lambda tensor: tensor.to(*args, **kwargs), self)
+
+    def pin_memory(self: T_) -> T_:
+        """Return a copy in page-locked memory."""
+        return map_tensors(lambda tensor: tensor.pin_memory(), self)
+
+
+@dataclass(frozen=True)
+class Proposals(_Transferable):
+    """Object proposals of a frame, padded to ``K`` with ``scores = 0``."""
+
+    boxes: Float[Tensor, "B K 4"]
+    """Corners ``x0 y0 x1 y1`` in pixels of the frame."""
+    masks: Float[Tensor, "B K m m"]
+    """Soft masks in box coordinates (28 x 28 from Mask R-CNN), in [0, 1]."""
+    scores: Float[Tensor, "B K"]
+
+
+@dataclass(frozen=True)
+class FrameInput(_Transferable):
+    """One frame of ``B`` clips, the argument of ``VOSNetwork.encode``."""
+
+    image: Float[Tensor, "B 3 H W"]
+    """RGB in [0, 1], not normalised: each backbone owns its statistics."""
+    proposals: Proposals | None = None
+
+
+@dataclass(frozen=True)
+class FeaturePyramid(_Transferable):
+    """Backbone features at strides 4, 8 and 16."""
+
+    s4: Float[Tensor, "B C4 H4 W4"]
+    s8: Float[Tensor, "B C8 H8 W8"]
+    s16: Float[Tensor, "B C16 H16 W16"]
+
+
+@dataclass(frozen=True)
+class Given(_Transferable):
+    """Objects that are annotated in a frame."""
+
+    masks: Float[Tensor, "B N H W"]
+    """Binary masks; planes of objects that are not given are ignored."""
+    which: Bool[Tensor, "B N"]
+    """Which slots are given in this frame."""
+
+
+@dataclass(frozen=True)
+class ClipSample:
+    """One training clip on the CPU, before collation."""
+
+    frames: UInt8[Tensor, "T 3 H W"]
+    """RGB."""
+    label_maps: UInt8[Tensor, "T H W"]
+    """0 background, 1..N object slots, 255 ignore."""
+    object_ids: tuple[int, ...]
+    """Original ids of slots 1..N."""
+    video_name: str
+    frame_indices: tuple[int, ...]
+    proposals: Proposals | None = None
+    """With ``B = T``: one row of proposals a frame."""
+
+
+@dataclass(frozen=True)
+class ClipBatch(_Transferable):
+    """A training batch."""
+
+    frames: Float[Tensor, "B T 3 H W"]
+    """RGB in [0, 1]."""
+    label_maps: UInt8[Tensor, "B T H W"]
+    """0 background, 1..N object slots, 255 ignore."""
+    object_valid: Bool[Tensor, "B N"]
+    """False for padded slots."""
+    video_names: tuple[str, ...]
+    frame_indices: Int64[Tensor, "B T"]
+    proposals: Proposals | None = None
+    """With ``B*T`` rows, time-major (row ``t*B + b``)."""
+
+
+@dataclass(frozen=True)
+class VideoSample:
+    """One whole video for validation, test or prediction. The batch size is one, always."""
+
+    name: str
+    frames: Sequence[UInt8[Tensor, "3 H W"]]
+    """Decoded lazily; stays on the host."""
+    annotations: Mapping[int, UInt8[Tensor, "H W"]]
+    """Frame index -> label map in original ids, given to the network. Non-zero pixels introduce or re-annotate an object."""
+    targets: Mapping[int, UInt8[Tensor, "H W"]]
+    """Frame index -> label map in original ids, for metrics only; may be empty."""
+    object_ids: tuple[int, ...]
+    """Original ids of every object that is annotated somewhere."""
+    required_frames: tuple[int, ...]
+    """Frames whose prediction is to be written."""
+    original_size: tuple[int, int]
+    """Height and width of the written predictions."""
+    frame_names: tuple[str, ...]
+    """File stems, one a frame: predictions are written under the same stems."""
+
+
+@dataclass(frozen=True)
+class FramePrediction:
+    """What the engine returns for a frame: original size, original ids."""
+
+    frame_index: int
+    label_map: UInt8[Tensor, "H0 W0"]
+    probabilities: Float[Tensor, "N H0 W0"]
+    """One plane an object, in the order of ``object_ids``."""
+    object_ids: tuple[int, ...]
+    aux: Mapping[str, Any] = field(default_factory=dict)
+    """Auxiliary outputs of the network at its own resolution, for visualisation."""
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """Where a video lies on disk and what is known of it before any file is read."""
+
+    name: str
+    frame_names: tuple[str, ...]
+    """File stems in time order."""
+    frame_paths: tuple[str, ...]
+    label_paths: Mapping[int, str]
+    """Frame index -> label-map file. A frame without an entry is not annotated, which is not the same as empty."""
+    first_frame: Mapping[int, int] | None = None
+    """Object id -> index of the frame that introduces it. None: every object of the first frame, found when it is read."""
+    required_frames: tuple[int, ...] | None = None
+    """Frames to predict; None means all."""
+    exhaustive: bool = True
+    """Whether 0 in a label map means background (True) or possibly unlabelled (YouTube-VOS validation)."""
+    merge_objects: bool = False
+    """Any non-zero label is object 1 (DAVIS 2016, saliency sets)."""
+
+
+def to_device(value: T_, device: torch.device) -> T_:
+    """Move every tensor inside ``value`` to ``device``."""
+    return map_tensors(lambda tensor: tensor.to(device), value)
