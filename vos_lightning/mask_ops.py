@@ -49,11 +49,15 @@ def _lookup(label_map: Tensor, table: Tensor) -> UInt8[Tensor, "*shape"]:
 
 
 def ids_to_slots(label_map: UInt8[Tensor, "*shape"], object_ids: Sequence[int]) -> UInt8[Tensor, "*shape"]:
-    """Replace original ids by slots 1..N (the order of ``object_ids``); other ids become 0, 255 stays unless it is an id."""
+    """Replace original ids by slots 1..N (the order of ``object_ids``); other ids become 0, 255 (ignore) stays.
+
+    An id of 0 marks a slot without an object.
+    """
     table = torch.zeros(256, dtype=torch.uint8)
     table[255] = 255
     for slot, object_id in enumerate(object_ids, start=1):
-        table[object_id] = slot
+        if object_id:
+            table[object_id] = slot
     return _lookup(label_map, table)
 
 
@@ -201,4 +205,5 @@ def unpad(x: Float[Tensor, "*batch H2 W2"], padding: Padding) -> Float[Tensor, "
 
 def pool_to_stride(masks: Float[Tensor, "B N H W"], stride: int) -> Float[Tensor, "B N h w"]:
     """Average of the masks in every ``stride x stride`` cell; H and W are multiples of the stride."""
-    return F.avg_pool2d(masks, stride)
+    # Objects go to the batch dimension, the only one that pooling lets be empty.
+    return F.avg_pool2d(masks.flatten(0, 1).unsqueeze(1), stride).squeeze(1).unflatten(0, masks.shape[:2])

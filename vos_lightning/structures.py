@@ -146,6 +146,10 @@ class VideoSample:
     frame_names: tuple[str, ...]
     """File stems, one a frame: predictions are written under the same stems."""
 
+    def to(self, *args: Any, **kwargs: Any) -> VideoSample:  # noqa: ARG002
+        """Itself: a video stays on the host, from where the engine takes a frame at a time. Lightning asks for this method."""
+        return self
+
 
 @dataclass(frozen=True)
 class FramePrediction:

@@ -27,6 +27,11 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     reads_previous: ClassVar[bool] = True
     """Whether ``segment`` reads ``memory.previous``; if not, frames that no policy keeps need no entry."""
 
+    @classmethod
+    @abstractmethod
+    def small(cls) -> VOSNetwork[FeaturesT, EntryT, CarryT]:
+        """A small random instance with every part of the real one: for tests and demonstrations."""
+
     @abstractmethod
     def encode(self, frame: FrameInput) -> FeaturesT:
         """What a frame looks like, without masks and objects: computed once a frame, shared by all objects."""

@@ -1,0 +1,96 @@
+# Every target sets up what it needs in .venv; nothing else has to be installed but Python (3.11 or newer) and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    := $(BIN)/python -m vos_lightning
+STAMP  := $(VENV)/.installed
+DATA   ?= data
+export VOS_DATA := $(DATA)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train validate evaluate predict baselines list show lint format test test-all test-gpu bench slurm wandb-sync clean
+
+help: ## show this text
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo '  EXP=emvos_davis17        which experiment (make list)'
+	@echo '  ARGS="--trainer.devices=8 --trainer.precision=bf16-mixed"   any option of the experiment'
+	@echo '  DATA=/path/to/datasets   where DAVIS, COCO ... lie (default: data)'
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (once; torch is large) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,wandb]'
+	@touch $@
+
+setup: $(STAMP) ## install everything into .venv (every target does this by itself)
+
+demo: $(STAMP) ## train a small EMVOS on synthetic clips and score it beside copying the first mask (about 5 minutes)
+	@$(RUN) train emvos_demo $(ARGS)
+	@$(RUN) test emvos_demo --baselines $(ARGS)
+
+train: $(STAMP) ## train EXP, or go on where it stopped
+	@test -n "$(EXP)" || { echo 'error: which experiment? make train EXP=emvos_davis17 (make list)' >&2; exit 2; }
+	@$(RUN) train $(EXP) $(ARGS)
+
+validate: $(STAMP) ## score EXP's validation videos with its best checkpoint
+	@test -n "$(EXP)" || { echo 'error: which experiment? make validate EXP=emvos_davis17 (make list)' >&2; exit 2; }
+	@$(RUN) validate $(EXP) $(ARGS)
+
+evaluate: $(STAMP) ## score EXP's test videos with its best checkpoint, or PNGs: TRUTH=dir PREDICTIONS=dir PROTOCOL=davis17
+ifdef PREDICTIONS
+	@$(RUN) evaluate --truth $(TRUTH) --predictions $(PREDICTIONS) --protocol $(or $(PROTOCOL),davis17) $(ARGS)
+else
+	@test -n "$(EXP)" || { echo 'error: which experiment? make evaluate EXP=emvos_davis17 (make list), or TRUTH= PREDICTIONS=' >&2; exit 2; }
+	@$(RUN) test $(EXP) $(ARGS)
+endif
+
+predict: $(STAMP) ## segment EXP's videos, or your own: CHECKPOINT=file VIDEO=file-or-folder MASKS=file-or-folder OUTPUT=dir
+ifdef VIDEO
+	@$(RUN) predict --checkpoint $(CHECKPOINT) --video $(VIDEO) --masks $(MASKS) --output $(or $(OUTPUT),predictions) $(ARGS)
+else
+	@test -n "$(EXP)" || { echo 'error: which experiment? make predict EXP=emvos_davis17, or CHECKPOINT= VIDEO= MASKS=' >&2; exit 2; }
+	@$(RUN) predict $(EXP) $(ARGS)
+endif
+
+list: $(STAMP) ## list the experiments and the published results that they reproduce
+	@$(RUN) list
+
+show: $(STAMP) ## print the composed configuration of EXP
+	@$(RUN) show $(EXP) $(ARGS)
+
+format: $(STAMP) ## format the code
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+
+lint: $(STAMP) ## formatting, lint, types, import contracts, no device strings in the library
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@! grep -rnE '\.cuda\(|"cuda|'"'"'cuda' vos_lightning data_modules --include=*.py || { echo 'error: device string in the library' >&2; exit 1; }
+
+test: $(STAMP) ## the default tests (a few minutes on 2 cores)
+	@$(BIN)/python -m pytest -q -m "not slow and not realdata and not gpu" -n 2 $(ARGS)
+
+test-all: $(STAMP) ## every test; those on real data read VOS_REAL_DATA
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-gpu: $(STAMP) ## the tests on a CUDA device
+	@VOS_TEST_DEVICE=cuda $(BIN)/python -m pytest -q -m "not slow and not realdata" $(ARGS)
+
+bench: $(STAMP) ## speed of the metrics beside a plain implementation, and of the network
+	@$(BIN)/python -m tests.benchmarks.metrics $(ARGS)
+
+slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=24:00:00
+	@sbatch --nodes=$(or $(NODES),1) --ntasks-per-node=$(or $(GPUS),1) --gpus-per-node=$(or $(GPUS),1) --time=$(or $(TIME),24:00:00) \
+	  --signal=SIGUSR1@90 --requeue --job-name=$(EXP) --output=runs/slurm-%x-%j.log \
+	  --wrap "srun $(RUN) train $(EXP) --trainer.num_nodes=$(or $(NODES),1) --trainer.devices=$(or $(GPUS),1) $(ARGS) || \
+	  { test \$$? = 75 && scontrol requeue \$$SLURM_JOB_ID; }"
+
+wandb-sync: $(STAMP) ## upload runs that were logged offline
+	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-*
+
+clean: ## remove caches (runs and .venv stay)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

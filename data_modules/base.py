@@ -1,0 +1,179 @@
+"""The data module that every data set builds on: global-batch training loaders and one-video evaluation loaders."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import lightning
+from torch.utils.data import DataLoader, Dataset
+
+from data_modules.clip_dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
+from data_modules.recipe import DEFAULT_RECIPE, ClipRecipe
+from data_modules.sources import folder_videos
+from vos_lightning.structures import VideoSample
+
+T_ = TypeVar("T_")
+
+
+class ClipLoader(DataLoader[Any]):
+    """A loader that can be resumed.
+
+    Its sampler starts where the restored trainer stopped, so there is no state of its own to keep; Lightning asks for these two
+    methods before it believes that a training goes on exactly.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the position is the trainer's."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class VOSDataModule(lightning.LightningDataModule, ABC):
+    """Clips for training and whole videos for validation, test and prediction.
+
+    The whole training is one Lightning epoch of ``trainer.max_steps`` optimiser steps; validate with
+    ``trainer.val_check_interval`` in batches and ``trainer.check_val_every_n_epoch: null``. Loaders shard themselves over the
+    processes, so ``trainer.use_distributed_sampler`` must be false when there are several.
+
+    Args:
+        batch_size: clips of a batch over ALL processes, so that a result does not depend on their number.
+        num_workers: worker processes of the training loader, per training process.
+        seed: of the order of clips and of every draw, >= 0.
+        recipe: how clips are made.
+        pin_memory: copy batches into page-locked memory (for GPUs).
+        predict_root: folder with ``JPEGImages/<video>/<frame>.jpg`` and ``Annotations/<video>/<frame>.png`` (at least the first
+            mask of every object) to predict; None predicts the test videos.
+    """
+
+    # A process may get no video when there are more processes than videos.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        num_workers: int = 4,
+        seed: int = 0,
+        recipe: ClipRecipe = DEFAULT_RECIPE,
+        pin_memory: bool = False,
+        predict_root: str | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.recipe = recipe
+        self.pin_memory = pin_memory
+        self.predict_root = predict_root
+
+    # What a data set provides ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def clip_source(self) -> ClipSource:
+        """Source of the training clips."""
+
+    @abstractmethod
+    def val_videos(self) -> Sequence[VideoSample]:
+        """Videos of the validation split, made when they are accessed."""
+
+    @abstractmethod
+    def test_videos(self) -> Sequence[VideoSample]:
+        """Videos of the test split."""
+
+    def predict_videos(self) -> Sequence[VideoSample]:
+        """Videos under ``predict_root``, or those of the test split."""
+        return folder_videos(self.predict_root) if self.predict_root is not None else self.test_videos()
+
+    def clip_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
+        """Sources and recipes of the training clips."""
+        return [(self.clip_source(), self.recipe)]
+
+    def setup(self, stage: str) -> None:
+        """Look for the data of a stage, so that a wrong path shows before anything is computed."""
+        if stage == "fit":
+            self.clip_parts()
+        if stage in ("fit", "validate"):
+            self.val_videos()
+        elif stage == "test":
+            self.test_videos()
+        elif stage == "predict":
+            self.predict_videos()
+
+    # Loaders -----------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches from the one that the trainer needs next to the last of the training."""
+        trainer = self._trainer()
+        if trainer.max_steps < 1:
+            raise ValueError(f"trainer.max_steps must be positive, not {trainer.max_steps}: training is counted in steps")
+        dataset = ClipDataset(self.clip_parts(), self.seed)
+        sampler = ClipBatchSampler(
+            num_items=len(dataset),
+            num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
+            global_batch_size=self.batch_size,
+            seed=self.seed,
+            swap_probability=self.recipe.swap_probability,
+            # `processed` counts a batch whose end was not reached before the checkpoint (they are saved in on_train_batch_end),
+            # and not one that was interrupted; it is what Lightning's counters become when the loop restarts.
+            start_batch=trainer.fit_loop.epoch_loop.batch_progress.current.processed,  # type: ignore[attr-defined]
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        return ClipLoader(
+            dataset=dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=functools.partial(collate_clips, num_slots=self.recipe.max_objects),
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[VideoSample] | list[Any]:
+        """One video at a time, this process's share."""
+        return self._video_loader(self.val_videos())
+
+    def test_dataloader(self) -> DataLoader[VideoSample] | list[Any]:
+        """One video at a time, this process's share."""
+        return self._video_loader(self.test_videos())
+
+    def predict_dataloader(self) -> DataLoader[VideoSample] | list[Any]:
+        """One video at a time, this process's share."""
+        return self._video_loader(self.predict_videos())
+
+    def _video_loader(self, videos: Sequence[VideoSample]) -> DataLoader[VideoSample] | list[Any]:
+        trainer = self._trainer()
+        if not videos:
+            return []  # Lightning skips the stage
+        # No video twice: ranks may have different numbers of videos, unlike with a padding DistributedSampler. Frames are
+        # decoded on access in this process, so there is nothing for workers to do.
+        share = _Share(videos, range(trainer.global_rank, len(videos), trainer.world_size))
+        return DataLoader(dataset=share, batch_size=None, collate_fn=_identity, num_workers=0)
+
+    def _trainer(self) -> lightning.Trainer:
+        if self.trainer is None:
+            raise ValueError("loaders depend on the trainer: pass the data module to trainer.fit, validate, test or predict")
+        if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError("set trainer.use_distributed_sampler=false: the loaders share clips and videos among the processes")
+        return self.trainer
+
+
+class _Share(Dataset[VideoSample]):
+    def __init__(self, videos: Sequence[VideoSample], indices: range) -> None:
+        self.videos = videos
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> VideoSample:
+        return self.videos[self.indices[index]]
+
+
+def _identity(value: T_) -> T_:
+    return value

@@ -1,0 +1,70 @@
+"""Several data sets trained together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_modules.base import VOSDataModule
+from data_modules.clip_dataset import ClipSource
+from data_modules.recipe import ClipRecipe
+from vos_lightning.structures import VideoSample
+
+
+class MixedDataModule(VOSDataModule):
+    """Clips of several data modules, each with its own recipe, and the videos of one.
+
+    Args:
+        train: data modules whose clips are concatenated. Their recipes must agree in what gives a batch its shape.
+        repeats: how often each of them is listed, e.g. 5 for DAVIS beside YouTube-VOS.
+        evaluation: data module whose videos are validated, tested and predicted.
+        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest; those of the members do not matter.
+        num_workers: likewise.
+        seed: likewise.
+        pin_memory: likewise.
+        predict_root: likewise.
+
+    Raises:
+        ValueError: the lists differ in length, or the recipes do not agree.
+    """
+
+    def __init__(
+        self,
+        train: list[VOSDataModule],
+        repeats: list[int],
+        evaluation: VOSDataModule,
+        batch_size: int = 8,
+        num_workers: int = 4,
+        seed: int = 0,
+        pin_memory: bool = False,
+        predict_root: str | None = None,
+    ) -> None:
+        if not train or len(train) != len(repeats) or min(repeats) < 1:
+            raise ValueError(f"repeats must give a positive number for each of the {len(train)} data modules in train: {repeats}")
+        for name in ("num_frames", "crop", "crop_size", "max_objects", "swap_probability"):
+            values = [getattr(member.recipe, name) for member in train]
+            if name == "crop":
+                values = [value == "none" for value in values]
+            if len(set(values)) > 1:
+                raise ValueError(f"recipe.{name} must be the same for all data modules in train, not {values}")
+        super().__init__(batch_size, num_workers, seed, train[0].recipe, pin_memory, predict_root)
+        self.train_modules = train
+        self.repeats = repeats
+        self.evaluation = evaluation
+
+    def clip_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
+        """Sources and recipes of all members, repeated."""
+        return [
+            part for member, count in zip(self.train_modules, self.repeats, strict=True) for part in member.clip_parts() * count
+        ]
+
+    def clip_source(self) -> ClipSource:
+        """Not one: see :meth:`clip_parts`."""
+        raise NotImplementedError("a mixture has several sources: use clip_parts")
+
+    def val_videos(self) -> Sequence[VideoSample]:
+        """Validation videos of ``evaluation``."""
+        return self.evaluation.val_videos()
+
+    def test_videos(self) -> Sequence[VideoSample]:
+        """Test videos of ``evaluation``."""
+        return self.evaluation.test_videos()

@@ -1,0 +1,299 @@
+"""Videos on disk: finding them, reading frames and label maps, and serving them as clips or as whole videos."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from data_modules.clip_dataset import ClipSource
+from data_modules.clip_sampling import choose_frames
+from data_modules.recipe import ClipRecipe
+from data_modules.transforms import RawClip
+from vos_lightning.label_io import read_image, read_label_map
+from vos_lightning.mask_ops import object_ids_in
+from vos_lightning.structures import IGNORE_LABEL, VideoRecord, VideoSample
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+REFERENCE_ATTEMPTS = 5
+"""Draws of a clip whose first frame shows no object before the last one is taken as it is (STCN)."""
+
+
+# Finding --------------------------------------------------------------------------------------------------------------
+
+
+def files_by_stem(folder: str | os.PathLike[str], suffixes: Sequence[str]) -> dict[str, str]:
+    """Files of a folder, in numerical order of their stems; hidden files (``._00000.jpg``) are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: two files share a stem.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    files: dict[str, str] = {}
+    for path in Path(folder).iterdir():
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
+            continue
+        if path.stem in files:
+            raise ValueError(f"{path} and {files[path.stem]} are the same frame: remove one of them")
+        files[path.stem] = str(path)
+    return {stem: files[stem] for stem in sorted(files, key=_numerical)}
+
+
+def _numerical(stem: str) -> tuple[int, str]:
+    return (int(stem) if stem.isdecimal() else -1, stem)
+
+
+def read_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names in a split file, one a line, without repetition.
+
+    A line of the DAVIS 2016 kind (``/JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png``) names the folder of its
+    image.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it lists nothing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"split file {path} does not exist")
+    entries = [line.split()[0] for line in Path(path).read_text().splitlines() if line.strip()]
+    names = dict.fromkeys(Path(entry).parent.name if "/" in entry else entry for entry in entries)
+    if not names:
+        raise ValueError(f"split file {path} lists no video")
+    return list(names)
+
+
+def find_record(
+    name: str,
+    image_folder: str | os.PathLike[str],
+    label_folder: str | os.PathLike[str],
+    exhaustive: bool = True,
+    merge_objects: bool = False,
+) -> VideoRecord:
+    """Record of a video from a folder of frames and one of label maps with the same stems.
+
+    Raises:
+        FileNotFoundError: a folder, or the frame of a label map, is missing.
+        ValueError: there are no frames or no label maps.
+    """
+    frames = files_by_stem(image_folder, IMAGE_SUFFIXES)
+    labels = files_by_stem(label_folder, (".png",))
+    if not frames:
+        raise ValueError(f"{image_folder} has no {', '.join(IMAGE_SUFFIXES)} files")
+    if not labels:
+        raise ValueError(f"{label_folder} has no .png files: a video needs at least the mask of its first frame")
+    missing = [stem for stem in labels if stem not in frames]
+    if missing:
+        raise FileNotFoundError(f"{image_folder} has no frame {missing[0]} for the label map {labels[missing[0]]}")
+    position = {stem: i for i, stem in enumerate(frames)}
+    return VideoRecord(
+        name=name,
+        frame_names=tuple(frames),
+        frame_paths=tuple(frames.values()),
+        label_paths={position[stem]: path for stem, path in labels.items()},
+        exhaustive=exhaustive,
+        merge_objects=merge_objects,
+    )
+
+
+def folder_videos(root: str | os.PathLike[str]) -> RecordVideos:
+    """Videos to predict: ``JPEGImages/<video>`` with frames, ``Annotations/<video>`` with the masks that are given.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: there is no video.
+    """
+    images = Path(root) / "JPEGImages"
+    if not images.is_dir():
+        raise FileNotFoundError(f"{root} has no folder JPEGImages: pass --data.init_args.predict_root")
+    names = sorted(folder.name for folder in images.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    if not names:
+        raise ValueError(f"{images} has no video folders")
+    annotations = Path(root) / "Annotations"
+    return RecordVideos([find_record(n, images / n, annotations / n, exhaustive=False) for n in names], with_targets=False)
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_labels(record: VideoRecord, index: int) -> UInt8[Tensor, "H W"]:
+    """Label map of frame ``index`` as it is meant: objects merged if the record says so; 255 is ignored otherwise."""
+    label_map = read_label_map(record.label_paths[index])
+    return (label_map > 0).to(torch.uint8) if record.merge_objects else label_map
+
+
+def without_ignored(label_map: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "H W"]:
+    """Label map with 255 as background: what networks are given and what is scored."""
+    return label_map.masked_fill(label_map == IGNORE_LABEL, 0)
+
+
+def check_size(path: str, size: Sequence[int], expected_path: str, expected: Sequence[int]) -> None:
+    """Raise a ValueError that names both files when ``(H, W)`` differ."""
+    if tuple(size) != tuple(expected):
+        raise ValueError(f"{path} is {size[0]}x{size[1]} but {expected_path} is {expected[0]}x{expected[1]} (height x width)")
+
+
+# Clips ----------------------------------------------------------------------------------------------------------------
+
+
+class RecordClips(ClipSource):
+    """Training clips from the labelled frames of videos.
+
+    Args:
+        records: videos.
+    """
+
+    def __init__(self, records: Sequence[VideoRecord]) -> None:
+        self.records = records
+        self.labelled = [sorted(record.label_paths) for record in records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
+        """Draw frames, again if the first one shows no object."""
+        record, labelled = self.records[index], self.labelled[index]
+        for _ in range(REFERENCE_ATTEMPTS):
+            chosen = choose_frames(rng, len(labelled), recipe.num_frames, recipe.max_gap, recipe.reverse_probability)
+            indices = tuple(labelled[i] for i in chosen)
+            if object_ids_in(read_labels(record, indices[0])):
+                break
+        distinct = {i: _read_pair(record, i) for i in dict.fromkeys(indices)}
+        first = distinct[indices[0]][0].shape
+        for i, (frame, _) in distinct.items():
+            check_size(record.frame_paths[i], frame.shape[:2], record.frame_paths[indices[0]], first[:2])
+        return RawClip(
+            frames=np.stack([distinct[i][0] for i in indices]),
+            label_maps=np.stack([distinct[i][1] for i in indices]),
+            video_name=record.name,
+            frame_indices=indices,
+        )
+
+
+def _read_pair(record: VideoRecord, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+    frame, label_map = read_image(record.frame_paths[index]), read_labels(record, index)
+    check_size(record.label_paths[index], label_map.shape, record.frame_paths[index], frame.shape[1:])
+    return frame.permute(1, 2, 0).numpy(), label_map.numpy()
+
+
+# Whole videos ---------------------------------------------------------------------------------------------------------
+
+
+class LazyFrames(Sequence[Tensor]):
+    """Frames of a video, decoded when they are accessed.
+
+    Args:
+        record: the video.
+        size: height and width that every frame must have.
+        size_path: file that has this size, for the message.
+    """
+
+    def __init__(self, record: VideoRecord, size: tuple[int, int], size_path: str) -> None:
+        self.record = record
+        self.size = size
+        self.size_path = size_path
+
+    def __len__(self) -> int:
+        return len(self.record.frame_paths)
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 H W"]:  # type: ignore[override]
+        path = self.record.frame_paths[index]
+        frame = read_image(path)
+        check_size(path, frame.shape[1:], self.size_path, self.size)
+        return frame
+
+
+class LazyTargets(Mapping[int, Tensor]):
+    """Label maps for the metrics, decoded when they are accessed; 255 is background.
+
+    Args:
+        record: the video.
+        size: height and width that every label map must have.
+        size_path: file that has this size, for the message.
+    """
+
+    def __init__(self, record: VideoRecord, size: tuple[int, int], size_path: str) -> None:
+        self.record = record
+        self.size = size
+        self.size_path = size_path
+
+    def __len__(self) -> int:
+        return len(self.record.label_paths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self.record.label_paths))
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "H W"]:
+        label_map = without_ignored(read_labels(self.record, index))
+        check_size(self.record.label_paths[index], label_map.shape, self.size_path, self.size)
+        return label_map
+
+
+class RecordVideos(Sequence[VideoSample]):
+    """Whole videos, opened when they are accessed.
+
+    Args:
+        records: videos.
+        with_targets: whether their label maps are ground truth for metrics.
+    """
+
+    def __init__(self, records: Sequence[VideoRecord], with_targets: bool) -> None:
+        self.records = records
+        self.with_targets = with_targets
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> VideoSample:  # type: ignore[override]
+        return open_video(self.records[index], self.with_targets)
+
+
+def open_video(record: VideoRecord, with_targets: bool) -> VideoSample:
+    """Whole video of a record.
+
+    The network is given: the objects of each frame in ``record.first_frame``, if that is known; every label map, if they are not
+    exhaustive; otherwise the label map of the first frame.
+
+    Raises:
+        FileNotFoundError: the first frame has no label map.
+        ValueError: a given mask is empty or differs in size from the frames.
+    """
+    if record.first_frame is not None:
+        given = sorted(set(record.first_frame.values()))
+    elif not record.exhaustive:
+        given = sorted(record.label_paths)
+    elif 0 in record.label_paths:
+        given = [0]
+    else:
+        raise FileNotFoundError(f"{record.name}: the first frame {record.frame_paths[0]} has no label map")
+    annotations = {i: without_ignored(read_labels(record, i)) for i in given}
+    if record.first_frame is not None:
+        for i, label_map in annotations.items():
+            introduced = [object_id for object_id, first in record.first_frame.items() if first == i]
+            keep = torch.isin(label_map, torch.tensor(introduced, dtype=torch.uint8))
+            annotations[i] = label_map * keep
+    first_path, first_map = record.label_paths[given[0]], annotations[given[0]]
+    if not first_map.any():
+        raise ValueError(f"{first_path}: the first mask of {record.name} has no object")
+    size = (int(first_map.shape[0]), int(first_map.shape[1]))
+    for i, label_map in annotations.items():
+        check_size(record.label_paths[i], label_map.shape, first_path, size)
+    frames = LazyFrames(record, size, first_path)
+    frames[given[0]]  # a mismatch of sizes shows now, not in the middle of a run
+    return VideoSample(
+        name=record.name,
+        frames=frames,
+        annotations=annotations,
+        # Label maps of given frames alone (DAVIS test-dev) leave nothing to score.
+        targets=LazyTargets(record, size, first_path) if with_targets and len(record.label_paths) > len(given) else {},
+        object_ids=tuple(sorted({i for label_map in annotations.values() for i in object_ids_in(label_map)})),
+        required_frames=record.required_frames if record.required_frames is not None else tuple(range(len(frames))),
+        original_size=size,
+        frame_names=record.frame_names,
+    )

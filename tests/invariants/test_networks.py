@@ -1,0 +1,231 @@
+"""What every VOS system owes, whatever its paper says. A new network file is tested here without an edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.clips import given_at, random_clip
+from tests.conftest import NETWORKS
+from tests.tolerances import assert_close
+from vos_lightning.mask_ops import Aggregation
+from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.memory import grow
+from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.propagation.policies import AnnotatedOnly, EveryKth, MemoryPolicy
+from vos_lightning.propagation.step import Propagation, StepOutput, advance, introductions, unroll
+from vos_lightning.structures import FrameInput, Given
+
+SIZE = (64, 80)
+KEYS = Path(__file__).parent / "state_dict_keys"
+
+
+@pytest.fixture(params=["annotated", "every_2nd_and_previous"])
+def policy(request: pytest.FixtureRequest) -> MemoryPolicy:
+    return {"annotated": AnnotatedOnly(), "every_2nd_and_previous": EveryKth(2, include_previous=True)}[request.param]
+
+
+@pytest.fixture
+def propagation(policy: MemoryPolicy) -> Propagation:
+    return Propagation(policy, "minimum", "join")
+
+
+def run(network: VOSNetwork, propagation: Propagation, frames: Tensor, given: dict[int, Given]) -> list[StepOutput]:
+    with torch.no_grad():
+        return unroll(network, propagation, frames.to(network.device), given)
+
+
+def probabilities(outputs: list[StepOutput]) -> Tensor:
+    return torch.stack([output.probabilities for output in outputs], dim=1)
+
+
+def test_streaming_equals_unroll(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(1, 4, 2, SIZE)
+    given = {0: given_at(labels, 0, [1, 2], 2)}
+    unrolled = probabilities(run(network, propagation, frames, given))[0]
+    engine = InferenceEngine(network, propagation)
+    for t in range(frames.shape[1]):
+        prediction = engine.step(frames[0, t], labels[0, 0] if t == 0 else None)
+        assert_close(prediction.probabilities, unrolled[t, 1:].cpu())
+        assert torch.equal(prediction.label_map, unrolled[t].argmax(dim=0).to(torch.uint8).cpu())
+
+
+def test_probabilities_are_a_distribution(network: VOSNetwork, policy: MemoryPolicy) -> None:
+    frames, labels = random_clip(2, 3, 2, SIZE)
+    for aggregation in get_args(Aggregation):
+        for introduction in ("overwrite", "join"):
+            outputs = run(
+                network,
+                Propagation(policy, aggregation, introduction),
+                frames,
+                {0: given_at(labels, 0, [1], 2), 1: given_at(labels, 1, [2], 2)},
+            )
+            for output in outputs:
+                assert output.probabilities.isfinite().all()
+                assert output.logits.isfinite().all()
+                assert (output.probabilities >= 0).all()
+                if aggregation != "none":
+                    assert_close(output.probabilities.sum(dim=1), torch.ones_like(output.probabilities[:, 0]))
+                    assert_close(output.logits.softmax(dim=1), output.probabilities)
+
+
+def test_given_masks_are_shown_as_given(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(1, 3, 2, SIZE)
+    outputs = run(network, propagation, frames, {0: given_at(labels, 0, [1], 2), 2: given_at(labels, 2, [2], 2)})
+    assert torch.equal(outputs[0].probabilities.argmax(dim=1) == 1, labels[:, 0] == 1)
+    assert torch.equal(outputs[2].probabilities.argmax(dim=1) == 2, labels[:, 2] == 2)
+
+
+def test_a_clip_does_not_depend_on_its_batch_mates(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(3, 3, 2, SIZE)
+    together = probabilities(run(network, propagation, frames, {0: given_at(labels, 0, [1, 2], 2)}))
+    alone = probabilities(run(network, propagation, frames[1:2], {0: given_at(labels[1:2], 0, [1, 2], 2)}))
+    assert_close(together[1:2], alone)
+
+
+def test_permuting_slots_permutes_outputs(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(1, 3, 3, SIZE)
+    given = given_at(labels, 0, [1, 2, 3], 3)
+    order = [2, 0, 1]
+    permuted = Given(given.masks[:, order], given.which[:, order])
+    straight = probabilities(run(network, propagation, frames, {0: given}))
+    mixed = probabilities(run(network, propagation, frames, {0: permuted}))
+    assert_close(mixed[:, :, 1:], straight[:, :, 1:][:, :, order])
+
+
+def test_an_invalid_slot_changes_nothing(network: VOSNetwork, policy: MemoryPolicy) -> None:
+    frames, labels = random_clip(1, 3, 2, SIZE)
+    for aggregation in get_args(Aggregation):
+        propagation = Propagation(policy, aggregation, "join")
+        two = probabilities(run(network, propagation, frames, {0: given_at(labels, 0, [1, 2], 2)}))
+        three = probabilities(run(network, propagation, frames, {0: given_at(labels, 0, [1, 2], 3)}))
+        assert_close(three[:, :, :3], two)
+        assert three[:, :, 3].eq(0).all()
+
+
+def test_the_future_does_not_change_the_past(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(1, 4, 2, SIZE)
+    given = {0: given_at(labels, 0, [1, 2], 2)}
+    before = probabilities(run(network, propagation, frames, given))
+    changed = frames.clone()
+    changed[:, 3] = 1 - changed[:, 3]
+    after = probabilities(run(network, propagation, changed, given))
+    assert_close(after[:, :3], before[:, :3])
+    assert not torch.allclose(after[:, 3], before[:, 3])
+
+
+def test_a_late_object_leaves_earlier_frames_alone(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(1, 4, 2, SIZE)
+    without = probabilities(run(network, propagation, frames, {0: given_at(labels, 0, [1], 2)}))
+    late = {0: given_at(labels, 0, [1], 2), 2: given_at(labels, 2, [2], 2)}
+    with_late = probabilities(run(network, propagation, frames, late))
+    assert_close(with_late[:, :2], without[:, :2])
+
+
+def test_growing_equals_a_reserved_slot(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(1, 5, 2, SIZE)
+    frames = frames.to(network.device)
+    reserved = run(network, propagation, frames, {0: given_at(labels, 0, [1], 2), 2: given_at(labels, 2, [2], 2)})
+    one = given_at(labels, 0, [1], 1)
+    with torch.no_grad():
+        _, state = advance(network, propagation, None, FrameInput(frames[:, 0]), one)
+        _, state = advance(network, propagation, state, FrameInput(frames[:, 1]))
+        output, state = advance(network, propagation, grow(state, 2), FrameInput(frames[:, 2]), given_at(labels, 2, [2], 2))
+        assert_close(output.probabilities, reserved[2].probabilities)
+        for t in (3, 4):
+            output, state = advance(network, propagation, state, FrameInput(frames[:, t]))
+            assert_close(output.probabilities, reserved[t].probabilities)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if dataclasses.is_dataclass(value):
+        return [tensor for f in dataclasses.fields(value) for tensor in _tensors(getattr(value, f.name))]
+    return [tensor for entry in value for tensor in _tensors(entry)] if isinstance(value, (tuple, list)) else []
+
+
+def test_advance_leaves_its_state_untouched(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(1, 3, 2, SIZE)
+    frames = frames.to(network.device)
+    with torch.no_grad():
+        _, state = advance(network, propagation, None, FrameInput(frames[:, 0]), given_at(labels, 0, [1, 2], 2))
+        _, state = advance(network, propagation, state, FrameInput(frames[:, 1]))
+        before = [tensor.clone() for tensor in _tensors(state)]
+        first, _ = advance(network, propagation, state, FrameInput(frames[:, 2]))
+        second, _ = advance(network, propagation, state, FrameInput(frames[:, 2]))
+    assert before
+    assert all(torch.equal(old, new) for old, new in zip(before, _tensors(state), strict=True))
+    assert torch.equal(first.probabilities, second.probabilities)
+
+
+def test_interleaved_engines_do_not_disturb_each_other(network: VOSNetwork, propagation: Propagation) -> None:
+    clips = [random_clip(1, 3, 1, SIZE, seed=seed) for seed in (1, 2)]
+    separate = []
+    for frames, labels in clips:
+        engine = InferenceEngine(network, propagation)
+        separate.append([engine.step(frames[0, t], labels[0, 0] if t == 0 else None).probabilities for t in range(3)])
+    engines = [InferenceEngine(network, propagation) for _ in clips]
+    for t in range(3):
+        for k, (frames, labels) in enumerate(clips):
+            prediction = engines[k].step(frames[0, t], labels[0, 0] if t == 0 else None)
+            assert torch.equal(prediction.probabilities, separate[k][t])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (17, 70), (33, 16), (7, 5)])
+def test_any_size_comes_back(network: VOSNetwork, propagation: Propagation, size: tuple[int, int]) -> None:
+    frames, labels = random_clip(1, 2, 1, size)
+    for output in run(network, propagation, frames, {0: given_at(labels, 0, [1], 1)}):
+        assert output.probabilities.shape[-2:] == size
+        assert output.probabilities.isfinite().all()
+
+
+def test_finite_when_an_object_may_read_nothing(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(2, 3, 2, SIZE)
+    nothing = given_at(labels, 0, [], 2)
+    outputs = run(network, propagation, frames, {0: nothing, 1: given_at(labels, 1, [1], 2)})
+    for output in outputs:
+        assert output.probabilities.isfinite().all()
+    assert outputs[0].probabilities[:, 0].eq(1).all()
+
+
+def test_every_trainable_parameter_gets_a_gradient(network: VOSNetwork, propagation: Propagation) -> None:
+    network.train()
+    frames, labels = random_clip(2, 4, 2, SIZE)
+    labels = labels.to(network.device)
+    given = introductions(labels, torch.ones(2, 2, dtype=torch.bool, device=network.device), late_objects=True)
+    outputs = unroll(network, propagation, frames.to(network.device), given)
+    sum(output.logits[:, 1].sum() + sum(v.sum() for v in output.aux.values()) for output in outputs[1:]).backward()
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    missing = [name for name, parameter in trainable.items() if parameter.grad is None]
+    assert trainable
+    assert not missing
+
+
+def test_state_dict_keys_are_pinned(network: VOSNetwork) -> None:
+    """Renaming a parameter breaks every published checkpoint: do it on purpose, with the file beside this test."""
+    slug = type(network).__module__.rsplit(".", 1)[-1]
+    path = KEYS / f"{slug}.json"
+    actual = {name: list(value.shape) for name, value in network.state_dict().items()}
+    if not path.is_file():
+        KEYS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(actual, indent=0) + "\n")
+        pytest.fail(f"wrote {path}: commit it")
+    assert actual == json.loads(path.read_text())
+
+
+def test_bfloat16_runs(network: VOSNetwork, propagation: Propagation) -> None:
+    frames, labels = random_clip(1, 3, 1, SIZE)
+    with torch.autocast(network.device.type, dtype=torch.bfloat16):
+        outputs = run(network, propagation, frames, {0: given_at(labels, 0, [1], 1)})
+    assert all(output.probabilities.isfinite().all() for output in outputs)
+
+
+def test_networks_are_found() -> None:
+    assert "emvos" in NETWORKS

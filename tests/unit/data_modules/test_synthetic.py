@@ -1,0 +1,137 @@
+"""Synthetic scenes: the same for the same numbers, exact, and not solved by copying the first mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from data_modules.base import VOSDataModule
+from data_modules.recipe import ClipRecipe
+from data_modules.scenes import SceneRecipe
+from data_modules.synthetic import DEFAULT_SCENE, TEST, TRAIN, VAL, SyntheticClips, SyntheticVideos, make_scene
+from tests.oracles.clips import copying_first_mask
+
+SMALL = SceneRecipe(height=64, width=96, num_frames=12)
+
+
+def test_scenes_depend_on_their_numbers_only() -> None:
+    first, again = make_scene(0, VAL, 1, SMALL), make_scene(0, VAL, 1, SMALL)
+    frames, label_maps = first.render(range(12))
+    some, some_maps = again.render([7, 3])
+    assert (frames[[7, 3]] == some).all()
+    assert (label_maps[[7, 3]] == some_maps).all()
+    for seed, split, index in ((1, VAL, 1), (0, TEST, 1), (0, TRAIN, 1), (0, VAL, 2)):
+        assert (make_scene(seed, split, index, SMALL).render([0])[0] != some[:1]).any()
+
+
+def test_copying_the_first_mask_scores_low() -> None:
+    scores = [
+        copying_first_mask([video.targets[t].numpy() for t in range(len(video.frames))], object_id)
+        for video in SyntheticVideos(12)
+        for object_id in video.object_ids
+    ]
+    assert np.mean(scores) < 0.45
+    assert np.mean(scores) > 0.05  # but objects do not jump either
+
+
+def test_every_object_is_seen_in_its_first_frame_and_mostly_afterwards() -> None:
+    for video in SyntheticVideos(6, TEST, SMALL):
+        assert list(video.annotations) == [0]
+        assert video.object_ids == tuple(range(1, len(video.object_ids) + 1))
+        for object_id in video.object_ids:
+            areas = [int((video.targets[t] == object_id).sum()) for t in range(12)]
+            assert areas[0] >= SMALL.min_pixels
+            assert np.mean([area > 0 for area in areas]) > 0.6
+
+
+def test_masks_are_where_the_texture_is() -> None:
+    # Without a difference in texture, an object's pixels would change between scenes that differ in nothing else.
+    plain = dataclasses.replace(SMALL, num_objects=(1, 1), num_distractors=0)
+    strong = dataclasses.replace(plain, contrast=90.0)
+    for index in range(4):
+        frames, label_maps = make_scene(0, VAL, index, plain).render([0])
+        other, other_maps = make_scene(0, VAL, index, strong).render([0])
+        assert (label_maps == other_maps).all()
+        changed = (frames != other).any(-1)
+        inside = label_maps > 0
+        assert changed[inside].mean() > 0.95
+        assert changed[~inside].mean() < 0.05  # a rim of the blur
+
+
+def test_late_objects_are_given_when_they_appear() -> None:
+    scene = dataclasses.replace(SMALL, num_objects=(3, 3), late_probability=1.0)
+    late = 0
+    for video in SyntheticVideos(4, VAL, scene):
+        assert 1 in torch.unique(video.annotations[0]).tolist()
+        for object_id in video.object_ids:
+            first = next(t for t in range(12) if (video.targets[t] == object_id).any())
+            assert torch.equal(video.annotations[first] == object_id, video.targets[first] == object_id)
+            assert all(t == first or not (m == object_id).any() for t, m in video.annotations.items())
+            late += first > 0
+    assert late >= 4
+
+
+def test_clips_are_frames_of_their_scene() -> None:
+    source = SyntheticClips(3, SMALL)
+    recipe = ClipRecipe(num_frames=4, max_gap=2, short_side=None, crop="none")
+    clip = source.draw(2, np.random.default_rng(0), recipe)
+    frames, label_maps = make_scene(0, TRAIN, 2, SMALL).render(clip.frame_indices)
+    assert (clip.frames == frames).all()
+    assert (clip.label_maps == label_maps).all()
+    assert clip.label_maps[0].any()
+
+
+def test_impossible_scenes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"40 objects do not fit into 32x32: lower scene\.num_objects"):
+        make_scene(0, VAL, 0, SceneRecipe(height=32, width=32, num_objects=(40, 40)))
+    with pytest.raises(ValueError, match=r"scene\.num_objects must be"):
+        SceneRecipe(num_objects=(0, 2))
+
+
+def test_rendering_is_fast() -> None:
+    SyntheticVideos(1)[0]
+    start = time.process_time()
+    frames = sum(len(SyntheticVideos(4)[i].frames) for i in range(4))
+    assert frames / (time.process_time() - start) > 100  # several hundred on an idle core, without the type checks of tests
+
+
+def test_data_modules_are_configured_from_plain_values() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(VOSDataModule, "data")
+    mixture = {
+        "class_path": "data_modules.mixed.MixedDataModule",
+        "init_args": {
+            "repeats": [1, 2],
+            "train": [
+                {
+                    "class_path": "data_modules.static_images.StaticImagesDataModule",
+                    "init_args": {
+                        "image_root": "a",
+                        "mask_root": "b",
+                        "recipe": {"num_frames": 3, "affine": {"degrees": 20, "scale": [0.8, 1.25]}, "color": {"hue": 0}},
+                    },
+                },
+                {
+                    "class_path": "data_modules.davis.DAVISDataModule",
+                    "init_args": {"root": "c", "year": 2016, "recipe": {"num_frames": 3, "reverse_probability": 0}},
+                },
+            ],
+            "evaluation": {
+                "class_path": "data_modules.synthetic.SyntheticDataModule",
+                "init_args": {"scene": {"num_objects": [1, 2]}, "recipe": {"num_frames": 8}},
+            },
+        },
+    }
+    module = parser.instantiate_classes(parser.parse_object({"data": mixture})).data
+    first, second = module.train_modules
+    assert first.recipe.affine.scale == (0.8, 1.25)
+    assert first.recipe.affine.accumulate is True
+    assert second.recipe.reverse_probability == 0
+    assert module.recipe.num_frames == 3
+    assert module.evaluation.scene == dataclasses.replace(DEFAULT_SCENE, num_objects=(1, 2))
+    assert module.evaluation.recipe.crop == "none"  # unset values keep the defaults of their data module

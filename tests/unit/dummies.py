@@ -1,0 +1,116 @@
+"""A network that repeats what it was given, a module around it and videos to run it on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vos_lightning.mask_ops import PaddingRule
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.propagation.memory import Memory
+from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.propagation.policies import AnnotatedOnly
+from vos_lightning.propagation.step import Propagation
+from vos_lightning.structures import FrameInput, VideoSample, per_object
+
+
+@dataclass(frozen=True)
+class Remembered:
+    masks: Tensor = per_object()  # noqa: RUF009
+
+
+class DummyNetwork(VOSNetwork[FrameInput, Remembered, None]):
+    """Predicts the masks of the previous frame."""
+
+    stride = 8
+    padding = PaddingRule()
+
+    def __init__(self, weights: str | None = None, scale: float = 8.0) -> None:
+        super().__init__()
+        if weights is not None:
+            raise RuntimeError("pretrained weights would be downloaded here")
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    @classmethod
+    def small(cls) -> DummyNetwork:
+        return cls()
+
+    def encode(self, frame: FrameInput) -> FrameInput:
+        return frame
+
+    def segment(self, features: FrameInput, memory: Memory[Remembered, None]) -> tuple[Tensor, dict[str, Tensor]]:
+        assert memory.previous is not None
+        return (memory.previous.latest.entry.masks - 0.5) * self.scale, {}
+
+    def memorize(self, features: Any, masks: Tensor, memory: Any, introduced: Any, keep: bool) -> tuple[Remembered, None]:
+        return Remembered(masks), None
+
+
+class DummyModule(VOSModule):
+    def __init__(self, network: DummyNetwork | None = None, short_side: int | None = None, learning_rate: float = 1e-3) -> None:
+        propagation = Propagation(AnnotatedOnly(), "minimum")
+        super().__init__(
+            network or DummyNetwork(),
+            train_propagation=propagation,
+            eval_propagation=propagation,
+            protocol="davis17",
+            optimizer="adam",
+            learning_rate=learning_rate,
+            weight_decay=0.0,
+            schedule="constant",
+            warmup_steps=0,
+            late_objects=False,
+            short_side=short_side,
+            min_object_pixels=0,
+            channels_last=False,
+        )
+        self.save_hyperparameters()
+
+
+class FailingFrames(Sequence[Tensor]):
+    def __init__(self, frames: list[Tensor], fail_at: int) -> None:
+        self.frames, self.fail_at = frames, fail_at
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if index == self.fail_at:
+            raise OSError(f"frame {index} cannot be read")
+        return self.frames[index]
+
+
+def make_frames(length: int, height: int = 30, width: int = 45) -> list[Tensor]:
+    """Frames that differ from each other."""
+    ramp = torch.arange(width, dtype=torch.uint8).expand(3, height, width)
+    return [(ramp + 5 * index).contiguous() for index in range(length)]
+
+
+def make_label_map(ids: tuple[int, int] = (1, 2), height: int = 30, width: int = 45) -> Tensor:
+    """Two rectangles."""
+    label_map = torch.zeros(height, width, dtype=torch.uint8)
+    label_map[4:14, 5:20] = ids[0]
+    label_map[12:28, 25:40] = ids[1]
+    return label_map
+
+
+def make_video(
+    name: str, length: int = 4, ids: tuple[int, int] = (1, 2), required: tuple[int, ...] | None = None, fail_at: int | None = None
+) -> VideoSample:
+    """A video whose objects do not move."""
+    frames: Sequence[Tensor] = make_frames(length)
+    label_map = make_label_map(ids)
+    return VideoSample(
+        name=name,
+        frames=frames if fail_at is None else FailingFrames(list(frames), fail_at),
+        annotations={0: label_map},
+        targets=dict.fromkeys(range(length), label_map),
+        object_ids=ids,
+        required_frames=required if required is not None else tuple(range(length)),
+        original_size=(30, 45),
+        frame_names=tuple(f"f{i:05d}" for i in range(length)),
+    )

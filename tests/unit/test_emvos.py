@@ -1,0 +1,229 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.oracles import emvos as oracle
+from tests.tolerances import assert_close
+from vos_lightning.matching import GaussianKernel, TopK
+from vos_lightning.networks.emvos import EMVOS
+from vos_lightning.propagation.memory import Bank, Memory, Slot
+from vos_lightning.structures import FrameInput
+
+SMALL = {
+    "weights": None,
+    "growth_rate": 4,
+    "block_config": (2, 2, 3),
+    "num_init_features": 8,
+    "key_channels": 16,
+    "decoder_channels": 8,
+}
+SIZE = (48, 64)
+KINDS = ("surjective", "equalized", "surjective+equalized")
+
+
+def small(**arguments) -> EMVOS:
+    torch.manual_seed(0)
+    return EMVOS(**{**SMALL, **arguments})
+
+
+def count(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
+
+
+def boxes(*corners: tuple[int, int, int, int]) -> torch.Tensor:
+    """Binary masks ``(1, N, H, W)`` with one box an object."""
+    masks = torch.zeros(1, len(corners), *SIZE)
+    for n, (top, left, bottom, right) in enumerate(corners):
+        masks[0, n, top:bottom, left:right] = 1
+    return masks
+
+
+def remember(network: EMVOS, features, masks: torch.Tensor, readable: torch.Tensor, permanent: bool = True) -> Slot:
+    entry, carry = network.memorize(features, masks, None, readable, keep=True)
+    assert carry is None
+    return Slot(entry, 0, readable, permanent)
+
+
+def first_memory(network: EMVOS, image: torch.Tensor, masks: torch.Tensor, readable: torch.Tensor | None = None) -> Memory:
+    if readable is None:
+        readable = torch.ones(masks.shape[:2], dtype=torch.bool)
+    slot = remember(network, network.encode(FrameInput(image)), masks, readable)
+    return Memory(bank=Bank((slot,)), previous=Bank((slot,)), carry=None)
+
+
+@pytest.mark.parametrize("train_encoder", [True, False])
+def test_parameter_counts(train_encoder):
+    network = EMVOS(weights=None, train_encoder=train_encoder)
+    assert count(network) == 9_780_169
+    assert count(network.backbone) == 4_267_392
+    assert count(network.cosine_key) == count(network.dot_key) == 524_800
+    assert count(network.decoder) == 4_463_177
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    norms = sum(count(module) for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    assert trainable == (9_780_169 - norms if train_encoder else 5_512_777)
+
+
+@pytest.mark.parametrize("matching", ["surjective", "equalized"])
+def test_one_kind_of_matching_has_one_key_and_four_maps(matching):
+    network = EMVOS(weights=None, matching=matching)
+    assert network.decoder.stage16.blend.in_channels == 262
+    assert (network.cosine_key is None) == (matching == "equalized")
+    assert (network.dot_key is None) == (matching == "surjective")
+
+
+def test_key_projections_start_with_zero_bias():
+    network = small()
+    for layer in (network.cosine_key, network.dot_key):
+        assert layer is not None
+        assert (layer.bias == 0).all()
+        bound = (6 / network.backbone.channels[-1]) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+
+
+def test_five_frames_with_a_late_object_equal_the_released_computation():
+    network = small().eval()
+    # Random features saturate the unscaled softmax; smaller dot keys make the equalized maps matter.
+    network.dot_key.weight.data.mul_(0.1)
+    for name, parameter in network.named_parameters():  # they start at zero, which would hide that one is forgotten
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    frames = torch.rand(5, 3, *SIZE)
+    masks = boxes((5, 3, 30, 28), (20, 30, 47, 60))
+    start = {0: 0, 1: 2}
+    expected = oracle.propagate(network, frames, {start[n]: {n: masks[0, n]} for n in start})
+
+    known = torch.zeros(1, 2, dtype=torch.bool)
+    bank: tuple[Slot, ...] = ()
+    previous = None
+    predicted = set()
+    for t, image in enumerate(frames):
+        features = network.encode(FrameInput(image[None]))
+        soft = torch.zeros_like(masks)
+        if previous is not None:
+            logits, aux = network.segment(features, Memory(Bank(bank), Bank((previous,)), None))
+            assert aux == {}
+            soft = logits.sigmoid() * known[:, :, None, None]
+            for n in range(2):
+                if known[0, n]:
+                    background, foreground = expected[t, n]
+                    assert_close(logits[0, n], foreground - background)
+                    predicted.add((t, n))
+        which = torch.tensor([[start[n] == t for n in range(2)]])
+        soft = torch.where(which[:, :, None, None], masks, soft)
+        known = known | which
+        previous = remember(network, features, soft, known, permanent=False)
+        if which.any():
+            bank = (*bank, remember(network, features, soft, which))
+    assert predicted == set(expected) == {(t, n) for n, first in start.items() for t in range(first + 1, 5)}
+
+
+@pytest.mark.parametrize("matching", KINDS)
+def test_shapes_for_batches_and_objects(matching):
+    network = small(matching=matching).eval()
+    image, query = torch.rand(2, 2, 3, *SIZE)
+    masks = torch.rand(2, 3, *SIZE).round()
+    memory = first_memory(network, image, masks)
+    logits, _ = network.segment(network.encode(FrameInput(query)), memory)
+    assert logits.shape == (2, 3, *SIZE)
+    assert memory.bank.entry.masks.shape == (2, 3, 12)
+    none = first_memory(network, image, masks[:, :0])
+    assert network.segment(network.encode(FrameInput(query)), none)[0].shape == (2, 0, *SIZE)
+
+
+@pytest.mark.parametrize("train_encoder", [True, False])
+@pytest.mark.parametrize("matching", KINDS)
+def test_trainable_parameters_get_gradients_and_frozen_ones_none(matching, train_encoder):
+    network = small(matching=matching, train_encoder=train_encoder).train()
+    if network.dot_key is not None:
+        network.dot_key.weight.data.mul_(0.1)
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    images = torch.rand(2, 1, 3, *SIZE)
+    memory = first_memory(network, images[0], boxes((5, 3, 30, 28), (20, 30, 47, 60)))
+    logits, _ = network.segment(network.encode(FrameInput(images[1])), memory)
+    logits.square().mean().backward()
+    for name, parameter in network.named_parameters():
+        frozen = name.startswith("backbone") and (not train_encoder or "norm" in name)
+        assert parameter.requires_grad != frozen, name
+        if frozen:
+            assert parameter.grad is None, name
+        elif name == "decoder.stage4.deconv.bias":
+            assert parameter.grad is not None
+        else:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+    for name, value in network.named_buffers():
+        assert torch.equal(value, buffers[name]), name
+
+
+def test_gradient_flows_through_masks_and_remembered_keys():
+    network = small().train()
+    network.dot_key.weight.data.mul_(0.1)
+    image, query = torch.rand(2, 1, 3, *SIZE)
+    masks = torch.rand(1, 2, *SIZE, requires_grad=True)
+    memory = first_memory(network, image, masks)
+    entry = memory.bank.slots[0].entry
+    logits, _ = network.segment(network.encode(FrameInput(query)), memory)
+    for gradient in torch.autograd.grad(logits.square().mean(), (masks, entry.cosine_key, entry.dot_key)):
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("matching", KINDS)
+def test_finite_where_nothing_is_readable(matching):
+    network = small(matching=matching)
+    image, query = torch.rand(2, 1, 3, *SIZE)
+    masks = boxes((5, 3, 30, 28), (0, 0, 0, 0)).requires_grad_()
+    memory = first_memory(network, image, masks, torch.tensor([[True, False]]))
+    logits, _ = network.segment(network.encode(FrameInput(query)), memory)
+    assert logits.isfinite().all()
+    logits.square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in [masks, *network.parameters()])
+
+
+def test_objects_do_not_touch_each_other():
+    network = small().eval()
+    image, query = torch.rand(2, 1, 3, *SIZE)
+    masks = boxes((5, 3, 30, 28), (20, 30, 47, 60), (0, 0, 16, 16))
+    features = network.encode(FrameInput(query))
+    together, _ = network.segment(features, first_memory(network, image, masks))
+    for n in range(3):
+        alone, _ = network.segment(features, first_memory(network, image, masks[:, n : n + 1]))
+        assert_close(together[:, n : n + 1], alone)
+
+
+@pytest.mark.parametrize("row_filter", [GaussianKernel(1.0), TopK(2), TopK(2, fill="minimum")], ids=str)
+@pytest.mark.parametrize("where", ["reference_filter", "previous_filter"])
+def test_bijective_filters_act_in_evaluation_only(where, row_filter):
+    plain, filtered = small(), small(**{where: row_filter})
+    filtered.load_state_dict(plain.state_dict())
+    image, query = torch.rand(2, 1, 3, *SIZE)
+    masks = boxes((5, 3, 30, 28), (20, 30, 47, 60))
+
+    def logits(network: EMVOS) -> torch.Tensor:
+        return network.segment(network.encode(FrameInput(query)), first_memory(network, image, masks))[0]
+
+    assert torch.equal(logits(plain.train()), logits(filtered.train()))
+    assert not torch.allclose(logits(plain.eval()), logits(filtered.eval()))
+
+
+def test_bfloat16_autocast_runs_and_keeps_matching_in_float32():
+    network = small()
+    image, query = torch.rand(2, 1, 3, *SIZE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        memory = first_memory(network, image, boxes((5, 3, 30, 28), (20, 30, 47, 60)))
+        logits, _ = network.segment(network.encode(FrameInput(query)), memory)
+    entry = memory.bank.slots[0].entry
+    assert logits.dtype == entry.cosine_key.dtype == entry.dot_key.dtype == torch.float32
+    logits.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"matching": "equalized", "reference_filter": TopK(4)}, "replace surjective matching"),
+        ({"train_encoder": False, "norm": "batch"}, "norm 'frozen'"),
+    ],
+)
+def test_refuses_contradictions(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)

@@ -1,0 +1,183 @@
+"""Video files and folders of frames, in and out."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vos_lightning.video_files import FOLDER_FPS, VideoWriter, open_frames
+
+
+def quarters(height: int = 46, width: int = 62, brightness: int = 0) -> Tensor:
+    """Red top left, green top right, blue bottom left, white bottom right; wide areas survive the codec."""
+    frame = torch.zeros(3, height, width, dtype=torch.uint8)
+    frame[0, : height // 2, : width // 2] = 200
+    frame[1, : height // 2, width // 2 :] = 200
+    frame[2, height // 2 :, : width // 2] = 200
+    frame[:, height // 2 :, width // 2 :] = 200
+    return frame + brightness
+
+
+def corners(frame: Tensor) -> Tensor:
+    h, w = frame.shape[1:]
+    return torch.stack([frame[:, y, x] for y in (h // 8, h - h // 8) for x in (w // 8, w - w // 8)]).int()
+
+
+def write_video(path: Path, frames: list[Tensor], fps: int | float | Fraction = 24) -> None:
+    with VideoWriter(path, fps) as writer:
+        for frame in frames:
+            writer.write(frame)
+
+
+class TestVideoFile:
+    @pytest.mark.parametrize(("height", "width"), [(46, 62), (47, 62), (46, 63), (47, 63)])
+    def test_round_trip_keeps_count_rate_order_and_colours(self, tmp_path: Path, height: int, width: int) -> None:
+        frames = [quarters(height, width, brightness) for brightness in (0, 20, 40)]
+        write_video(tmp_path / "a" / "v.mp4", frames, fps=29.97)
+        source = open_frames(tmp_path / "a" / "v.mp4")
+        assert float(source.fps) == pytest.approx(29.97, abs=1e-3)
+        assert source.length == 3
+        read = list(source)
+        assert [name for name, _ in read] == ["00000", "00001", "00002"]
+        for (_, frame), expected in zip(read, frames, strict=True):
+            assert frame.shape == (3, height + height % 2, width + width % 2)
+            assert (corners(frame) - corners(expected)).abs().max() <= 12
+        assert [name for name, _ in source] == ["00000", "00001", "00002"]  # from the start again
+        assert [p.name for p in (tmp_path / "a").iterdir()] == ["v.mp4"]
+
+    def test_index_is_in_front(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "v.mp4", [quarters()] * 3)
+        content = (tmp_path / "v.mp4").read_bytes()
+        assert content.index(b"moov") < content.index(b"mdat")
+
+    def test_is_a_stream(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "v.mp4", [quarters()] * 5)
+        stream = iter(open_frames(tmp_path / "v.mp4"))
+        assert next(stream)[0] == "00000"
+        stream.close()  # type: ignore[attr-defined]
+
+    def test_telephone_videos_are_upright(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "v.mp4", [quarters()] * 2)
+        content = (tmp_path / "v.mp4").read_bytes()
+        matrix = content.index(b"tkhd") + 40
+        clockwise = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 46 << 16, 0, 1 << 30)
+        (tmp_path / "v.mp4").write_bytes(content[:matrix] + clockwise + content[matrix + 36 :])
+        _, frame = next(iter(open_frames(tmp_path / "v.mp4")))
+        assert frame.shape == (3, 62, 46)
+        assert (corners(frame) - corners(torch.rot90(quarters(), -1, (1, 2)))).abs().max() <= 12
+
+    def test_container_that_claims_no_count(self, tmp_path: Path) -> None:
+        with av.open(tmp_path / "v.mkv", "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height = 62, 46
+            for brightness in range(4):
+                array = quarters(brightness=brightness).permute(1, 2, 0).numpy()
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
+            container.mux(stream.encode(None))
+        source = open_frames(tmp_path / "v.mkv")
+        assert source.length is None
+        assert source.fps == 10
+        assert len(list(source)) == 4
+
+    def test_container_that_claims_too_many(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "v.mp4", [torch.randint(0, 255, (3, 46, 62), dtype=torch.uint8) for _ in range(12)])
+        content = (tmp_path / "v.mp4").read_bytes()
+        (tmp_path / "v.mp4").write_bytes(content[: len(content) - 10])
+        with pytest.warns(UserWarning, match=r"v\.mp4: the file claims 12 frames, \d+ could be decoded"):
+            assert 0 < len(list(open_frames(tmp_path / "v.mp4"))) < 12
+
+    @pytest.mark.parametrize("part", [0.3, 0.6])
+    def test_truncated_file(self, tmp_path: Path, part: float) -> None:
+        write_video(tmp_path / "v.mp4", [quarters()] * 3)
+        content = (tmp_path / "v.mp4").read_bytes()
+        (tmp_path / "v.mp4").write_bytes(content[: int(len(content) * part)])
+        with pytest.raises(ValueError, match=r"v\.mp4: .*(complete|truncated)"):
+            list(open_frames(tmp_path / "v.mp4"))
+
+    def test_no_video(self, tmp_path: Path) -> None:
+        (tmp_path / "v.mp4").write_text("not a video")
+        with pytest.raises(ValueError, match=r"v\.mp4: this is no complete video file"):
+            open_frames(tmp_path / "v.mp4")
+        with av.open(tmp_path / "sound.wav", "w") as container:
+            stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
+            sound.sample_rate = 8000
+            container.mux(stream.encode(sound))
+        with pytest.raises(ValueError, match=r"sound\.wav: the file has no video stream"):
+            open_frames(tmp_path / "sound.wav")
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            open_frames(tmp_path / "nowhere.mp4")
+
+
+class TestFolder:
+    def save(self, path: Path, value: int, size: tuple[int, int] = (8, 6)) -> None:
+        Image.new("RGB", size, (value, 0, 0)).save(path)
+
+    def test_numerical_order_without_hidden_and_other_files(self, tmp_path: Path) -> None:
+        for number in (10, 9, 100, 1):
+            self.save(tmp_path / f"{number}.png", number)
+        (tmp_path / "._1.png").write_text("left by a file manager")
+        (tmp_path / "notes.txt").write_text("")
+        source = open_frames(tmp_path)
+        assert source.names == ("1", "9", "10", "100")
+        assert (source.length, source.fps) == (4, FOLDER_FPS)
+        assert [(name, int(frame[0, 0, 0])) for name, frame in source] == [("1", 1), ("9", 9), ("10", 10), ("100", 100)]
+
+    def test_names_with_and_without_numbers(self, tmp_path: Path) -> None:
+        for stem in ("b", "a10", "a2", "7"):
+            self.save(tmp_path / f"{stem}.png", 0)
+        assert open_frames(tmp_path).names == ("7", "a2", "a10", "b")
+
+    def test_frames_are_decoded_when_they_are_asked_for(self, tmp_path: Path) -> None:
+        self.save(tmp_path / "0.png", 0)
+        (tmp_path / "1.png").write_text("damaged")
+        stream = iter(open_frames(tmp_path))
+        next(stream)
+        with pytest.raises(ValueError, match=r"1\.png"):
+            next(stream)
+
+    def test_mixed_sizes(self, tmp_path: Path) -> None:
+        self.save(tmp_path / "0.png", 0)
+        self.save(tmp_path / "1.png", 0, (9, 6))
+        with pytest.raises(ValueError, match=r"1\.png is 9x6, the frames before are 8x6"):
+            list(open_frames(tmp_path))
+
+    def test_empty_and_ambiguous(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"holds no \.jpg or \.png images"):
+            open_frames(tmp_path)
+        self.save(tmp_path / "0.png", 0)
+        self.save(tmp_path / "0.jpg", 0)
+        with pytest.raises(ValueError, match=r"0\.(png|jpg) has the same name"):
+            open_frames(tmp_path)
+
+
+class TestWriter:
+    def test_an_exception_leaves_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(AssertionError, match="one size"), VideoWriter(tmp_path / "v.mp4") as writer:
+            writer.write(quarters())
+            writer.write(quarters(height=20))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_old_file_stays_until_the_new_one_is_complete(self, tmp_path: Path) -> None:
+        (tmp_path / "v.mp4").write_text("old")
+        writer = VideoWriter(tmp_path / "v.mp4")
+        writer.write(quarters())
+        assert (tmp_path / "v.mp4").read_text() == "old"
+        writer.close()
+        assert len(list(open_frames(tmp_path / "v.mp4"))) == 1
+
+    def test_without_a_frame_there_is_no_file(self, tmp_path: Path) -> None:
+        VideoWriter(tmp_path / "v.mp4").close()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_name(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"must end in \.mp4"):
+            VideoWriter(tmp_path / "v.avi")

@@ -1,0 +1,103 @@
+"""DenseNet as a feature pyramid."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models import DenseNet, DenseNet121_Weights, densenet121
+
+from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
+from vos_lightning.structures import FeaturePyramid
+
+_DENSENET121 = (32, (6, 12, 24), 64)
+
+
+class DenseNetPyramid(nn.Module):
+    """DenseNet-121 up to its third dense block: the raw outputs of the dense blocks at strides 4, 8 and 16.
+
+    Raw: before the batch normalisation and ReLU of the transition that follows. Layers and parameter names are torchvision's
+    (``features.*`` without the prefix), so its checkpoints fit by name. The mean and standard deviation of ImageNet are
+    subtracted and divided by inside.
+
+    Args:
+        growth_rate: channels that every dense layer adds.
+        block_config: number of layers of the three dense blocks.
+        num_init_features: channels of the stem.
+        weights: name of a member of ``torchvision.models.DenseNet121_Weights`` (``"IMAGENET1K_V1"``), downloaded and cached by
+            torchvision; None for torchvision's random initialisation.
+        norm: ``frozen`` keeps statistics and affine parameters of all batch normalisation as they are, in training too;
+            ``batch`` is ordinary batch normalisation, for variants that are trained from scratch.
+
+    Raises:
+        ValueError: weights are unknown, or asked for a size that is not DenseNet-121's.
+
+    Reference: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        growth_rate: int = 32,
+        block_config: tuple[int, int, int] = (6, 12, 24),
+        num_init_features: int = 64,
+        weights: str | None = "IMAGENET1K_V1",
+        norm: Literal["frozen", "batch"] = "frozen",
+    ) -> None:
+        super().__init__()
+        if norm not in ("frozen", "batch"):
+            raise ValueError(f"norm must be 'frozen' or 'batch', not {norm!r}")
+        self.norm = norm
+        size = (growth_rate, tuple(block_config), num_init_features)
+        if weights is None:
+            source = DenseNet(growth_rate, (*block_config, 0), num_init_features, num_classes=1)
+        elif size != _DENSENET121:
+            raise ValueError(f"weights {weights!r} are DenseNet-121's; set weights to None for another size")
+        elif weights not in DenseNet121_Weights.__members__:
+            raise ValueError(f"weights must be one of {tuple(DenseNet121_Weights.__members__)} or None, not {weights!r}")
+        else:
+            source = densenet121(weights=DenseNet121_Weights[weights])
+        layers = source.features
+        self.conv0, self.norm0, self.relu0, self.pool0 = layers.conv0, layers.norm0, layers.relu0, layers.pool0
+        self.denseblock1, self.transition1 = layers.denseblock1, layers.transition1
+        self.denseblock2, self.transition2 = layers.denseblock2, layers.transition2
+        self.denseblock3 = layers.denseblock3
+        s4 = num_init_features + block_config[0] * growth_rate
+        s8 = s4 // 2 + block_config[1] * growth_rate
+        s16 = s8 // 2 + block_config[2] * growth_rate
+        self.channels = (s4, s8, s16)
+        """Channels of the pyramid, fine to coarse."""
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        if norm == "frozen":
+            for layer in self._batch_norms():
+                layer.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DenseNetPyramid:
+        """Set training mode; frozen batch normalisation stays in evaluation mode."""
+        super().train(mode)
+        if self.norm == "frozen":
+            for layer in self._batch_norms():
+                layer.eval()
+        return self
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
+        """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.
+
+        Returns:
+            Features with ``self.channels`` channels, not normalised and not rectified.
+        """
+        x = (image - self.mean) / self.std
+        x = self.pool0(self.relu0(self.norm0(self.conv0(x))))
+        s4 = self.denseblock1(x)
+        s8 = self.denseblock2(self.transition1(s4))
+        s16 = self.denseblock3(self.transition2(s8))
+        return FeaturePyramid(s4=s4, s8=s8, s16=s16)
+
+    def _batch_norms(self) -> list[nn.BatchNorm2d]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]

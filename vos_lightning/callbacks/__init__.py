@@ -1,0 +1,1 @@
+"""Lightning callbacks: prediction files, pictures of the evaluation, throughput."""

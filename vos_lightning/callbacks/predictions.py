@@ -1,0 +1,137 @@
+"""Prediction files: label-map PNGs, overlay videos and a contact sheet of a test or prediction run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from jaxtyping import UInt8
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
+
+from vos_lightning.callbacks.drawing import sheet, spread, thumbnail
+from vos_lightning.label_io import overlay, write_atomically, write_label_map
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.structures import FramePrediction, VideoSample
+from vos_lightning.video_files import VideoWriter
+
+SHEET_FRAMES = 8
+SHEET_VIDEOS = 40
+"""The contact sheet shows this many frames of each of the first videos; a picture of 500 videos opens nowhere."""
+
+
+class PredictionWriter(Callback):
+    """Writes what a module predicts in ``test`` and ``predict``, frame by frame, so that the length of a video does not matter.
+
+    ::
+
+        <output_dir>/<video>/<frame>.png          indexed PNGs in original ids and size: what evaluation and servers read
+        <output_dir>/../overlays/<video>.mp4      every frame with the objects coloured
+        <output_dir>/../overlays/contact_sheet.png   a row of frames for each video; white outlines are annotations
+
+    Every file is written under a temporary name first; a second run replaces the files of the first. On several processes each
+    one writes the videos it is given, and its own contact sheet (``contact_sheet_rank1.png``).
+
+    Args:
+        output_dir: folder of the PNGs; ``<trainer.default_root_dir>/predictions/<test or predict>`` if None.
+        overlay_video: write the overlays.
+        contact_sheet: write the contact sheet.
+        all_frames: write a PNG for every frame instead of the required ones.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | None = None,
+        overlay_video: bool = True,
+        contact_sheet: bool = True,
+        all_frames: bool = False,
+    ) -> None:
+        super().__init__()
+        self.output_dir = output_dir
+        self.overlay_video = overlay_video
+        self.contact_sheet = contact_sheet
+        self.all_frames = all_frames
+
+    def _start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        assert isinstance(module, VOSModule)
+        root = Path(trainer.default_root_dir)
+        self._labels_dir = Path(self.output_dir) if self.output_dir else root / "predictions" / stage
+        self._overlays_dir = self._labels_dir.parent / "overlays"
+        self._sheet_name = f"contact_sheet_rank{trainer.global_rank}.png" if trainer.world_size > 1 else "contact_sheet.png"
+        self._writer: VideoWriter | None = None
+        self._rows: dict[str, list[UInt8[Tensor, "3 h w"]]] = {}
+        module.frame_listeners.append(self._take)
+
+    def _take(self, video: VideoSample, prediction: FramePrediction) -> None:
+        """The frame listener."""
+        index, label_map = prediction.frame_index, prediction.label_map
+        name = video.frame_names[index]
+        if self.all_frames or index in video.required_frames:
+            write_label_map(self._labels_dir / video.name / f"{name}.png", label_map)
+        on_sheet = self.contact_sheet and self._on_sheet(video, index)
+        if not (on_sheet or self.overlay_video):
+            return
+        frame = video.frames[index].cpu()
+        if on_sheet:
+            caption = f"{video.name} {name}" if index == 0 else name
+            self._rows.setdefault(video.name, []).append(thumbnail(frame, label_map, caption, video.targets.get(index)))
+        if self.overlay_video:
+            if index == 0:
+                self._abandon()
+                self._writer = VideoWriter(self._overlays_dir / f"{video.name}.mp4")
+            assert self._writer is not None
+            self._writer.write(overlay(frame, label_map))
+            if index == len(video.frames) - 1:
+                self._writer.close()
+                self._writer = None
+
+    def _on_sheet(self, video: VideoSample, index: int) -> bool:
+        if index == 0:
+            self._rows.pop(video.name, None)  # a sampler may repeat a video to fill up a process
+        known = video.name in self._rows
+        return index in spread(len(video.frames), SHEET_FRAMES) and (known or (index == 0 and len(self._rows) < SHEET_VIDEOS))
+
+    def _abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    def _finish(self, module: LightningModule) -> None:
+        assert isinstance(module, VOSModule)
+        if self._take not in module.frame_listeners:
+            return
+        module.frame_listeners.remove(self._take)
+        self._abandon()
+        if self._rows:
+            write_png(self._overlays_dir / self._sheet_name, sheet(list(self._rows.values())))
+        self._rows = {}
+
+    # Lightning hooks --------------------------------------------------------------------------------------------------
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        self._start(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        self._start(trainer, pl_module, "predict")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write the contact sheet and stop listening."""
+        self._finish(pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write the contact sheet and stop listening."""
+        self._finish(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Drop the unfinished video; what is complete stays."""
+        self._finish(pl_module)
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,330 @@
+"""The command line: ``python -m vos_lightning COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from vos_lightning.experiments import Experiment, ExperimentError, differing_keys, experiment_files, load_experiment
+
+Stage = Literal["fit", "validate", "test", "predict"]
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """The stable directory of a run: started again, it goes on where it was.
+
+    ``experiment.yaml`` the composed configuration, ``config.yaml`` every argument, ``checkpoints/last.ckpt`` and
+    ``checkpoints/best*.ckpt``, ``logs/`` CSV files (one folder a start), ``wandb_id``, ``finished``.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """Where to resume."""
+        path = self.directory / "checkpoints" / "last.ckpt"
+        return path if path.is_file() else None
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the best validation J&F, else the last one."""
+        best = sorted((self.directory / "checkpoints").glob("best*.ckpt"), key=lambda path: path.stat().st_mtime)
+        if best:
+            return best[-1]
+        if self.last_checkpoint:
+            return self.last_checkpoint
+        raise ExperimentError(f"{self.directory} holds no checkpoint: train first, or pass --checkpoint FILE")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its last step."""
+        return (self.directory / "finished").is_file()
+
+    def wandb_id(self) -> str:
+        """The id under which every start of this run logs; written before training, so that a killed run keeps it."""
+        path = self.directory / "wandb_id"
+        if not path.is_file():
+            import secrets
+
+            write_text(path, secrets.token_hex(4))
+        return path.read_text().strip()
+
+    def start_number(self) -> int:
+        """How often this run was started before."""
+        return len(list(self.directory.glob("logs/start_*")))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically."""
+    from vos_lightning.label_io import write_atomically
+
+    write_atomically(path, text.encode())
+
+
+# Building a trainer, a module and a data module -----------------------------------------------------------------------
+
+
+def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage) -> Any:
+    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment.
+
+    Raises:
+        ExperimentError: an option that does not exist or has a wrong value; the message names it.
+    """
+    from vos_lightning.lightning_cli import VOSCommandLine  # torch and lightning take seconds to import
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{experiment.name}.yaml"
+        file.write_text(yaml.safe_dump(dict(experiment.config), sort_keys=False))
+        return VOSCommandLine.from_arguments(["--config", str(file), *overrides], run=run, name=experiment.name, stage=stage)
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train an experiment, or go on where it stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning train",
+        description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated.",
+        epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
+        "--model.init_args.learning_rate=1e-5 ... `python -m vos_lightning show EXP --options` lists them all.",
+    )
+    parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
+    known, overrides = parser.parse_known_args(argv)
+    experiment = load_experiment(known.experiment)
+    directory = known.run_dir or Path("runs") / experiment.name
+    if experiment.stages:
+        return _train_stages(experiment, directory, overrides)
+    return _train_one(experiment, Run(directory), overrides)
+
+
+def _train_stages(experiment: Experiment, directory: Path, overrides: Sequence[str]) -> int:
+    """Each stage is a run of its own in a sub-directory and a process of its own, from the weights of the one before."""
+    weights: Path | None = None
+    for number, stage in enumerate(experiment.stages, start=1):
+        load_experiment(stage)  # a misspelt name shows before hours of training
+        run = Run(directory / f"{number}_{stage}")
+        if not run.finished:
+            initial = [f"--initial_weights={weights}"] if weights else []
+            command = [sys.executable, "-m", "vos_lightning", "train", stage, "--run-dir", str(run.directory)]
+            code = subprocess.run([*command, *initial, *overrides], check=False).returncode
+            if code:
+                return code
+        weights = run.best_checkpoint
+    write_text(directory / "finished", f"{weights}\n")
+    return 0
+
+
+def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> int:
+    console = Console(stderr=True)
+    if run.finished:
+        console.print(f"{run.directory} is finished: remove it or choose another --run-dir to train again.")
+        return 0
+    settings = {"experiment": experiment.name, "config": dict(experiment.config), "overrides": list(overrides)}
+    record = run.directory / "experiment.yaml"
+    if record.is_file():
+        changed = differing_keys(yaml.safe_load(record.read_text()), settings)
+        if changed:
+            console.print(f"[yellow]{run.directory} was started with other settings: {', '.join(changed)}.[/yellow]")
+    cli = build(experiment, run, overrides, "fit")
+    resume = run.last_checkpoint
+    if cli.trainer.is_global_zero:
+        write_text(record, yaml.safe_dump(settings, sort_keys=False))
+        write_text(run.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+        console.print(f"Run directory {run.directory}" + (f", going on from {resume}" if resume else ""))
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+    if cli.stop_on_signal.stopped or cli.trainer.interrupted:
+        console.print(f"Stopped at step {cli.trainer.global_step}; the same command goes on from there.")
+        return 75  # "try again": a scheduler may requeue
+    if cli.trainer.is_global_zero:
+        write_text(run.directory / "finished", f"{cli.trainer.global_step}\n")
+    return 0
+
+
+def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
+    """Validate, test or predict with a run's checkpoint."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m vos_lightning {stage}",
+        description={
+            "validate": "Score the validation videos of an experiment with a checkpoint.",
+            "test": "Score the test videos of an experiment with a checkpoint; writes PNGs, overlay videos and a contact sheet.",
+            "predict": "Segment the prediction videos of an experiment; writes PNGs, overlay videos and a contact sheet.",
+        }[stage],
+        epilog="Every other option overrides the experiment, as in `train`.",
+    )
+    parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
+    parser.add_argument("--checkpoint", type=Path, help="default: the run's best")
+    if stage == "test":
+        parser.add_argument("--baselines", action="store_true", help="also score copying and flow-warping the first mask")
+    known, overrides = parser.parse_known_args(argv)
+    experiment = load_experiment(known.experiment)
+    run = Run(known.run_dir or Path("runs") / experiment.name)
+    if experiment.stages and known.checkpoint is None:
+        last = len(experiment.stages)
+        known.checkpoint = Run(run.directory / f"{last}_{experiment.stages[-1]}").best_checkpoint
+        experiment = load_experiment(experiment.stages[-1])
+    checkpoint = known.checkpoint or run.best_checkpoint
+    if not checkpoint.is_file():
+        raise ExperimentError(f"there is no checkpoint {checkpoint}")
+    cli = build(experiment, run, overrides, stage)
+    from vos_lightning.modules.loading import load_weights
+
+    load_weights(cli.model, checkpoint)
+    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, **({"verbose": False} if stage != "predict" else {}))
+    if stage != "predict":
+        _report(cli, stage, run, checkpoint, baselines=getattr(known, "baselines", False))
+    return 0
+
+
+def _report(cli: Any, stage: Stage, run: Run, checkpoint: Path, baselines: bool) -> None:
+    """Print a table of the scores and write it to the run directory."""
+    import dataclasses
+
+    from vos_lightning.metrics.davis import describe, summarize
+    from vos_lightning.reports import report, score_baselines, write_scores
+
+    rows, protocol = cli.model.scored_rows, cli.model.protocol
+    if not cli.trainer.is_global_zero:
+        return
+    videos = cli.datamodule.test_videos() if stage == "test" else cli.datamodule.val_videos()
+    others = score_baselines(videos, protocol) if baselines else {}
+    Console().print(report(cli.name, rows, protocol, others))
+    write_scores(
+        run.directory / "scores" / f"{stage}.json",
+        {
+            "experiment": cli.name,
+            "checkpoint": str(checkpoint),
+            "protocol": describe(protocol, rows),
+            "summary": summarize(rows),
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "baselines": {name: summarize(group) for name, group in others.items()},
+        },
+    )
+
+
+def predict(argv: Sequence[str]) -> int:
+    """``predict EXP`` for an experiment's videos, ``predict --checkpoint FILE --video FILE ...`` for one's own."""
+    if argv and not argv[0].startswith("-"):
+        return _evaluation("predict", argv)
+    from vos_lightning.predict import main as predict_video
+
+    return predict_video(argv)
+
+
+# Listings -------------------------------------------------------------------------------------------------------------
+
+
+def list_experiments(argv: Sequence[str]) -> int:
+    """Every experiment with the published result that it reproduces."""
+    parser = argparse.ArgumentParser(prog="python -m vos_lightning list", description=list_experiments.__doc__)
+    parser.add_argument("--plain", action="store_true", help="names only, one a line")
+    known = parser.parse_args(argv)
+    console = Console()
+    names = list(experiment_files())
+    if known.plain:
+        console.print("\n".join(names), highlight=False)
+        return 0
+    table = Table("experiment", "paper", "table, row", "published", "what it is")
+    for name in names:
+        experiment = load_experiment(name)
+        published = experiment.published
+        row = ", ".join(str(published[key]) for key in ("table", "row") if key in published)
+        scores = " ".join(f"{metric} {value}" for metric, value in (published.get("metrics") or {}).items())
+        table.add_row(name, str(published.get("paper", "")), row, scores, experiment.description)
+    console.print(table)
+    return 0
+
+
+def show(argv: Sequence[str]) -> int:
+    """The composed configuration of an experiment."""
+    parser = argparse.ArgumentParser(prog="python -m vos_lightning show", description=show.__doc__)
+    parser.add_argument("experiment", metavar="EXP")
+    parser.add_argument("--options", action="store_true", help="every argument with its value, as --trainer... accepts them")
+    known, overrides = parser.parse_known_args(argv)
+    experiment = load_experiment(known.experiment)
+    if known.options:
+        with tempfile.TemporaryDirectory() as folder:
+            cli = build(experiment, Run(Path(folder)), overrides, "fit")
+            sys.stdout.write(cli.parser.dump(cli.config, skip_none=False))
+    else:
+        sys.stdout.write(yaml.safe_dump(dict(experiment.config), sort_keys=False))
+    return 0
+
+
+def _module_main(module: str) -> Callable[[Sequence[str]], int]:
+    def call(argv: Sequence[str]) -> int:
+        import importlib
+
+        entry: Callable[[Sequence[str]], int] = importlib.import_module(f"vos_lightning.{module}").main
+        return entry(argv)
+
+    return call
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train, "train an experiment, or go on where it stopped"),
+    "test": (lambda argv: _evaluation("test", argv), "score an experiment's test videos with its checkpoint"),
+    "validate": (lambda argv: _evaluation("validate", argv), "score an experiment's validation videos with its checkpoint"),
+    "predict": (predict, "segment an experiment's videos, or your own: predict --checkpoint C --video V --masks M --output D"),
+    "evaluate": (
+        _module_main("evaluate"),
+        "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis16|davis17",
+    ),
+    "list": (list_experiments, "list the experiments and the published results that they reproduce"),
+    "show": (show, "print the composed configuration of an experiment"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command; every user error is one line on standard error and exit code 2."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        _help()
+        return 0 if argv else 2
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        return _fail(f"there is no command {name!r}: " + (f"did you mean {close[0]}?" if close else f"use {', '.join(COMMANDS)}"))
+    if os.environ.get("VOS_TRACEBACK"):
+        return COMMANDS[name][0](rest)
+    try:
+        return COMMANDS[name][0](rest)
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        return _fail(_one_line(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error; of one that a data loader's worker passed on, its last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Caught "):
+        return lines[-1].split(": ", 1)[-1].strip()
+    return " ".join(line.strip() for line in lines) or type(error).__name__
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 2
+
+
+def _help() -> None:
+    console = Console()
+    console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False)
+    for name, (_, text) in COMMANDS.items():
+        console.print(f"  {name:<10} {text}", highlight=False, markup=False)
+    console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False)

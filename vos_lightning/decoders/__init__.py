@@ -1,0 +1,5 @@
+"""Decoders: matching maps and a feature pyramid in, logits out."""
+
+from vos_lightning.decoders.deconv import DeconvDecoder, FusionStage, initialize
+
+__all__ = ["DeconvDecoder", "FusionStage", "initialize"]

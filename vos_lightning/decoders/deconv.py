@@ -1,0 +1,147 @@
+"""Decoder that grows two-channel maps with transposed convolutions and fuses them with the features of each scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vos_lightning.attention.cbam import CBAM
+from vos_lightning.structures import FeaturePyramid
+
+
+def initialize(module: nn.Module) -> None:
+    """Kaiming-uniform weights (a = 0) and zero biases in every convolution of a module, as PMVOS, BMVOS, TBD and EMVOS do."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.kaiming_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class FusionStage(nn.Module):
+    """One scale of the decoder: fuse object maps with the features of the frame and grow them.
+
+    ``lateral`` (1 x 1, ReLU) reduces the features, ``blend`` (3 x 3, ReLU) fuses them with the maps of an object, then come
+    ``attention`` and ``deconv``, whose two channels are not activated.
+
+    Args:
+        feature_channels: of the backbone at this scale.
+        map_channels: of the maps of one object.
+        lateral_channels: of the reduced features.
+        blend_channels: of the fused features.
+        kernel, stride, padding: of the transposed convolution.
+        attention: makes the attention block for a number of channels; None for no attention.
+        normalize: batch-normalise the reduced features before their ReLU, so that a few map channels are not drowned by features
+            of any scale (not in the published systems).
+    """
+
+    def __init__(
+        self,
+        feature_channels: int,
+        map_channels: int,
+        lateral_channels: int = 256,
+        blend_channels: int = 256,
+        kernel: int = 4,
+        stride: int = 2,
+        padding: int = 1,
+        attention: Callable[[int], nn.Module] | None = CBAM,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lateral = nn.Conv2d(feature_channels, lateral_channels, 1)
+        self.norm = nn.BatchNorm2d(lateral_channels) if normalize else nn.Identity()
+        self.blend = nn.Conv2d(lateral_channels + map_channels, blend_channels, 3, padding=1)
+        self.attention = nn.Identity() if attention is None else attention(blend_channels)
+        self.deconv = nn.ConvTranspose2d(blend_channels, 2, kernel, stride, padding)
+
+    def forward(self, feature: Float[Tensor, "B C h w"], maps: Float[Tensor, "B N M h w"]) -> Float[Tensor, "B N 2 h2 w2"]:
+        """Fuse and grow.
+
+        Args:
+            feature: of the frame, shared by its objects.
+            maps: of every object.
+
+        Returns:
+            ``(B, N, 2, h2, w2)``, (background, foreground).
+        """
+        batch, num_objects = maps.shape[:2]
+        # A convolution of concatenated channels is the sum of two convolutions; the one over the features, by far the larger,
+        # does not depend on the object and is computed once a frame.
+        of_feature, of_maps = self.blend.weight.tensor_split((self.lateral.out_channels,), dim=1)
+        shared = F.conv2d(F.relu(self.norm(self.lateral(feature)), inplace=True), of_feature, self.blend.bias, padding=1)
+        own = F.conv2d(maps.flatten(0, 1), of_maps, padding=1).unflatten(0, (batch, num_objects))
+        x = F.relu((own + shared.unsqueeze(1)).flatten(0, 1), inplace=True)
+        return self.deconv(self.attention(x)).unflatten(0, (batch, num_objects))
+
+
+class DeconvDecoder(nn.Module):
+    """Decoder of TBD and EMVOS: three fusion stages in a row, each growing the two-channel output of the one before.
+
+    Args:
+        feature_channels: of the pyramid at strides 4, 8 and 16.
+        map_channels: of the maps of one object at stride 16.
+        channels: of every stage.
+        attention: makes the attention block of a stage; None for no attention (BMVOS).
+        normalize: see :class:`FusionStage`.
+
+    Reference: EMVOS (Cho et al., arXiv 2209.03139) section 3.6 and its released code.
+    """
+
+    def __init__(
+        self,
+        feature_channels: Sequence[int],
+        map_channels: int,
+        channels: int = 256,
+        attention: Callable[[int], nn.Module] | None = CBAM,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        s4, s8, s16 = feature_channels
+        self.stage16 = FusionStage(s16, map_channels, channels, channels, attention=attention, normalize=normalize)
+        self.stage8 = FusionStage(s8, 2, channels, channels, attention=attention, normalize=normalize)
+        self.stage4 = FusionStage(s4, 2, channels, channels, 6, 4, 1, attention, normalize)
+        initialize(self)
+
+    def forward(self, pyramid: FeaturePyramid, maps: Float[Tensor, "B N M h w"]) -> Float[Tensor, "B N 2 H W"]:
+        """Decode the maps of every object at stride 16 to logits (background, foreground) at the input's resolution."""
+        x = self.stage16(pyramid.s16, maps)
+        x = self.stage8(pyramid.s8, x)
+        return self.stage4(pyramid.s4, x)
+
+    @torch.no_grad()
+    def start_as_copier(self, evidence: Mapping[int, float]) -> None:
+        """Initialise so that the untrained decoder hands the evidence of its maps through, bilinearly enlarged.
+
+        Two carrier channels of every stage hold the positive part of the evidence for the foreground and for the background;
+        nothing else feeds them, the attention starts as a constant, and what the other channels add starts small. Training from
+        random features then begins at "copy what the maps say" instead of having to find the few channels that matter.
+
+        Args:
+            evidence: channel of the maps at stride 16 -> its weight in ``foreground - background``.
+        """
+        for stage in (self.stage16, self.stage8, self.stage4):
+            own = stage.blend.weight[:, stage.lateral.out_channels :]
+            stage.blend.weight[:2] = 0
+            for carrier, sign in enumerate((-1.0, 1.0)):
+                for channel, weight in (evidence if stage is self.stage16 else {0: -0.5, 1: 0.5}).items():
+                    own[carrier, channel, 1, 1] = sign * weight
+            gain = 1.0
+            if isinstance(stage.attention, CBAM):
+                gain = stage.attention.start_as_constant(carriers=2)
+            kernel = _bilinear_kernel(stage.deconv.kernel_size[0], stage.deconv.stride[0])
+            stage.deconv.weight *= 0.05
+            stage.deconv.weight[:2] = 0
+            for carrier in range(2):
+                stage.deconv.weight[carrier, carrier] = kernel / gain
+
+
+def _bilinear_kernel(size: int, stride: int) -> Float[Tensor, "k k"]:
+    """Kernel of a transposed convolution that enlarges linearly, as far as its size allows; constants stay constant."""
+    overlap = size - stride
+    ramp = (torch.arange(overlap) + 0.5) / overlap
+    row = torch.cat([ramp, torch.ones(size - 2 * overlap), ramp.flip(0)])
+    return torch.outer(row, row)

@@ -1,0 +1,156 @@
+"""Experiments by name: find, compose, list.
+
+``emvos_davis17`` names ``experiments/emvos/davis17.yaml``. Beside the sections of LightningCLI (``model``, ``data``, ``trainer``
+...), an experiment file may have
+
+- ``extends``: files it builds on, in order, relative to the experiments folder and without suffix (``_shared/trainer``,
+  ``emvos/davis17``). Mappings merge key by key, anything else is replaced. No file may change a ``class_path``: its
+  ``init_args`` would be meaningless;
+- ``stages``: names of experiments that run one after the other, each from the weights of the one before;
+- ``published``: the row of the paper that the experiment reproduces, for listings and the results table;
+- ``description``: one sentence.
+
+``${VOS_DATA}`` in a value is the folder of data sets: that environment variable, else ``data``. Files and folders that start with
+``_`` are fragments, not experiments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+OWN_KEYS = ("extends", "stages", "published", "description")
+
+
+class ExperimentError(ValueError):
+    """An experiment that does not exist or does not compose; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A composed experiment."""
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+    """What LightningCLI gets."""
+    stages: tuple[str, ...] = ()
+    published: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+
+
+def experiments_folder() -> Path:
+    """The folder of experiment files: ``$VOS_EXPERIMENTS``, else ``experiments`` here or beside the package."""
+    named = os.environ.get("VOS_EXPERIMENTS")
+    candidates = [Path(named)] if named else [Path("experiments"), Path(__file__).resolve().parent.parent / "experiments"]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise ExperimentError(f"no experiments folder at {candidates[0]}: run from the repository or set VOS_EXPERIMENTS")
+
+
+def experiment_files(folder: Path | None = None) -> dict[str, Path]:
+    """Name -> file of every experiment, sorted."""
+    folder = folder or experiments_folder()
+    files = {}
+    for path in sorted(folder.glob("*/*.yaml")):
+        if not path.name.startswith("_") and not path.parent.name.startswith("_"):
+            files[f"{path.parent.name}_{path.stem}"] = path
+    return files
+
+
+def load_experiment(name: str) -> Experiment:
+    """Compose an experiment.
+
+    Args:
+        name: ``<paper>_<file>``, or the path of a YAML file.
+
+    Raises:
+        ExperimentError: unknown name, unreadable file, circular ``extends`` or a changed ``class_path``.
+    """
+    folder = experiments_folder()
+    path = Path(name)
+    if path.suffix != ".yaml":
+        files = experiment_files(folder)
+        if name not in files:
+            close = difflib.get_close_matches(name, files, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "`make list` shows all"
+            raise ExperimentError(f"there is no experiment {name!r}: {hint}")
+        path = files[name]
+    elif not path.is_file():
+        raise ExperimentError(f"there is no experiment file {path}")
+    else:
+        name = path.stem
+    own, config = _compose(path, folder, ())
+    config = _expand(config)
+    return Experiment(
+        name=name,
+        path=path,
+        config=config,
+        stages=tuple(own.get("stages", ())),
+        published=own.get("published") or {},
+        description=own.get("description", ""),
+    )
+
+
+def _expand(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("${VOS_DATA}", os.environ.get("VOS_DATA") or "data")
+    if isinstance(value, Mapping):
+        return {key: _expand(entry) for key, entry in value.items()}
+    return [_expand(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _compose(path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file's own keys and the merged configuration of its chain."""
+    path = path.resolve()
+    if path in chain:
+        raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ExperimentError(f"{chain[-1] if chain else path} extends {path}, which cannot be read") from error
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ExperimentError(f"{path} must hold a mapping")
+    own = {key: content.pop(key) for key in OWN_KEYS if key in content}
+    config: dict[str, Any] = {}
+    for base in own.get("extends", ()):
+        _, inherited = _compose(folder / f"{base}.yaml", folder, (*chain, path))
+        config = _merge(config, inherited, path, "")
+    return own, _merge(config, content, path, "")
+
+
+def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        here = f"{where}.{key}" if where else str(key)
+        if key == "class_path" and merged.get(key, value) != value:
+            raise ExperimentError(
+                f"{path} changes {here} from {merged[key]} to {value}: start from a file that does not set it instead"
+            )
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value, path, here)
+        else:
+            merged[key] = value
+    return merged
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
+    """Dotted keys in which two configurations differ."""
+    differing = []
+    for key in sorted({*one, *other}, key=str):
+        here = f"{where}.{key}" if where else str(key)
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            differing += differing_keys(left, right, here)
+        elif left != right:
+            differing.append(here)
+    return differing

@@ -1,0 +1,192 @@
+"""Reading and writing images and label-map PNGs, and colouring label maps for the eye.
+
+A label map on disk is an 8-bit PNG whose pixel *index* is the object id; the palette is only for viewers. OpenCV expands palettes
+to colours, so label maps are read with Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import uuid
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+"""What Pillow raises on broken files: ``SyntaxError`` for a bad PNG chunk, ``OSError`` for a truncated file, and so on."""
+
+
+def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
+    """Bit ``3*j + c`` of the index becomes bit ``7 - j`` of channel ``c``."""
+    index = np.arange(256)[:, None]
+    channel = np.arange(3)[None, :]
+    palette = np.zeros((256, 3), dtype=np.int64)
+    for j in range(3):
+        palette |= ((index >> (3 * j + channel)) & 1) << (7 - j)
+    return palette.astype(np.uint8)
+
+
+PALETTE: UInt8[np.ndarray, "256 3"] = _voc_palette()
+"""The PASCAL VOC colour map, which DAVIS uses too: RGB of every index."""
+
+_WHITE = 0xFFFFFF
+_PALETTE_CODES = (PALETTE.astype(np.int32) << np.array([16, 8, 0], dtype=np.int32)).sum(axis=1, dtype=np.int32)
+# White is no palette colour, so that black-and-white masks saved as RGB can mean what grey ones do: 255.
+_CODES = np.append(_PALETTE_CODES, np.int32(_WHITE))
+_INDICES = np.append(np.arange(256), 255).astype(np.uint8)
+_ORDER = np.argsort(_CODES)
+_SORTED_CODES, _SORTED_INDICES = _CODES[_ORDER], _INDICES[_ORDER]
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 H W"]:
+    """Decode an image file to RGB.
+
+    Args:
+        path: any format that Pillow reads; grey and palette images are expanded to RGB, alpha is dropped.
+
+    Returns:
+        ``(3, H, W)`` uint8, contiguous. The orientation tag of a camera is not applied, as masks carry none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no image, or it is truncated or damaged.
+    """
+    array = np.array(_load(path).convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:
+    """Read object ids from an image file.
+
+    Palette images give their indices, grey images their values (0/255 stays 0/255), 1-bit images 0 and 1. Colour images must
+    consist of palette colours exactly (see :data:`PALETTE`; 191 counts as 192, as the first DAVIS tools wrote it), fully
+    transparent pixels are background and white is 255.
+
+    Args:
+        path: usually a PNG.
+
+    Returns:
+        ``(H, W)`` uint8 ids: 0 background, 255 void or, in binary data sets, the object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, has an unsupported mode, or has colours that are no palette colours, as smoothed or
+            JPEG-compressed masks do.
+    """
+    image = _load(path)
+    mode, array = image.mode, np.array(image)
+    if mode in ("P", "L", "1"):
+        return torch.from_numpy(array.astype(np.uint8, copy=False))
+    if mode in ("RGB", "RGBA"):
+        return torch.from_numpy(_indices_from_colours(path, array))
+    raise ValueError(f"{path}: a label map must be an 8-bit palette or grey image, this one has mode {mode!r}; convert it")
+
+
+def _load(path: str | os.PathLike[str]) -> Image.Image:
+    """A fully decoded image, or one clear line that names the file."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # decoding is lazy otherwise, and a truncated file would pass
+            return image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except _DECODE_ERRORS as error:
+        raise ValueError(f"{path}: the image is damaged or truncated ({error}); copy or download it again") from error
+
+
+def _indices_from_colours(path: str | os.PathLike[str], colours: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W"]:
+    rgb = np.where(colours[..., :3] == 191, np.uint8(192), colours[..., :3]).astype(np.int32)
+    codes = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+    blended = np.zeros(codes.shape, dtype=bool)
+    if colours.shape[-1] == 4:
+        codes[colours[..., 3] == 0] = 0
+        blended = (colours[..., 3] > 0) & (colours[..., 3] < 255)
+    position = np.searchsorted(_SORTED_CODES, codes).clip(max=len(_SORTED_CODES) - 1)
+    stray = (_SORTED_CODES[position] != codes) | blended
+    if stray.any():
+        count, example = len(np.unique(codes[stray])), int(codes[stray][0])
+        raise ValueError(
+            f"{path}: {count} stray colours (as #{example:06x}) in {int(stray.sum())} pixels are not in the palette of label "
+            "maps, as in anti-aliased or JPEG-compressed masks; save it as an indexed PNG without smoothing"
+        )
+    return _SORTED_INDICES[position]
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def write_label_map(path: str | os.PathLike[str], label_map: UInt8[Tensor, "H W"]) -> None:
+    """Write object ids as an indexed PNG with the DAVIS palette.
+
+    The file appears whole or not at all, so an interrupted run leaves nothing half-written; parent folders are made.
+
+    Args:
+        path: ends in ``.png``.
+        label_map: ``(H, W)`` ids, on any device.
+    """
+    image = Image.fromarray(label_map.cpu().numpy())
+    image.putpalette(PALETTE.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file under a temporary name in the same folder and rename it; parent folders are made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: it makes files that only their owner can read.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# Colouring ------------------------------------------------------------------------------------------------------------
+
+
+def colorize(label_map: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "3 H W"]:
+    """Colours of a label map by :data:`PALETTE`.
+
+    Args:
+        label_map: ``(H, W)`` ids.
+
+    Returns:
+        ``(3, H, W)`` uint8 RGB.
+    """
+    palette = torch.from_numpy(PALETTE.copy()).to(label_map.device)
+    return palette[label_map.long()].permute(2, 0, 1).contiguous()
+
+
+def overlay(frame: UInt8[Tensor, "3 H W"], label_map: UInt8[Tensor, "H W"], alpha: float = 0.5) -> UInt8[Tensor, "3 H W"]:
+    """Blend the objects' colours over a frame and draw their outlines opaquely.
+
+    Args:
+        frame: ``(3, H, W)`` uint8 RGB.
+        label_map: ``(H, W)`` ids; background shows the frame.
+        alpha: weight of the colour inside an object, in [0, 1].
+
+    Returns:
+        ``(3, H, W)`` uint8 RGB.
+    """
+    edge = torch.zeros_like(label_map, dtype=torch.bool)
+    below, right = label_map[1:] != label_map[:-1], label_map[:, 1:] != label_map[:, :-1]
+    edge[1:] |= below
+    edge[:-1] |= below
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    weight = torch.where(edge, 1.0, alpha) * (label_map > 0)
+    blended = torch.lerp(frame.float(), colorize(label_map).float(), weight.expand(3, -1, -1))
+    return blended.round_().to(torch.uint8)

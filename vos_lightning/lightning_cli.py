@@ -1,0 +1,175 @@
+"""LightningCLI with this project's callbacks, loggers and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from vos_lightning.callbacks.predictions import PredictionWriter
+from vos_lightning.callbacks.preemption import StopOnSignal
+from vos_lightning.callbacks.throughput import Throughput
+from vos_lightning.callbacks.visuals import EvaluationPictures
+from vos_lightning.experiments import ExperimentError
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.loading import load_weights
+
+if TYPE_CHECKING:
+    from vos_lightning.cli import Run
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+
+class VOSCommandLine(LightningCLI):
+    """Builds trainer, module and data module from one composed configuration and command-line overrides."""
+
+    run: Run
+    name: str
+    stage: str
+    stop_on_signal: StopOnSignal
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str], *, run: Run, name: str, stage: str) -> VOSCommandLine:
+        """Parse and instantiate.
+
+        Raises:
+            ExperimentError: with the argument parser's message in one line.
+        """
+        cls.run, cls.name, cls.stage = run, name, stage
+        cls.stop_on_signal = StopOnSignal()
+        checkpoints = str(run.directory / "checkpoints")
+        fixed = [
+            f"--trainer.default_root_dir={run.directory}",
+            f"--best_checkpoint.dirpath={checkpoints}",
+            f"--last_checkpoint.dirpath={checkpoints}",
+        ]
+        try:
+            return cls(
+                VOSModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                parser_kwargs={"exit_on_error": False},
+                args=[*arguments, *fixed],
+                run=False,
+            )
+        except argparse.ArgumentError as error:
+            raise ExperimentError(condense(str(error))) from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks that every run has, addressable by name, and our own options."""
+        parser.add_argument("--wandb.mode", type=WandbMode, default="auto", help="auto: online with an API key, else offline")
+        parser.add_argument("--wandb.project", type=str, default="vos_lightning")
+        parser.add_argument(
+            "--initial_weights", type=str | None, default=None, help="checkpoint whose weights training starts from"
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(EvaluationPictures, "pictures")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.set_defaults(
+            {
+                "best_checkpoint.monitor": "val_jf",
+                "best_checkpoint.mode": "max",
+                "best_checkpoint.filename": "best-step={step:06d}-jf={val_jf:.4f}",
+                "best_checkpoint.auto_insert_metric_name": False,
+                "last_checkpoint.filename": "last",
+                "last_checkpoint.every_n_train_steps": 200,
+                "last_checkpoint.enable_version_counter": False,
+                # Training is one long epoch of max_steps steps (see data_modules.base); nothing is read twice or repeated.
+                "trainer.max_epochs": 1,
+                "trainer.use_distributed_sampler": False,
+                "trainer.check_val_every_n_epoch": None,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.log_every_n_steps": 10,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Training needs a number of steps."""
+        if self.stage == "fit" and int(self.config["trainer"]["max_steps"]) <= 0 and not self.config["trainer"]["fast_dev_run"]:
+            raise ExperimentError("trainer.max_steps is not set: recipes count steps, e.g. --trainer.max_steps=64000")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add loggers, the signal callback, and a SLURM environment that leaves requeueing to the scheduler."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = self._loggers()
+        callbacks = list(config.get("callbacks") or [])
+        kwargs["callbacks"] = [*callbacks, self.stop_on_signal]
+        if kwargs.get("logger", config.get("logger")):
+            kwargs["callbacks"].append(LearningRateMonitor("step"))
+        if SLURMEnvironment.detect():
+            kwargs["plugins"] = [*(config.get("plugins") or []), SLURMEnvironment(auto_requeue=False)]
+        trainer = super().instantiate_trainer(**kwargs)
+        weights = self.config_init.get("initial_weights")
+        if self.stage == "fit" and weights and self.run.last_checkpoint is None:
+            load_weights(self.model, Path(weights))
+        return trainer
+
+    def _loggers(self) -> list[Logger]:
+        # One folder a start: CSVLogger deletes the metrics of a folder that exists.
+        csv = CSVLogger(self.run.directory, name="logs", version=f"start_{self.run.start_number()}")
+        mode: WandbMode = self.config_init["wandb"]["mode"]
+        if self.stage != "fit" or mode == "disabled" or importlib.util.find_spec("wandb") is None:
+            return [csv]
+        if mode == "auto":
+            mode = "online" if has_wandb_key() else "offline"
+        if mode == "offline":
+            os.environ.setdefault("WANDB_MODE", "offline")
+        self.run.directory.mkdir(parents=True, exist_ok=True)
+        identity = self.run.wandb_id()
+        return [
+            csv,
+            WandbLogger(
+                name=self.name,
+                project=self.config_init["wandb"]["project"],
+                save_dir=self.run.directory,
+                id=identity,
+                resume="allow",
+                offline=mode == "offline",
+                log_model=False,
+            ),
+        ]
+
+
+def has_wandb_key() -> bool:
+    """Whether Weights & Biases could log in without asking."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def condense(message: str) -> str:
+    """The parser's message in one line: the innermost complaint, with the key it is about."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    text = " ".join(lines)
+    text = re.sub(r"\s+", " ", text)
+    for pattern in (
+        r"Key '(?P<key>[^']+)' is not expected",
+        r"[Oo]ption '(?P<key>[^']+)' is not accepted",
+        r"[Uu]nrecognized arguments?:? (?P<key>.+?)(?: \(|$)",
+    ):
+        found = re.search(pattern, text)
+        if found:
+            return f"unknown option {found['key'].strip()}: `show EXP --options` lists what there is. ({text[:300]})"
+    return text[:600]

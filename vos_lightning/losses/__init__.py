@@ -1,0 +1,1 @@
+"""Losses on label maps and per-frame outputs."""

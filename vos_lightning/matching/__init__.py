@@ -1,0 +1,21 @@
+"""Matching mathematics: pure functions without parameters or state."""
+
+from vos_lightning.matching.bijective import GaussianKernel, RowFilter, TopK, filter_rows, gaussian_kernel, top_k
+from vos_lightning.matching.equalized import equalized_match
+from vos_lightning.matching.similarity import cosine, dot, l2_normalize, negative_squared_l2
+from vos_lightning.matching.surjective import surjective_match
+
+__all__ = [
+    "dot",
+    "cosine",
+    "l2_normalize",
+    "negative_squared_l2",
+    "surjective_match",
+    "equalized_match",
+    "RowFilter",
+    "GaussianKernel",
+    "TopK",
+    "filter_rows",
+    "gaussian_kernel",
+    "top_k",
+]

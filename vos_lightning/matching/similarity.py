@@ -1,0 +1,72 @@
+"""Similarity of memory and query pixels: the only place where one is computed.
+
+Every function takes flattened keys, ``(B, C, S)`` of the memory and ``(B, C, Q)`` of the query, and returns ``(B, S, Q)``: one
+row a memory pixel, shared by all objects. The arithmetic is float32 whatever the keys' precision and whether or not autocast is
+on, because maxima and softmaxes over thousands of entries do not survive half precision.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def dot(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -> Float[Tensor, "B S Q"]:
+    r"""Inner product of every memory pixel and every query pixel, :math:`\langle x_p, y_q \rangle`.
+
+    Args:
+        memory_key: ``(B, C, S)``.
+        query_key: ``(B, C, Q)``.
+
+    Returns:
+        ``(B, S, Q)``, at least float32.
+    """
+    with torch.autocast(memory_key.device.type, enabled=False):
+        return _at_least_float32(memory_key).transpose(1, 2) @ _at_least_float32(query_key)
+
+
+def l2_normalize(key: Float[Tensor, "B C *cells"]) -> Float[Tensor, "B C *cells"]:
+    """Scale the key of every pixel to unit length, in at least float32; a zero key stays zero.
+
+    The released PMVOS and EMVOS divide without a guard (a zero key gives NaN). The guard here acts below a norm of 1e-12 only.
+    """
+    return F.normalize(_at_least_float32(key), dim=1, eps=1e-12)
+
+
+def cosine(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -> Float[Tensor, "B S Q"]:
+    """Cosine of the angle between every memory pixel and every query pixel.
+
+    For keys that are kept normalised (see :func:`l2_normalize`), :func:`dot` is the same and does not normalise them again.
+
+    Args:
+        memory_key: ``(B, C, S)``.
+        query_key: ``(B, C, Q)``.
+
+    Returns:
+        ``(B, S, Q)`` in [-1, 1]; 0 where a key is zero.
+    """
+    return dot(l2_normalize(memory_key), l2_normalize(query_key))
+
+
+def negative_squared_l2(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -> Float[Tensor, "B S Q"]:
+    r"""Negative squared distance, :math:`-\|x_p - y_q\|^2`, without scaling.
+
+    Args:
+        memory_key: ``(B, C, S)``.
+        query_key: ``(B, C, Q)``.
+
+    Returns:
+        ``(B, S, Q)``, not above 0 but for rounding.
+
+    Reference: STCN (Cheng et al., NeurIPS 2021), which leaves out the query's norm: it cancels in a softmax over S.
+    """
+    memory_key, query_key = _at_least_float32(memory_key), _at_least_float32(query_key)
+    memory_norm = memory_key.square().sum(dim=1).unsqueeze(2)
+    query_norm = query_key.square().sum(dim=1).unsqueeze(1)
+    return 2 * dot(memory_key, query_key) - memory_norm - query_norm
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,185 @@
+"""The LightningModule that every system shares: steps, engine, metric, optimiser, logging. No paper in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
+from vos_lightning.metrics.davis import DAVISMetric, ObjectScores, Protocol
+from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
+from vos_lightning.structures import ClipBatch, FramePrediction, VideoSample
+
+FrameListener = Callable[[VideoSample, FramePrediction], None]
+
+
+class VOSModule(LightningModule):
+    """Trains a network by unrolling it over clips and evaluates it by streaming it over videos.
+
+    Subclasses choose: they pass a network and two propagations, and may override :meth:`clip_loss`.
+
+    Args:
+        network: the system.
+        train_propagation: used by ``training_step``.
+        eval_propagation: used in validation, test, prediction and by :meth:`engine`.
+        protocol: how validation and test are scored, ``davis16`` or ``davis17``.
+        optimizer: ``adam`` (L2 penalty) or ``adamw`` (decoupled decay).
+        learning_rate: base rate.
+        weight_decay: see ``optimizer``.
+        schedule: ``constant``, or ``cosine`` to zero over ``trainer.max_steps``.
+        warmup_steps: linear warm-up from zero.
+        late_objects: give objects that first appear after frame 0 of a training clip.
+        short_side: evaluation size, see :class:`InferenceEngine`.
+        min_object_pixels: evaluation size rule, see :class:`InferenceEngine`.
+        channels_last: keep convolution weights in channels-last memory order (faster on CPUs and tensor cores).
+    """
+
+    network: VOSNetwork[Any, Any, Any]
+
+    def __init__(
+        self,
+        network: VOSNetwork[Any, Any, Any],
+        train_propagation: Propagation,
+        eval_propagation: Propagation,
+        protocol: Protocol,
+        optimizer: Literal["adam", "adamw"],
+        learning_rate: float,
+        weight_decay: float,
+        schedule: Literal["constant", "cosine"],
+        warmup_steps: int,
+        late_objects: bool,
+        short_side: int | None,
+        min_object_pixels: int,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.train_propagation = train_propagation
+        self.eval_propagation = eval_propagation
+        self.optimizer_name = optimizer
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.warmup_steps = warmup_steps
+        self.late_objects = late_objects
+        self.short_side = short_side
+        self.min_object_pixels = min_object_pixels
+        self.protocol: Protocol = protocol
+        self.metrics = nn.ModuleDict({stage: DAVISMetric(protocol) for stage in ("val", "test")})
+        self.frame_listeners: list[FrameListener] = []
+        """Called with every predicted frame of validation, test and prediction; callbacks register here."""
+        self.scored_rows: list[ObjectScores] = []
+        """Rows of the last validation or test, of all processes."""
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
+        """Named losses of a clip; ``loss`` is optimised, the others are logged.
+
+        The default is the mean cross-entropy of all predicted frames. A clip in which no object was given (its object vanished
+        in the augmentation) does not count.
+        """
+        per_frame = [
+            cross_entropy(output.logits, trainable_labels(batch.label_maps[:, t], output.introduced))
+            for t, output in enumerate(outputs)
+            if t > 0
+        ]
+        per_clip = torch.stack(per_frame).mean(dim=0)
+        counts = outputs[-1].introduced.any(dim=1).to(per_clip.dtype)
+        return {"loss": (per_clip * counts).sum() / counts.sum().clamp_min(1)}
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Unroll a batch of clips."""
+        given = introductions(batch.label_maps, batch.object_valid, self.late_objects)
+        outputs = unroll(self.network, self.train_propagation, batch.frames, given, batch.proposals)
+        losses = self.clip_loss(outputs, batch)
+        size = batch.frames.shape[0]
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=size, prog_bar=True)
+        with torch.no_grad():
+            last = outputs[-1]
+            iou = foreground_iou(last.probabilities, trainable_labels(batch.label_maps[:, -1], last.introduced))
+        self.log("train/iou", iou, batch_size=size, prog_bar=True)
+        return losses["loss"]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam or AdamW over the trainable parameters, with a schedule counted in steps."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer_name]
+        optimizer = kind(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rate_factor(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.schedule == "constant":
+            return warmup
+        total = max(self.trainer.max_steps, 1)
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    def engine(self, precision: torch.dtype | None = None) -> InferenceEngine:
+        """A fresh streaming engine on this network with the evaluation propagation."""
+        return InferenceEngine(
+            self.network,
+            self.eval_propagation,
+            short_side=self.short_side,
+            min_object_pixels=self.min_object_pixels,
+            precision=precision,
+        )
+
+    def _stream(self, video: VideoSample) -> dict[int, Tensor]:
+        """Label maps of the frames that have a target."""
+        label_maps = {}
+        for prediction in self.engine().run(video):
+            for listener in self.frame_listeners:
+                listener(video, prediction)
+            if prediction.frame_index in video.targets:
+                label_maps[prediction.frame_index] = prediction.label_map
+        return label_maps
+
+    def _score(self, video: VideoSample, stage: str) -> None:
+        label_maps = self._stream(video)
+        if not label_maps:
+            raise ValueError(f"video {video.name!r} has no targets: {stage} needs annotations of every frame (use predict)")
+        order = sorted(label_maps)
+        self.metrics[stage].update(
+            torch.stack([label_maps[t] for t in order]), torch.stack([video.targets[t] for t in order]), video.name
+        )
+
+    def _log_metric(self, stage: str) -> None:
+        metric = self.metrics[stage]
+        self.scored_rows = metric.rows()
+        scores = metric.compute()
+        metric.reset()
+        # Every process computes the same rows (the metric gathers them), so nothing is left to synchronise. `jf` is the name
+        # for checkpoint files: `&` and `/` do not belong into paths.
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, batch_size=1, rank_zero_only=False)
+        self.log(f"{stage}_jf", scores["J&F"], batch_size=1, prog_bar=True)
+
+    def validation_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
+        """Stream a video and score it."""
+        self._score(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log J, F and J&F over all videos."""
+        self._log_metric("val")
+
+    def test_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
+        """Stream a video and score it."""
+        self._score(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log J, F and J&F over all videos."""
+        self._log_metric("test")
+
+    def predict_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
+        """Stream a video; the frame listeners (a prediction writer) take what they want."""
+        self._stream(batch)

@@ -1,0 +1,63 @@
+"""EMVOS as a LightningModule: reference and previous frame, odds aggregation at test time, plain cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vos_lightning.mask_ops import Aggregation
+from vos_lightning.metrics.davis import Protocol
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.networks.emvos import EMVOS
+from vos_lightning.propagation.policies import AnnotatedOnly
+from vos_lightning.propagation.step import Propagation
+
+
+class EMVOSModule(VOSModule):
+    """Training and evaluation of :class:`vos_lightning.networks.emvos.EMVOS`.
+
+    The defaults are the paper's recipe: Adam, constant 1e-4, cross-entropy on all frames after the first, the network's own
+    soft masks fed back, gradients through the whole clip. See :class:`VOSModule` for the arguments.
+
+    Args:
+        network: the network with its own options.
+        train_aggregation: ``none`` feeds the plain softmax back (released code); the paper does not say.
+        eval_aggregation: ``minimum``, the odds rule of the released code.
+        reannotation: an object that is annotated again reads the new frame only (``replace``) or both (``add``).
+
+    Reference: EMVOS (Cho et al., arXiv 2209.03139), section 4.1; released code for what the paper leaves open.
+    """
+
+    def __init__(
+        self,
+        network: EMVOS,
+        train_aggregation: Aggregation = "none",
+        eval_aggregation: Aggregation = "minimum",
+        reannotation: Literal["replace", "add"] = "replace",
+        protocol: Protocol = "davis17",
+        optimizer: Literal["adam", "adamw"] = "adam",
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        late_objects: bool = False,
+        short_side: int | None = 480,
+        min_object_pixels: int = 1000,
+        channels_last: bool = True,
+    ) -> None:
+        policy = AnnotatedOnly(reannotation)
+        super().__init__(
+            network,
+            train_propagation=Propagation(policy, train_aggregation, "join"),
+            eval_propagation=Propagation(policy, eval_aggregation, "join"),
+            protocol=protocol,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            late_objects=late_objects,
+            short_side=short_side,
+            min_object_pixels=min_object_pixels,
+            channels_last=channels_last,
+        )
+        self.save_hyperparameters()

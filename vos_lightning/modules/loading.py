@@ -1,0 +1,127 @@
+"""From a checkpoint file to a streaming engine."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pickle
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.propagation.engine import InferenceEngine
+
+_HYPER_PARAMETERS = VOSModule.CHECKPOINT_HYPER_PARAMS_KEY
+
+
+def load_engine(
+    checkpoint: str | Path,
+    *,
+    device: str = "auto",
+    precision: torch.dtype | None = None,
+    short_side: int | Literal["checkpoint"] | None = "checkpoint",
+) -> InferenceEngine:
+    """Load a trained system for streaming.
+
+    Only tensors and plain values are unpickled (``weights_only=True``), and only classes of this library, or classes that the
+    caller has already imported, are built: a checkpoint from elsewhere cannot run code.
+
+    Args:
+        checkpoint: a ``.ckpt`` file of a run that was started from a recipe; it describes its network itself.
+        device: ``auto`` takes an accelerator if there is one; otherwise the name of a device, as ``cpu`` or ``cuda:1``.
+        precision: autocast type (``torch.bfloat16``, ``torch.float16``); None for full precision.
+        short_side: evaluation size in pixels, None for the size of the video, ``checkpoint`` for that of the run.
+
+    Returns:
+        An engine on a network in evaluation mode, with the evaluation propagation of the run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint of this library or does not fit it, or the device is not available.
+    """
+    module = load_module(checkpoint, device=device)
+    if short_side != "checkpoint":
+        module.short_side = short_side
+    return module.engine(precision)
+
+
+def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
+    """Load the LightningModule of a checkpoint in evaluation mode, without gradients; see :func:`load_engine`."""
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    target = _resolve_device(device)
+    class_path, overrides = _description(path)
+    module_class = _import_class(path, class_path)
+    try:
+        with warnings.catch_warnings():
+            # Lightning advises against what makes a checkpoint describe its network.
+            warnings.filterwarnings("ignore", message="Attribute 'network' is an instance of `nn.Module`")
+            module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **overrides)
+    except (
+        Exception
+    ) as error:  # jsonargparse, Lightning and PyTorch each raise their own kinds for a checkpoint that does not fit.
+        raise ValueError(f"{path}: the checkpoint does not fit this version of {class_path}: {_one_line(error)}") from error
+    return module.to(target).eval().requires_grad_(False)
+
+
+def _description(path: Path) -> tuple[str, dict[str, Any]]:
+    """Class of the module, and its hyperparameters where pretrained weights would be loaded only to be overwritten."""
+    try:
+        # Memory-mapped: the tensors are not read twice.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path}: this is no checkpoint of a run that started from a recipe, or it is damaged or truncated"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{path}: this is no Lightning checkpoint (it has no state_dict)")
+    hyper_parameters = content.get(_HYPER_PARAMETERS, {})
+    class_path = hyper_parameters.get("_class_path")
+    if not isinstance(class_path, str):
+        raise ValueError(f"{path}: the checkpoint does not name its module; load one of a run that started from a recipe")
+    offline = {key: _without_pretrained(value) for key, value in hyper_parameters.items()}
+    return class_path, {key: value for key, value in offline.items() if value != hyper_parameters[key]}
+
+
+def _import_class(path: Path, class_path: str) -> type[VOSModule]:
+    module_name, _, class_name = class_path.rpartition(".")
+    if module_name.startswith("vos_lightning."):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module_name)
+    elif module_name not in sys.modules:
+        raise ValueError(f"{path}: the checkpoint needs {class_path}; import {module_name} first if you trust it")
+    found = getattr(sys.modules.get(module_name), class_name, None)
+    if not (isinstance(found, type) and issubclass(found, VOSModule)):
+        raise ValueError(f"{path}: the checkpoint needs {class_path}, which is no VOSModule of this version of the library")
+    return found
+
+
+def _without_pretrained(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: None if key == "weights" else _without_pretrained(entry) for key, entry in value.items()}
+
+
+def _resolve_device(device: str) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda, cuda:1 or mps") from error
+    if resolved.type != "cpu" and (
+        accelerator is None or resolved.type != accelerator.type or (resolved.index or 0) >= torch.accelerator.device_count()
+    ):
+        raise ValueError(f"device {device!r} is not available on this machine; use auto or cpu")
+    return resolved
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + " ..."

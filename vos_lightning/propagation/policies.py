@@ -1,0 +1,107 @@
+"""Memory policies: which frames stay in the bank."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from vos_lightning.propagation.memory import Bank, EntryT, Slot
+
+
+class MemoryPolicy(ABC):
+    """Decides what the bank keeps. Policies are values: they hold options, never frames."""
+
+    @abstractmethod
+    def keeps(self, t: int) -> bool:
+        """Whether the bank wants frame ``t`` although nothing is annotated in it."""
+
+    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+        """The bank after a frame.
+
+        Args:
+            bank: before the frame; returned as the same object where nothing changes, so that its stacked view stays valid.
+            slot: the frame, readable by all introduced objects.
+            annotated: objects that were given in this frame; None if none was.
+        """
+        if annotated is not None:
+            return Bank((*bank.slots, dataclasses.replace(slot, permanent=True)))
+        if self.keeps(slot.t):
+            return Bank((*bank.slots, slot))
+        return bank
+
+
+@dataclass(frozen=True)
+class AnnotatedOnly(MemoryPolicy):
+    """The frame that introduces an object is its reference for ever; nothing else is kept (PMVOS, EMVOS).
+
+    Args:
+        reannotation: an object that is annotated again either reads the new frame only (``replace``, as EMVOS's released code)
+            or both (``add``).
+    """
+
+    reannotation: str = "replace"
+
+    def __post_init__(self) -> None:
+        if self.reannotation not in ("replace", "add"):
+            raise ValueError(f"reannotation must be 'replace' or 'add', not {self.reannotation!r}")
+
+    def keeps(self, t: int) -> bool:  # noqa: ARG002
+        """No frame without an annotation."""
+        return False
+
+    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+        """Keep an annotated frame, readable by the objects that are annotated in it."""
+        if annotated is None:
+            return bank
+        earlier = bank.slots
+        if self.reannotation == "replace":
+            earlier = tuple(dataclasses.replace(old, readable=old.readable & ~annotated) for old in earlier)
+        return Bank((*earlier, dataclasses.replace(slot, readable=annotated, permanent=True)))
+
+
+@dataclass(frozen=True)
+class EveryKth(MemoryPolicy):
+    """Annotated frames, every ``k``-th frame and, if wanted, the previous one as a temporary entry (STM, STCN).
+
+    Args:
+        k: stride in frames; frames 0, k, 2k, ... are kept.
+        include_previous: keep the latest frame until the next one arrives (STM yes, STCN no).
+        max_frames: upper bound of kept frames without annotation; the oldest go first. None keeps all of them.
+    """
+
+    k: int = 5
+    include_previous: bool = False
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"memory stride k must be at least 1, not {self.k}")
+
+    def keeps(self, t: int) -> bool:
+        """Every ``k``-th frame, or every frame for as long as it is the previous one."""
+        return self.include_previous or t % self.k == 0
+
+    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+        """Drop the temporary entry, then append."""
+        lasting = tuple(old for old in bank.slots if old.permanent or old.t % self.k == 0)
+        before = bank if len(lasting) == len(bank.slots) else Bank(lasting)
+        after = super().update(before, slot, annotated)
+        if self.max_frames is not None:
+            loose = [old for old in after.slots if not old.permanent]
+            if len(loose) > self.max_frames:
+                dropped = {old.t for old in loose[: len(loose) - self.max_frames]}
+                after = Bank(tuple(old for old in after.slots if old.permanent or old.t not in dropped))
+        return after
+
+
+@dataclass(frozen=True)
+class All(MemoryPolicy):
+    """Every frame stays: training on short clips (STM, STCN, DMN-AOA)."""
+
+    def keeps(self, t: int) -> bool:  # noqa: ARG002
+        """Always."""
+        return True

@@ -1,0 +1,54 @@
+"""Tables of scores beside the baselines, for the terminal and as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from vos_lightning.baselines import copy_first_mask, warp_by_flow
+from vos_lightning.label_io import write_atomically
+from vos_lightning.metrics.davis import ObjectScores, Protocol, describe, evaluate_video, summarize
+from vos_lightning.structures import VideoSample
+
+Baseline = Callable[[VideoSample], Iterable[tuple[int, Tensor]]]
+BASELINES: dict[str, Baseline] = {"copy of the first mask": copy_first_mask, "flow warp": warp_by_flow}
+
+
+def score_baselines(videos: Sequence[VideoSample], protocol: Protocol) -> dict[str, list[ObjectScores]]:
+    """Rows of each baseline on videos with targets, with a progress bar."""
+    rows: dict[str, list[ObjectScores]] = {name: [] for name in BASELINES}
+    for video in track(videos, description="Baselines", console=Console(stderr=True), transient=True):
+        order = sorted(video.targets)
+        target = torch.stack([video.targets[t] for t in order])
+        for name, baseline in BASELINES.items():
+            label_maps = dict(baseline(video))
+            rows[name] += evaluate_video(torch.stack([label_maps[t] for t in order]), target, protocol, video.name)
+    return rows
+
+
+def report(name: str, rows: Sequence[ObjectScores], protocol: Protocol, others: dict[str, list[ObjectScores]]) -> Table:
+    """J, F and J&F of every video and of all objects, and J&F of other methods beside them."""
+    table = Table("video", "J", "F", f"J&F {name}", *(f"J&F {other}" for other in others), title=describe(protocol, rows))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for video in [*dict.fromkeys(row.video for row in rows), None]:
+        if video is None:
+            table.add_section()
+        of_video = summarize([row for row in rows if video in (None, row.video)])
+        beside = [summarize([row for row in group if video in (None, row.video)])["J&F"] for group in others.values()]
+        cells = [of_video["J"], of_video["F"], of_video["J&F"], *beside]
+        table.add_row(video or "mean over objects", *(f"{100 * value:.1f}" for value in cells))
+    return table
+
+
+def write_scores(path: Path, content: dict[str, Any]) -> None:
+    """Write scores as JSON, atomically."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
