@@ -134,22 +134,20 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
         )
 
-    def val_dataloader(self) -> DataLoader[VideoSample] | list[Any]:
+    def val_dataloader(self) -> DataLoader[VideoSample]:
         """One video at a time, this process's share."""
         return self._video_loader(self.val_videos())
 
-    def test_dataloader(self) -> DataLoader[VideoSample] | list[Any]:
+    def test_dataloader(self) -> DataLoader[VideoSample]:
         """One video at a time, this process's share."""
         return self._video_loader(self.test_videos())
 
-    def predict_dataloader(self) -> DataLoader[VideoSample] | list[Any]:
+    def predict_dataloader(self) -> DataLoader[VideoSample]:
         """One video at a time, this process's share."""
         return self._video_loader(self.predict_videos())
 
-    def _video_loader(self, videos: Sequence[VideoSample]) -> DataLoader[VideoSample] | list[Any]:
+    def _video_loader(self, videos: Sequence[VideoSample]) -> DataLoader[VideoSample]:
         trainer = self._trainer()
-        if not videos:
-            return []  # Lightning skips the stage
         # No video twice: ranks may have different numbers of videos, unlike with a padding DistributedSampler. Frames are
         # decoded on access in this process, so there is nothing for workers to do.
         share = _Share(videos, range(trainer.global_rank, len(videos), trainer.world_size))

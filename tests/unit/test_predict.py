@@ -92,8 +92,8 @@ class TestLoading:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"state_dict": lambda state: {**state, "network.extra": torch.zeros(1)}}, "does not fit .* network.extra"),
-            ({"state_dict": lambda state: {}}, "does not fit .* network.scale"),
+            ({"state_dict": lambda state: {**state, "network.extra": torch.zeros(1)}}, "does not fit .*network.extra"),
+            ({"state_dict": lambda state: {}}, "does not fit .*network.scale"),
             ({"hyper_parameters": lambda h: {**h, "colour": 3}}, None),
             ({"hyper_parameters": lambda h: {**h, "network": {"class_path": NETWORK, "init_args": {"colour": 3}}}}, "colour"),
             ({"hyper_parameters": lambda h: {}}, "does not name its module"),

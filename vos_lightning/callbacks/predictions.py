@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from jaxtyping import UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor
 
-from vos_lightning.callbacks.drawing import sheet, spread, thumbnail
-from vos_lightning.label_io import overlay, write_atomically, write_label_map
+from vos_lightning.callbacks.drawing import sheet, spread, thumbnail, write_png
+from vos_lightning.label_io import overlay, write_label_map
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
 from vos_lightning.video_files import VideoWriter
@@ -128,10 +126,3 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Drop the unfinished video; what is complete stays."""
         self._finish(pl_module)
-
-
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture whole or not at all."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())

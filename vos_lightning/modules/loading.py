@@ -69,10 +69,25 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
     return module.to(target).eval().requires_grad_(False)
 
 
-def _description(path: Path) -> tuple[str, dict[str, Any]]:
-    """Class of the module, and its hyperparameters where pretrained weights would be loaded only to be overwritten."""
+def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
+    """Load the parameters of a checkpoint into a module that was built from an experiment; all names and shapes must fit.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, or one of another network.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
     try:
-        # Memory-mapped: the tensors are not read twice.
+        module.load_state_dict(_read(path)["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the checkpoint does not fit this experiment's network: {_one_line(error)}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # Memory-mapped: tensors that nobody asks for are not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise ValueError(
@@ -80,6 +95,12 @@ def _description(path: Path) -> tuple[str, dict[str, Any]]:
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path}: this is no Lightning checkpoint (it has no state_dict)")
+    return content
+
+
+def _description(path: Path) -> tuple[str, dict[str, Any]]:
+    """Class of the module, and its hyperparameters where pretrained weights would be loaded only to be overwritten."""
+    content = _read(path)
     hyper_parameters = content.get(_HYPER_PARAMETERS, {})
     class_path = hyper_parameters.get("_class_path")
     if not isinstance(class_path, str):

@@ -34,9 +34,6 @@ class Recorder(lightning.LightningModule):
         self.videos.append(batch.name)
         return batch.name
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 

@@ -22,6 +22,9 @@ from data_modules.synthetic import SyntheticDataModule
 from tests.unit.data_modules.helpers import Recorder, trainer
 from vos_lightning.label_io import read_label_map, write_label_map
 
+# pycocotools on newer NumPy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+
 RECIPE = ClipRecipe(
     num_frames=3,
     short_side=None,
@@ -161,7 +164,6 @@ def synthetic(**kwargs: object) -> SyntheticDataModule:
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-@pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device`")
 def test_a_mixture_trains_on_all_and_evaluates_one(images: Path) -> None:
     videos = synthetic()
     mixture = MixedDataModule([static(images), videos], [2, 1], videos, batch_size=11, num_workers=0)
@@ -184,7 +186,7 @@ def test_mixtures_must_agree(images: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-@pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device`")
+@pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
 def test_images_alone_train_without_validation(images: Path) -> None:
     module = Recorder()
     trainer(images, max_steps=2, val_check_interval=1).fit(module, datamodule=static(images, batch_size=2, num_workers=0))

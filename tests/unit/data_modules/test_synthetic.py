@@ -87,8 +87,8 @@ def test_clips_are_frames_of_their_scene() -> None:
 
 
 def test_impossible_scenes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"40 objects do not fit into 32x32: lower scene\.num_objects"):
-        make_scene(0, VAL, 0, SceneRecipe(height=32, width=32, num_objects=(40, 40)))
+    with pytest.raises(ValueError, match=r"20 objects do not fit into 16x16: lower scene\.num_objects"):
+        make_scene(0, VAL, 0, SceneRecipe(height=16, width=16, num_frames=2, num_objects=(20, 20)))
     with pytest.raises(ValueError, match=r"scene\.num_objects must be"):
         SceneRecipe(num_objects=(0, 2))
 
@@ -127,7 +127,7 @@ def test_data_modules_are_configured_from_plain_values() -> None:
             },
         },
     }
-    module = parser.instantiate_classes(parser.parse_object({"data": mixture})).data
+    module = parser.instantiate(parser.parse_object({"data": mixture})).data
     first, second = module.train_modules
     assert first.recipe.affine.scale == (0.8, 1.25)
     assert first.recipe.affine.accumulate is True

@@ -16,10 +16,9 @@ from data_modules.scenes import SceneRecipe
 from data_modules.synthetic import SyntheticClips, SyntheticDataModule
 from tests.unit.data_modules.helpers import Recorder, trainer
 
-# Lightning 2.6.6 on newer torch, and its remarks on how modules and data modules share work.
+# Lightning 2.6.6 on newer torch, and checkpoints that are looked at twice.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device`"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 

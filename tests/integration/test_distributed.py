@@ -1,0 +1,66 @@
+"""Two processes with the same global batch train as one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.runs import run
+from tests.integration.test_resume import losses, weights
+from tests.tolerances import assert_close
+
+OPTIONS = (
+    "--trainer.max_steps=3",
+    "--trainer.val_check_interval=3",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--data.init_args.batch_size=4",
+    "--data.init_args.num_val_videos=3",
+)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    code, output = run("train", "emvos_smoke", "--run-dir", "one", *OPTIONS, cwd=tmp_path)
+    assert code == 0, output
+    code, output = run(
+        "train", "emvos_smoke", "--run-dir", "two", *OPTIONS, "--trainer.devices=2", "--trainer.strategy=ddp", cwd=tmp_path
+    )
+    assert code == 0, output
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        if value.is_floating_point():
+            assert_close(two[name], value)
+    # The gradients agree: Adam's first moments are sums of them.
+    moments = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+        for name in ("one", "two")
+    ]
+    for index, state in moments[0].items():
+        assert_close(moments[1][index]["exp_avg"], state["exp_avg"])
+    assert losses(tmp_path / "one").keys() == losses(tmp_path / "two").keys()
+
+
+def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
+    code, output = run(
+        "train", "emvos_smoke", "--data.init_args.batch_size=3", "--trainer.devices=2", "--trainer.strategy=ddp", cwd=tmp_path
+    )
+    assert code != 0
+    assert "not a multiple of 2 processes" in output
+
+
+@pytest.mark.parametrize("stage", ["validate"])
+def test_metrics_do_not_depend_on_the_number_of_processes(tmp_path: Path, stage: str) -> None:
+    code, output = run("train", "emvos_smoke", "--run-dir", "one", *OPTIONS, cwd=tmp_path)
+    assert code == 0, output
+    checkpoint = str(tmp_path / "one" / "checkpoints" / "last.ckpt")
+    scores = []
+    for number in ("1", "2"):
+        directory = tmp_path / f"scores{number}"
+        arguments = ("--run-dir", str(directory), "--checkpoint", checkpoint, "--data.init_args.num_val_videos=3")
+        distributed = ("--trainer.devices=2", "--trainer.strategy=ddp") if number == "2" else ()
+        code, output = run(stage, "emvos_smoke", *arguments, *distributed, cwd=tmp_path)
+        assert code == 0, output
+        scores.append((directory / "scores" / f"{stage}.json").read_text())
+    assert scores[0] == scores[1]

@@ -1,0 +1,69 @@
+"""A killed run goes on from its last checkpoint with the samples that it would have drawn, in the same directory and W&B run."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.runs import run, start
+from tests.tolerances import assert_close
+
+OPTIONS = (
+    "--trainer.max_steps=12",
+    "--trainer.val_check_interval=12",
+    "--trainer.log_every_n_steps=1",
+    "--last_checkpoint.every_n_train_steps=1",
+    "--trainer.enable_progress_bar=false",
+)
+
+
+def losses(directory: Path) -> dict[int, float]:
+    """Step -> training loss, over all starts of a run."""
+    found = {}
+    for path in sorted(directory.glob("logs/start_*/metrics.csv")):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                if row.get("train/loss"):
+                    found[int(row["step"])] = float(row["train/loss"])
+    return found
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGUSR1])
+def test_killed_and_started_again(tmp_path: Path, kill: signal.Signals) -> None:
+    code, output = run("train", "emvos_smoke", "--run-dir", "straight", *OPTIONS, cwd=tmp_path)
+    assert code == 0, output
+    process = start("train", "emvos_smoke", "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(kill)
+    process.communicate(timeout=120)
+    assert process.returncode == (75 if kill == signal.SIGUSR1 else -kill)
+    assert not (tmp_path / "killed" / "finished").exists()
+    done = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert 0 < done < 12
+    code, output = run("train", "emvos_smoke", "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    assert code == 0, output
+    assert "going on from" in output
+    assert (tmp_path / "killed" / "finished").is_file()
+    for name, value in weights(tmp_path / "straight").items():
+        assert_close(weights(tmp_path / "killed")[name], value)
+    # The second start logged only what was left to do, and what it drew is what the straight run drew.
+    expected = losses(tmp_path / "straight")
+    again = losses(tmp_path / "killed")
+    assert max(again) == max(expected)
+    for step, value in again.items():
+        assert value == pytest.approx(expected[step], rel=1e-4)
+    code, output = run("train", "emvos_smoke", "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    assert code == 0
+    assert "is finished" in output

@@ -1,0 +1,93 @@
+"""How fast training is, and whether it waits for data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vos_lightning.structures import ClipBatch
+
+
+class Throughput(Callback):
+    """Logs training speed, averaged over ``trainer.log_every_n_steps`` batches and summed over processes.
+
+    - ``train/clips_per_second`` and ``train/frames_per_second``, without the time of validations;
+    - ``train/data_wait``: fraction of the time that went by between two batches, in [0, 1]; near 0 if loading keeps up;
+    - ``train/peak_memory_gib``: of this process's CUDA device since the last value.
+
+    Nothing waits for the device: over many batches the host cannot run ahead of it, so the mean is right without. The first
+    batch, which compiles and warms up, is not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clear()
+        self._mark = 0.0
+        self._warm = False
+
+    def _clear(self) -> None:
+        self._batches = self._clips = self._frames = 0
+        self._waited = self._worked = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Start anew."""
+        self._clear()
+        self._warm = False
+        self._mark = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Validation is not waiting."""
+        self._mark = time.perf_counter()
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        batch: ClipBatch,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Since the last mark we have waited."""
+        now = time.perf_counter()
+        self._waited += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: ClipBatch,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Since the last mark we have worked."""
+        now = time.perf_counter()
+        self._worked += now - self._mark
+        self._mark = now
+        if not self._warm:
+            self._warm = True
+            self._clear()
+            return
+        clips, length = batch.frames.shape[:2]
+        self._batches += 1
+        self._clips += clips * trainer.world_size
+        self._frames += clips * length * trainer.world_size
+        if self._batches == trainer.log_every_n_steps:
+            values = self._values(pl_module.device)
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)
+            self._clear()
+
+    def _values(self, device: torch.device) -> dict[str, float]:
+        elapsed = self._waited + self._worked
+        values = {
+            "train/clips_per_second": self._clips / elapsed,
+            "train/frames_per_second": self._frames / elapsed,
+            "train/data_wait": self._waited / elapsed,
+        }
+        if device.type == "cuda":
+            values["train/peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+            torch.cuda.reset_peak_memory_stats(device)
+        return values

@@ -1,0 +1,133 @@
+"""Pictures of the validation while a network trains: on disk always, in Weights & Biases where its logger is attached."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, fields
+from pathlib import Path
+
+from jaxtyping import UInt8
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from vos_lightning.callbacks.drawing import sheet, spread, thumbnail, write_png
+from vos_lightning.label_io import overlay
+from vos_lightning.metrics.davis import ObjectScores
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.structures import FramePrediction, VideoSample
+from vos_lightning.video_files import VideoWriter
+
+PICTURE_HEIGHT = 240
+PICTURES_PER_ROW = 3
+
+
+class EvaluationPictures(Callback):
+    """Shows the same few validation videos after every validation.
+
+    ::
+
+        <default_root_dir>/pictures/step=000500_<video>.png   frames with prediction in colour, annotation outlined in white
+        <default_root_dir>/pictures/<video>.mp4               the latest validation, every frame
+
+    Where a ``WandbLogger`` is attached, it gets the pictures, the videos (as files, which it only copies) at the end of the
+    training, and a table with the scores of every object. The first process draws; sanity checks are left out.
+
+    Args:
+        videos: how many: the first ones that the first process validates.
+        frames: in a picture, evenly spaced over the video.
+        every_n_validations: draw in the first validation and every n-th after it.
+    """
+
+    def __init__(self, videos: int = 2, frames: int = 6, every_n_validations: int = 1) -> None:
+        super().__init__()
+        self.videos = videos
+        self.frames = frames
+        self.every_n_validations = every_n_validations
+        self._count = 0
+        self._active = False
+        self._names: list[str] = []
+        self._pictures: dict[str, list[UInt8[Tensor, "3 h w"]]] = {}
+        self._writer: VideoWriter | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, if it is this validation's turn."""
+        if trainer.sanity_checking:
+            return
+        self._active = self._count % self.every_n_validations == 0
+        self._count += 1
+        if self._active and trainer.is_global_zero:
+            assert isinstance(pl_module, VOSModule)
+            self._folder = Path(trainer.default_root_dir) / "pictures"
+            pl_module.frame_listeners.append(self._take)
+
+    def _take(self, video: VideoSample, prediction: FramePrediction) -> None:
+        """The frame listener."""
+        index, label_map = prediction.frame_index, prediction.label_map
+        if video.name not in self._names:
+            if len(self._names) == self.videos:
+                return
+            self._names.append(video.name)
+        frame = video.frames[index].cpu()
+        if index == 0:
+            self._pictures[video.name] = []
+            self._drop_video()
+            self._writer = VideoWriter(self._folder / f"{video.name}.mp4")
+        assert self._writer is not None
+        self._writer.write(overlay(frame, label_map))
+        if index in spread(len(video.frames), self.frames):
+            picture = thumbnail(frame, label_map, video.frame_names[index], video.targets.get(index), PICTURE_HEIGHT)
+            self._pictures[video.name].append(picture)
+        if index == len(video.frames) - 1:
+            self._writer.close()
+            self._writer = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the pictures, and show them and the scores where a logger can. Callbacks come before the module's reset."""
+        if not self._active:
+            return
+        self._active = False
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        rows = _scores(pl_module) if loggers else []
+        if not trainer.is_global_zero:
+            return
+        self._stop(pl_module)
+        step = trainer.global_step
+        for name, pictures in self._pictures.items():
+            path = self._folder / f"step={step:06d}_{name}.png"
+            write_png(path, sheet([pictures[i : i + PICTURES_PER_ROW] for i in range(0, len(pictures), PICTURES_PER_ROW)]))
+            for logger in loggers:
+                logger.log_image(f"pictures/{name}", [str(path)], step=step)
+        self._pictures = {}
+        for logger in loggers:
+            columns = [field.name for field in fields(ObjectScores)]
+            data = [[*astuple(row), (row.J + row.F) / 2] for row in rows]
+            logger.log_table("val/objects", columns=[*columns, "J&F"], data=data, step=step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Show the last validation as videos."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                for name in self._names:
+                    logger.log_video(f"videos/{name}", [str(self._folder / f"{name}.mp4")], step=trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Drop what is unfinished."""
+        self._stop(pl_module)
+
+    def _stop(self, module: LightningModule) -> None:
+        assert isinstance(module, VOSModule)
+        if self._take in module.frame_listeners:
+            module.frame_listeners.remove(self._take)
+        self._drop_video()
+
+    def _drop_video(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+
+def _scores(module: LightningModule) -> list[ObjectScores]:
+    """Rows of the running validation; every process must ask."""
+    assert isinstance(module, VOSModule)
+    rows: list[ObjectScores] = module.metrics["val"].rows()  # type: ignore[operator]
+    return rows
