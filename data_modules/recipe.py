@@ -55,8 +55,8 @@ class ColorRecipe:
 class ClipRecipe:
     """Everything that decides how a training clip is drawn and transformed.
 
-    Order: frames are chosen, warped (``affine``), resized (``short_side``), flipped, cropped, coloured; then objects are chosen
-    among those visible in the first frame. All frames of a clip share resizing, flips and crop.
+    Order: frames are chosen, warped (``affine``), resized (``short_side``), cropped, flipped, coloured; objects are chosen among
+    those visible in the cropped first frame. All frames of a clip share resizing, crop and flips.
 
     Attributes:
         num_frames: length of a clip, ``T``.

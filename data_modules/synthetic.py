@@ -68,8 +68,7 @@ class SyntheticVideos(Sequence[VideoSample]):
         return self.num_videos
 
     def __getitem__(self, index: int) -> VideoSample:  # type: ignore[override]
-        if not 0 <= index < self.num_videos:
-            raise IndexError(index)
+        index = range(self.num_videos)[index]
         scene = make_scene(self.scene_seed, self.split, index, self.scene)
         num_frames = self.scene.num_frames
         frames, label_maps = scene.render(range(num_frames))
@@ -107,7 +106,11 @@ class SyntheticDataModule(VOSDataModule):
         scene: what the scenes look like.
         scene_seed: decides the scenes, apart from ``seed``, so that evaluation does not change with the run.
         recipe: how clips are made; the default takes whole frames.
-        **kwargs: see :class:`data_modules.base.VOSDataModule`.
+        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
+        num_workers: likewise.
+        seed: likewise.
+        pin_memory: likewise.
+        predict_root: likewise.
     """
 
     def __init__(

@@ -77,7 +77,7 @@ class ClipTransform:
         self.colors = SeededTransforms(_color_transforms(recipe.color)) if recipe.color is not None else None
 
     def __call__(self, rng: np.random.Generator, clip: RawClip) -> ClipSample:
-        """Warp, resize, flip, crop, colour, and choose the objects."""
+        """Warp, resize, crop with a choice of objects, flip, colour."""
         recipe = self.recipe
         frames, label_maps = clip.frames, clip.label_maps
         if recipe.ignore_as_background:
@@ -90,8 +90,9 @@ class ClipTransform:
             if (height, width) != frames.shape[1:3]:
                 box = (0, 0, frames.shape[2], frames.shape[1])
                 frames, label_maps = resize_box(frames, label_maps, box, height, width)
-        frames, label_maps = self.flips(rng, frames, label_maps)
+        # The published order is flips, then crop; windows are drawn symmetrically, so this is the same and has fewer pixels.
         frames, label_maps, object_ids = self._crop(rng, frames, label_maps, clip.video_name)
+        frames, label_maps = self.flips(rng, frames, label_maps)
         if self.colors is not None and recipe.color is not None:
             if recipe.color.per_frame:
                 frames = np.concatenate([self.colors(rng, f[None], m[None])[0] for f, m in zip(frames, label_maps, strict=True)])

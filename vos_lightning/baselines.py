@@ -47,7 +47,7 @@ def warp_by_flow(sample: VideoSample) -> Iterator[tuple[int, UInt8[Tensor, "H0 W
 
     Reference: Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016 (OpenCV's ``DISOpticalFlow``).
     """
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     current: Tensor | None = None
     previous_grey: np.ndarray | None = None
     for index, frame in enumerate(sample.frames):

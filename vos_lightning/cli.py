@@ -15,7 +15,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from vos_lightning.experiments import Experiment, ExperimentError, differing_keys, experiment_files, load_experiment
+from vos_lightning.experiments import (
+    Experiment,
+    ExperimentError,
+    differing_keys,
+    experiment_files,
+    load_experiment,
+    with_overrides,
+)
 
 Stage = Literal["fit", "validate", "test", "predict"]
 
@@ -88,8 +95,8 @@ def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Sta
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{experiment.name}.yaml"
-        file.write_text(yaml.safe_dump(dict(experiment.config), sort_keys=False))
-        return VOSCommandLine.from_arguments(["--config", str(file), *overrides], run=run, name=experiment.name, stage=stage)
+        file.write_text(yaml.safe_dump(with_overrides(experiment.config, overrides), sort_keys=False))
+        return VOSCommandLine.from_config(file, run=run, name=experiment.name, stage=stage)
 
 
 def train(argv: Sequence[str]) -> int:
@@ -260,7 +267,7 @@ def show(argv: Sequence[str]) -> int:
             cli = build(experiment, Run(Path(folder)), overrides, "fit")
             sys.stdout.write(cli.parser.dump(cli.config, skip_none=False))
     else:
-        sys.stdout.write(yaml.safe_dump(dict(experiment.config), sort_keys=False))
+        sys.stdout.write(yaml.safe_dump(with_overrides(experiment.config, overrides), sort_keys=False))
     return 0
 
 

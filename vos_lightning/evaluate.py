@@ -331,7 +331,7 @@ def show(evaluation: Evaluation, console: Console) -> None:
     tables = [("object", per_object)] if len(per_object) > len(per_video) else []
     for title, entries in [*tables, ("video", per_video)]:
         console.print(_table(title, entries))
-    console.print(_table("all", [("mean over objects", summarize(evaluation.rows))]))
+    console.print(_table("all", [(f"{len(evaluation.rows)} objects", summarize(evaluation.rows))]))
     console.print(evaluation.description, soft_wrap=True)
 
 

@@ -16,9 +16,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,45 @@ def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, wher
         else:
             merged[key] = value
     return merged
+
+
+def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """A configuration with command-line options on top.
+
+    They are merged here and not by the argument parser, so that ``--a.b.c=null`` means what it means in a file, at any depth.
+
+    Args:
+        config: a composed configuration.
+        arguments: ``--key=value`` or ``--key value`` with dotted keys and YAML values.
+
+    Raises:
+        ExperimentError: an argument that is no option, or a value that is not YAML.
+    """
+    overlay: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key:
+            raise ExperimentError(f"{argument!r} is not an option: options are --key=value")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ExperimentError(f"option --{key} has no value: write --{key}=VALUE")
+            value = rest.pop(0)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ExperimentError(f"--{key}={value} is not valid YAML") from error
+        # YAML 1.1 reads 1e-4 as text.
+        if isinstance(parsed, str):
+            with contextlib.suppress(ValueError):
+                parsed = float(parsed)
+        target = overlay
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = parsed
+    return _merge(config, overlay, Path("the command line"), "")
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:

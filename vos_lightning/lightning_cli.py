@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import re
-from collections.abc import Sequence
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +40,7 @@ class VOSCommandLine(LightningCLI):
     stop_on_signal: StopOnSignal
 
     @classmethod
-    def from_arguments(cls, arguments: Sequence[str], *, run: Run, name: str, stage: str) -> VOSCommandLine:
+    def from_config(cls, file: Path, *, run: Run, name: str, stage: str) -> VOSCommandLine:
         """Parse and instantiate.
 
         Raises:
@@ -53,6 +54,7 @@ class VOSCommandLine(LightningCLI):
             f"--best_checkpoint.dirpath={checkpoints}",
             f"--last_checkpoint.dirpath={checkpoints}",
         ]
+        _quiet()
         try:
             return cls(
                 VOSModule,
@@ -63,10 +65,10 @@ class VOSCommandLine(LightningCLI):
                 save_config_callback=None,
                 seed_everything_default=0,
                 parser_kwargs={"exit_on_error": False},
-                args=[*arguments, *fixed],
+                args=["--config", str(file), *fixed],
                 run=False,
             )
-        except argparse.ArgumentError as error:
+        except (argparse.ArgumentError, ValueError) as error:
             raise ExperimentError(condense(str(error))) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -160,16 +162,40 @@ def has_wandb_key() -> bool:
 
 
 def condense(message: str) -> str:
-    """The parser's message in one line: the innermost complaint, with the key it is about."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    text = " ".join(lines)
-    text = re.sub(r"\s+", " ", text)
-    for pattern in (
-        r"Key '(?P<key>[^']+)' is not expected",
-        r"[Oo]ption '(?P<key>[^']+)' is not accepted",
-        r"[Uu]nrecognized arguments?:? (?P<key>.+?)(?: \(|$)",
+    """The parser's message in one line: the complaint and the key it is about, without the values around it."""
+    unknown = re.search(
+        r"Key '(?P<a>[^']+)' is not expected"
+        r"|[Oo]ption '(?P<b>[^']+)' is not accepted"
+        r"|[Uu]nrecognized arguments?:? '?(?P<c>[^\s'(]+)",
+        message,
+    )
+    if unknown:
+        key = next(group for group in unknown.groups() if group)
+        where = re.search(r"Parser key \"(?P<key>[^\"]+)\"", message)
+        at = f" of {where['key']}" if where and where["key"] not in key else ""
+        return f"unknown option {key}{at}: `python -m vos_lightning show EXP --options` lists what there is"
+    # A value of a class may be of several types, and the complaint lies inside: `Parser key "model": ... Errors: - Problem with
+    # given class_path 'C': Parser key "network": ... - Expected a <class 'NoneType'> Given value ...`.
+    text = " ".join(message.split())
+    keys = re.findall(r"[Pp]arser key \"([^\"]+)\"", text)
+    text = re.split(r" - Expected a <class 'NoneType'>| Given value", text)[0]
+    text = re.sub(r".*Errors: - ", "", text)
+    text = re.sub(r"Problem with given class_path '[^']+': |[Pp]arser key \"[^\"]+\": ", "", text)
+    return f"{'.'.join(keys)}: {text}"[:400] if keys else text[:400]
+
+
+def _quiet() -> None:
+    """Drop notes that are about what is meant here, so that those that are left get read."""
+    # Lightning 2.6.6 calls what jsonargparse has deprecated since.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for message in (
+        "LightningCLI's args parameter is intended",  # we call it from our own command line
+        r"Found \d+ module\(s\) in eval mode",  # frozen normalisation
+        "Attribute 'network' is an instance of",  # what makes a checkpoint describe its network
+        "The number of training batches",
+        r"The '\w+_dataloader' does not have many workers",  # videos are decoded frame by frame, see data_modules.base
+        r".*isinstance\(treespec, LeafSpec\)",
+        "Checkpoint directory .* exists and is not empty",  # resuming is the rule here
     ):
-        found = re.search(pattern, text)
-        if found:
-            return f"unknown option {found['key'].strip()}: `show EXP --options` lists what there is. ({text[:300]})"
-    return text[:600]
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())

@@ -43,9 +43,7 @@ def make_trainer(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
     )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*:FutureWarning", "ignore:predict returned None.*"
-)
+@pytest.mark.filterwarnings("ignore:predict returned None.*")
 class TestWriter:
     def test_writes_label_maps_overlays_and_a_sheet(self, tmp_path: Path) -> None:
         videos = [make_video("first", length=5), make_video("second", length=3, ids=(2, 7))]

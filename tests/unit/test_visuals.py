@@ -18,8 +18,6 @@ from vos_lightning.callbacks import throughput as throughput_module
 from vos_lightning.structures import ClipBatch
 from vos_lightning.video_files import open_frames
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*:FutureWarning")
-
 
 def make_clips() -> ClipBatch:
     frames = torch.stack(make_frames(3)).float() / 255
@@ -138,15 +136,17 @@ class TestThroughput:
             def log_metrics(self, metrics: Any, step: int | None = None) -> None:
                 logged.append((metrics, step))
 
-        class FakeTrainer:
+        class FakeTrainer(Trainer):
             world_size, log_every_n_steps, global_step = 3, 2, 11
             loggers = (Recorder(),)
 
+            def __init__(self) -> None: ...
+
         module, batch, trainer = DummyModule(), make_clips(), FakeTrainer()
-        callback.on_train_start(trainer, module)  # type: ignore[arg-type]
+        callback.on_train_start(trainer, module)
         for index in range(5):
-            callback.on_train_batch_start(trainer, module, batch, index)  # type: ignore[arg-type]
-            callback.on_train_batch_end(trainer, module, None, batch, index)  # type: ignore[arg-type]
+            callback.on_train_batch_start(trainer, module, batch, index)
+            callback.on_train_batch_end(trainer, module, None, batch, index)
         # Each batch after the first: 1 s of waiting, 3 s of work, 2 clips of 3 frames in each of 3 processes.
         expected = {"train/clips_per_second": 1.5, "train/frames_per_second": 4.5, "train/data_wait": 0.25}
         assert logged == [(expected, 11), (expected, 11)]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import DenseNet, DenseNet121_Weights, densenet121
 
+from vos_lightning.backbones.normalization import replace_batch_norm
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
 from vos_lightning.structures import FeaturePyramid
 
+Norm = Literal["frozen", "batch", "group"]
+Weights = Literal["IMAGENET1K_V1", "DEFAULT"]
+"""Members of ``torchvision.models.DenseNet121_Weights``."""
 _DENSENET121 = (32, (6, 12, 24), 64)
 
 
@@ -29,7 +33,8 @@ class DenseNetPyramid(nn.Module):
         weights: name of a member of ``torchvision.models.DenseNet121_Weights`` (``"IMAGENET1K_V1"``), downloaded and cached by
             torchvision; None for torchvision's random initialisation.
         norm: ``frozen`` keeps statistics and affine parameters of all batch normalisation as they are, in training too;
-            ``batch`` is ordinary batch normalisation, for variants that are trained from scratch.
+            ``batch`` is ordinary batch normalisation; ``group`` puts group normalisation in its place, for training from
+            scratch with few clips a batch, where running statistics do not describe a single frame.
 
     Raises:
         ValueError: weights are unknown, or asked for a size that is not DenseNet-121's.
@@ -45,12 +50,14 @@ class DenseNetPyramid(nn.Module):
         growth_rate: int = 32,
         block_config: tuple[int, int, int] = (6, 12, 24),
         num_init_features: int = 64,
-        weights: str | None = "IMAGENET1K_V1",
-        norm: Literal["frozen", "batch"] = "frozen",
+        weights: Weights | None = "IMAGENET1K_V1",
+        norm: Norm = "frozen",
     ) -> None:
         super().__init__()
-        if norm not in ("frozen", "batch"):
-            raise ValueError(f"norm must be 'frozen' or 'batch', not {norm!r}")
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {get_args(Norm)}, not {norm!r}")
+        if norm == "group" and weights is not None:
+            raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
         self.norm = norm
         size = (growth_rate, tuple(block_config), num_init_features)
         if weights is None:
@@ -73,6 +80,8 @@ class DenseNetPyramid(nn.Module):
         """Channels of the pyramid, fine to coarse."""
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        if norm == "group":
+            replace_batch_norm(self)
         if norm == "frozen":
             for layer in self._batch_norms():
                 layer.requires_grad_(False)

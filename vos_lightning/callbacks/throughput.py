@@ -74,7 +74,7 @@ class Throughput(Callback):
         self._batches += 1
         self._clips += clips * trainer.world_size
         self._frames += clips * length * trainer.world_size
-        if self._batches == trainer.log_every_n_steps:
+        if self._batches == trainer.log_every_n_steps:  # type: ignore[attr-defined]
             values = self._values(pl_module.device)
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)

@@ -202,8 +202,9 @@ def _boundary(pair: _Pair) -> Words:
 def _dilate(bits: Words, stride: int, radius: int) -> Words:
     """Union of all shifts by ``(dx, dy)`` with ``dx^2 + dy^2 <= radius^2``.
 
-    For every ``dy`` that is a run of ``2w + 1`` pixels. A run that begins at the pixel comes from a shorter one by one shift; the
-    runs of a width are put in their rows, and all of them move by ``w`` to their centres on the way from wide to narrow.
+    For every ``dy`` that is a run of ``2w + 1`` pixels. A run that ends at its pixel comes from a shorter one by one shift; runs
+    are put in their rows from wide to narrow, and what is there moves on by the difference, in the end by ``w`` to its centre.
+    (Runs that begin at their pixel would leave the array before the first one.)
     """
     widths = [math.isqrt(radius**2 - dy**2) for dy in range(radius + 1)]
     runs, length = {0: bits}, 1
@@ -211,14 +212,14 @@ def _dilate(bits: Words, stride: int, radius: int) -> Words:
     for width in sorted(set(widths) - {0}):
         while length < 2 * width + 1:
             step = min(length, 2 * width + 1 - length, 63)
-            run = run | _to_previous(run, step)
+            run = run | _to_next(run, step)
             length += step
         runs[width] = run
     dilated = runs[radius].copy()
     for dy in range(1, radius + 1):
         run, offset, moved = runs[widths[dy]], dy * stride, widths[dy - 1] - widths[dy]
         if moved:
-            dilated = _to_next(dilated, moved)
+            dilated = _to_previous(dilated, moved)
         dilated[:, offset:] |= run[:, :-offset]
         dilated[:, :-offset] |= run[:, offset:]
     return dilated

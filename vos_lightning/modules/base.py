@@ -113,7 +113,8 @@ class VOSModule(LightningModule):
         parameters = [p for p in self.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer_name]
         optimizer = kind(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
+        # A plain function: LambdaLR would pickle anything else into the checkpoint.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _rate_factor(self, step: int) -> float:
@@ -180,6 +181,7 @@ class VOSModule(LightningModule):
         """Log J, F and J&F over all videos."""
         self._log_metric("test")
 
-    def predict_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
-        """Stream a video; the frame listeners (a prediction writer) take what they want."""
+    def predict_step(self, batch: VideoSample, batch_idx: int) -> str:  # noqa: ARG002
+        """Stream a video and return its name; the frame listeners (a prediction writer) take what they want."""
         self._stream(batch)
+        return batch.name

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.densenet import DenseNetPyramid
+from vos_lightning.backbones.densenet import DenseNetPyramid, Norm, Weights
+from vos_lightning.backbones.normalization import group_norm
 from vos_lightning.decoders.deconv import DeconvDecoder, initialize
 from vos_lightning.mask_ops import pool_to_stride
 from vos_lightning.matching.bijective import RowFilter, filter_rows
@@ -71,8 +72,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
             in evaluation mode only.
         previous_filter: the same for the previous frame.
         growth_rate, block_config, num_init_features: size of the backbone; other than DenseNet-121 only without ``weights``.
-        norm: ``frozen`` or ``batch`` normalisation of the backbone, see :class:`DenseNetPyramid`.
-        normalize_fusion: batch-normalise features where keys and the decoder read them, see :class:`FusionStage`.
+        norm: ``frozen``, ``batch`` or ``group`` normalisation of the backbone, see :class:`DenseNetPyramid`.
+        normalize_fusion: group-normalise features where keys and the decoder read them, see :class:`FusionStage`.
         equalized_scale: factor of the inner products before the softmax of equalized matching.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`DeconvDecoder.start_as_copier`.
@@ -87,7 +88,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
     def __init__(
         self,
         matching: Matching = "surjective+equalized",
-        weights: str | None = "IMAGENET1K_V1",
+        weights: Weights | None = "IMAGENET1K_V1",
         train_encoder: bool = True,
         key_channels: int = 512,
         decoder_channels: int = 256,
@@ -96,7 +97,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         growth_rate: int = 32,
         block_config: tuple[int, int, int] = (6, 12, 24),
         num_init_features: int = 64,
-        norm: Literal["frozen", "batch"] = "frozen",
+        norm: Norm = "frozen",
         normalize_fusion: bool = False,
         equalized_scale: float = 1.0,
         copier_start: bool = False,
@@ -117,7 +118,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
             self.backbone.requires_grad_(False)
         s16 = self.backbone.channels[-1]
         self.equalized_scale = equalized_scale
-        self.key_norm = nn.BatchNorm2d(s16) if normalize_fusion else nn.Identity()
+        self.key_norm = group_norm(s16) if normalize_fusion else nn.Identity()
         self.cosine_key = nn.Conv2d(s16, key_channels, 1) if "surjective" in kinds else None
         self.dot_key = nn.Conv2d(s16, key_channels, 1) if "equalized" in kinds else None
         for key in (self.cosine_key, self.dot_key):

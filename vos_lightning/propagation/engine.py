@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from vos_lightning.mask_ops import ids_to_slots, label_map_from_probabilities, masks_from_label_map, object_ids_in, slots_to_ids
@@ -71,17 +71,17 @@ class InferenceEngine:
     @torch.inference_mode()
     def step(
         self,
-        frame: UInt8[Tensor, "3 H W"] | Float[Tensor, "3 H W"],
-        masks: UInt8[Tensor, "H W"] | Mapping[int, Bool[Tensor, "H W"]] | None = None,
+        frame: Tensor,
+        masks: Tensor | Mapping[int, Tensor] | None = None,
         *,
         proposals: Proposals | None = None,
     ) -> FramePrediction:
         """Process the next frame.
 
         Args:
-            frame: RGB, uint8 or float in [0, 1], on any device.
-            masks: annotations of this frame: a label map in original ids (0 and 255 say nothing), or object id -> mask. Ids
-                that are not yet known start to be tracked; known ones are corrected.
+            frame: RGB ``(3, H, W)``, uint8 or float in [0, 1], on any device.
+            masks: annotations of this frame: a uint8 label map ``(H, W)`` in original ids (0 and 255 say nothing), or object id
+                -> mask ``(H, W)``. Ids that are not yet known start to be tracked; known ones are corrected.
             proposals: for networks that want them.
 
         Returns:

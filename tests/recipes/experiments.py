@@ -1,0 +1,32 @@
+"""Build and run experiments inside the test process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from vos_lightning.cli import Run, build
+from vos_lightning.experiments import experiment_files, load_experiment
+
+NAMES = list(experiment_files())
+SMOKE = [name for name in NAMES if name.endswith("_smoke")]
+
+
+class RecordLosses(Callback):
+    """Keeps the training loss of every step on the module."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.recorded_losses = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        pl_module.recorded_losses.append(float(outputs["loss"]))
+
+
+def fit(name: str, directory: Path, *overrides: str, record: bool = False) -> Any:
+    cli = build(load_experiment(name), Run(directory), ["--trainer.enable_progress_bar=false", *overrides], "fit")
+    if record:
+        cli.trainer.callbacks.append(RecordLosses())
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return cli

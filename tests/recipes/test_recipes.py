@@ -1,0 +1,149 @@
+"""Every experiment parses and builds; every smoke recipe fits, tests and predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.recipes.experiments import NAMES, SMOKE, fit
+from vos_lightning.cli import Run, build, main
+from vos_lightning.experiments import ExperimentError, experiments_folder, load_experiment
+from vos_lightning.modules.loading import load_engine, load_weights
+
+# The real loader of pretrained weights is tested with the backbones; no test downloads.
+OFFLINE = "--model.init_args.network.init_args.weights=null"
+SINGLE = [name for name in NAMES if not load_experiment(name).stages]
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_every_experiment_builds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    overrides = [OFFLINE, "--wandb.mode=disabled", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    cli = build(load_experiment(name), Run(tmp_path), overrides, "fit")
+    assert cli.trainer.max_steps > 0
+    assert cli.datamodule.batch_size > 0
+
+
+def test_stages_are_experiments() -> None:
+    for name in NAMES:
+        for stage in load_experiment(name).stages:
+            assert stage in SINGLE, f"{name} has a stage {stage} that is no experiment"
+
+
+def test_published_blocks_say_what_they_are() -> None:
+    for name in NAMES:
+        published = load_experiment(name).published
+        if published:
+            assert {"paper", "table", "row", "dataset", "metrics"} <= published.keys(), name
+            assert all(isinstance(value, (int, float)) for value in published["metrics"].values()), name
+
+
+@pytest.mark.parametrize("name", SMOKE)
+def test_smoke_recipes_fit_test_and_predict(name: str, tmp_path: Path) -> None:
+    trained = fit(name, tmp_path)
+    checkpoint = Run(tmp_path).best_checkpoint
+    for stage in ("test", "predict"):
+        cli = build(load_experiment(name), Run(tmp_path), ["--trainer.enable_progress_bar=false"], stage)  # type: ignore[arg-type]
+        load_weights(cli.model, checkpoint)
+        getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule)
+    pngs = list((tmp_path / "predictions").rglob("*.png"))
+    assert pngs
+    assert "val_jf" in trained.trainer.callback_metrics
+    # The checkpoint describes itself.
+    engine = load_engine(checkpoint, device="cpu")
+    for key, value in trained.model.network.state_dict().items():
+        if "num_batches" not in key:
+            assert engine.network.state_dict()[key].shape == value.shape
+
+
+def test_every_paper_has_a_smoke_recipe() -> None:
+    folders = {path.name for path in experiments_folder().iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert {name.removesuffix("_smoke") for name in SMOKE} == folders
+
+
+# Composition ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(tmp_path))
+    (tmp_path / "p").mkdir()
+    return tmp_path / "p"
+
+
+def write(folder: Path, name: str, **content: object) -> None:
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_extends_merges_mappings_and_replaces_the_rest(folder: Path) -> None:
+    write(folder, "_base", data={"a": 1, "b": [1, 2], "c": {"d": 1}})
+    write(folder, "one", extends=["p/_base"], data={"b": [3], "c": {"e": "${VOS_DATA}/x"}}, published={"paper": "P"})
+    write(folder, "two", extends=["p/one"], data={"a": 2})
+    assert load_experiment("p_one").config == {"data": {"a": 1, "b": [3], "c": {"d": 1, "e": "data/x"}}}
+    assert load_experiment("p_two").config["data"]["a"] == 2
+    assert load_experiment("p_two").published == {}
+
+
+def test_extending_files_do_not_change_a_class(folder: Path) -> None:
+    write(folder, "_base", model={"class_path": "a.B", "init_args": {"x": 1}})
+    write(folder, "one", extends=["p/_base"], model={"class_path": "a.C"})
+    with pytest.raises(ExperimentError, match=r"one\.yaml changes model\.class_path from a\.B to a\.C"):
+        load_experiment("p_one")
+
+
+def test_circles_and_missing_files_are_named(folder: Path) -> None:
+    write(folder, "one", extends=["p/two"])
+    write(folder, "two", extends=["p/one"])
+    write(folder, "three", extends=["p/nothing"])
+    with pytest.raises(ExperimentError, match="extends itself"):
+        load_experiment("p_one")
+    with pytest.raises(ExperimentError, match=r"three\.yaml extends .*nothing\.yaml"):
+        load_experiment("p_three")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "emvos_smok"], "did you mean emvos_smoke"),
+        (["train", "nothing_like_it"], "make list"),
+        (["trian", "emvos_smoke"], "did you mean train"),
+        (["train", "emvos_smoke", "--trainer.max_stepz=3"], "max_stepz"),
+        (["train", "emvos_smoke", "--model.init_args.learning_rat=3"], "learning_rat"),
+        (["train", "emvos_smoke", "--model.init_args.learning_rate=fast"], "learning_rate"),
+        (["train", "emvos_smoke", "--model.init_args.network.init_args.matching=both"], "matching"),
+        (["train", "emvos_smoke", "--trainer.max_steps=-1"], "trainer.max_steps"),
+        (["train", "emvos_davis17_only", OFFLINE, "--wandb.mode=disabled"], "data/DAVIS"),
+        (["test", "emvos_smoke"], "no checkpoint"),
+        (["test", "emvos_smoke", "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(experiments_folder().resolve()))
+    monkeypatch.delenv("VOS_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_foreign_checkpoint_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(experiments_folder().resolve()))
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.zeros(3)}, "foreign.ckpt")
+    assert main(["test", "emvos_smoke", "--checkpoint", "foreign.ckpt"]) == 2
+    assert "foreign.ckpt: this is no Lightning checkpoint" in capfd.readouterr().err
+
+
+def test_lists_and_help_print(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["list"], ["list", "--plain"], ["show", "emvos_smoke"], ["--help"]):
+        assert main(arguments) == 0
+        assert "emvos" in capsys.readouterr().out or arguments == ["--help"]
+    assert main([]) == 2

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.tolerances import assert_close
+from vos_lightning.mask_ops import (
+    Padding,
+    ids_to_slots,
+    label_map_from_probabilities,
+    logits_from_masks,
+    masks_from_label_map,
+    object_ids_in,
+    pad,
+    padding_for,
+    pool_to_stride,
+    slots_to_ids,
+    soft_aggregate,
+    unpad,
+)
+
+
+def odds_oracle(probabilities: np.ndarray, mode: str) -> np.ndarray:
+    """Normalised odds, one pixel at a time, in double precision, as the papers' sheets state them."""
+    num_objects, height, width = probabilities.shape
+    result = np.zeros((num_objects + 1, height, width))
+    for y, x in itertools.product(range(height), range(width)):
+        p = np.clip(probabilities[:, y, x], 1e-7, 1 - 1e-7)
+        background = min(1 - p) if mode == "minimum" else np.prod(1 - p)
+        background = np.clip(background, 1e-7, 1 - 1e-7)
+        odds = np.array([background / (1 - background), *(p / (1 - p))])
+        result[:, y, x] = odds / odds.sum()
+    return result
+
+
+@pytest.mark.parametrize("mode", ["minimum", "product"])
+@pytest.mark.parametrize("num_objects", [1, 2, 5])
+def test_soft_aggregation_equals_normalised_odds(mode: str, num_objects: int) -> None:
+    logits = torch.randn(2, num_objects, 4, 5) * 6
+    logits[0, 0, 0, :3] = torch.tensor([60.0, -60.0, 0.0])
+    merged, probabilities = soft_aggregate(logits, torch.ones(2, num_objects, dtype=torch.bool), mode)
+    for b in range(2):
+        expected = odds_oracle(torch.sigmoid(logits[b].double()).numpy(), mode)
+        assert_close(probabilities[b], torch.from_numpy(expected).float())
+    assert_close(merged.softmax(dim=1), probabilities)
+
+
+def test_aggregation_sharpens_a_single_object() -> None:
+    p = torch.tensor([0.7, 0.2]).view(1, 1, 1, 2)
+    for mode in ("minimum", "product"):
+        _, probabilities = soft_aggregate(torch.logit(p), torch.ones(1, 1, dtype=torch.bool), mode)
+        assert_close(probabilities[:, 1:], p**2 / (p**2 + (1 - p) ** 2))
+    _, plain = soft_aggregate(torch.logit(p), torch.ones(1, 1, dtype=torch.bool), "none")
+    assert_close(plain[:, 1:], p)
+
+
+def test_aggregation_without_objects_is_background() -> None:
+    _, probabilities = soft_aggregate(torch.zeros(1, 0, 2, 2), torch.zeros(1, 0, dtype=torch.bool), "minimum")
+    assert torch.equal(probabilities, torch.ones(1, 1, 2, 2))
+    for mode in ("minimum", "product", "none"):
+        _, probabilities = soft_aggregate(torch.randn(1, 3, 2, 2), torch.zeros(1, 3, dtype=torch.bool), mode)
+        assert_close(probabilities[:, 0], torch.ones(1, 2, 2))
+        assert probabilities[:, 1:].eq(0).all()
+
+
+def test_aggregation_gradients_are_finite_where_saturated() -> None:
+    for mode in ("minimum", "product", "none"):
+        logits = torch.tensor([-1e4, -20.0, 0.0, 20.0, 1e4]).view(1, 1, 1, 5).requires_grad_()
+        merged, _ = soft_aggregate(logits, torch.ones(1, 1, dtype=torch.bool), mode)
+        F.cross_entropy(merged, torch.ones(1, 1, 5, dtype=torch.long)).backward()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+
+
+def test_unknown_aggregation_is_named() -> None:
+    with pytest.raises(Exception, match="aggregation|parameter 'mode'"):
+        soft_aggregate(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, dtype=torch.bool), "mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("size", "larger_first", "expected"),
+    [
+        ((480, 854), True, Padding(5, 5, 0, 0)),
+        ((480, 853), True, Padding(6, 5, 0, 0)),
+        ((480, 853), False, Padding(5, 6, 0, 0)),
+        ((120, 214), True, Padding(5, 5, 4, 4)),
+        ((64, 64), True, Padding(0, 0, 0, 0)),
+    ],
+)
+def test_padding_amounts(size: tuple[int, int], larger_first: bool, expected: Padding) -> None:
+    assert padding_for(*size, 16, larger_first) == expected
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean", "reflect"])
+@pytest.mark.parametrize("size", [(30, 41), (16, 17), (5, 3), (1, 1)])
+def test_padding_round_trip(mode: str, size: tuple[int, int]) -> None:
+    x = torch.rand(2, 3, *size)
+    padding = padding_for(*size, 16, larger_half_first=True)
+    padded = pad(x, padding, mode)
+    assert padded.shape[-2] % 16 == padded.shape[-1] % 16 == 0
+    assert torch.equal(unpad(padded, padding), x) if mode != "mean" else torch.allclose(unpad(padded, padding), x)
+
+
+def test_reflection_is_pytorchs() -> None:
+    x = torch.rand(1, 3, 30, 41)
+    padding = Padding(4, 3, 1, 1)
+    assert torch.equal(pad(x, padding, "reflect"), F.pad(x, (4, 3, 1, 1), mode="reflect"))
+
+
+def test_mean_padding_is_zero_after_normalisation() -> None:
+    padded = pad(torch.zeros(1, 3, 1, 1), Padding(1, 0, 0, 0), "mean")
+    assert_close(padded[0, :, 0, 0], torch.tensor([0.485, 0.456, 0.406]))
+
+
+def test_ids_and_slots_are_inverse() -> None:
+    label_map = torch.tensor([[0, 3, 7], [200, 255, 9]], dtype=torch.uint8)
+    slots = ids_to_slots(label_map, (7, 200, 3))
+    assert slots.tolist() == [[0, 3, 1], [2, 255, 0]]
+    assert slots_to_ids(slots.where(slots != 255, torch.tensor(0, dtype=torch.uint8)), (7, 200, 3)).tolist() == [
+        [0, 3, 7],
+        [200, 0, 0],
+    ]
+    assert object_ids_in(label_map) == (3, 7, 9, 200)
+
+
+def test_an_unused_slot_takes_no_background() -> None:
+    label_map = torch.tensor([[0, 4]], dtype=torch.uint8)
+    assert ids_to_slots(label_map, (0, 4)).tolist() == [[0, 2]]
+
+
+def test_masks_and_label_maps() -> None:
+    label_map = torch.randint(0, 4, (2, 5, 6), dtype=torch.uint8)
+    label_map[0, 0, 0] = 255
+    masks = masks_from_label_map(label_map, 3)
+    assert masks.shape == (2, 3, 5, 6)
+    assert masks[0, :, 0, 0].sum() == 0
+    background = 1 - masks.amax(dim=1, keepdim=True)
+    again = label_map_from_probabilities(torch.cat([background, masks], dim=1))
+    assert torch.equal(again, label_map.masked_fill(label_map == 255, 0))
+
+
+def test_certain_logits_are_the_clamped_log_odds() -> None:
+    assert_close(logits_from_masks(torch.tensor([0.0, 1.0, 0.5])), torch.tensor([-16.118095, 16.118095, 0.0]))
+
+
+def test_pooling_averages_cells() -> None:
+    masks = torch.rand(2, 3, 32, 48)
+    assert_close(pool_to_stride(masks, 16)[1, 2, 1, 2], masks[1, 2, 16:, 32:48].mean())
+    assert pool_to_stride(masks[:, :0], 16).shape == (2, 0, 2, 3)

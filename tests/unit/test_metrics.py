@@ -1,0 +1,286 @@
+"""J, F, their statistics and the DAVIS protocols."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.oracles import davis_metrics as oracle
+from tests.tolerances import assert_close
+from vos_lightning.label_io import read_label_map
+from vos_lightning.metrics import (
+    DAVISMetric,
+    boundary_accuracy,
+    decay,
+    describe,
+    evaluate_video,
+    mean,
+    recall,
+    region_and_boundary,
+    region_similarity,
+    summarize,
+)
+from vos_lightning.metrics.functional import boundary_radius
+
+
+def blobs(seed: int, num_frames: int, height: int, width: int, num_objects: int) -> torch.Tensor:
+    """Label maps with ellipses and boxes of all sizes, many over the border, some absent."""
+    rng = np.random.default_rng(seed)
+    maps = np.zeros((num_frames, height, width), dtype=np.uint8)
+    for label_map in maps:
+        for object_id in rng.permutation(np.arange(1, num_objects + 1)):
+            centre = (int(rng.integers(-5, width + 5)), int(rng.integers(-5, height + 5)))
+            axes = (int(rng.integers(0, width // 2 + 1)), int(rng.integers(0, height // 2 + 1)))
+            if rng.random() < 0.7:
+                cv2.ellipse(label_map, centre, axes, float(rng.integers(180)), 0, 360, int(object_id), -1)
+            elif rng.random() < 0.5:
+                cv2.rectangle(label_map, centre, (centre[0] + axes[0], centre[1] + axes[1]), int(object_id), -1)
+    return torch.from_numpy(maps)
+
+
+def both(preds: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
+    """J and F of object 1 in one frame."""
+    return (
+        region_similarity(preds[None], target[None], (1,)).item(),
+        boundary_accuracy(preds[None], target[None], (1,)).item(),
+    )
+
+
+def empty(height: int = 20, width: int = 30) -> torch.Tensor:
+    return torch.zeros(height, width, dtype=torch.uint8)
+
+
+# Against the oracle ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "bound_th"),
+    [(48, 85, 0.008), (60, 64, 3), (1, 40, 2), (40, 1, 2), (33, 129, 0.05), (97, 120, 9), (30, 50, 40), (240, 427, 0.008)],
+)
+def test_values_equal_the_oracle(height: int, width: int, bound_th: float) -> None:
+    preds, target = blobs(height, 12, height, width, 4), blobs(width + 1000, 12, height, width, 4)
+    preds[2] = target[2]
+    preds[3], target[3] = 1, 1
+    preds[4], target[4] = 1, 0
+    preds[5], target[5] = 2, 1
+    ids = (1, 2, 4, 9)
+    expected_j = oracle.over_video(oracle.region_similarity, preds.numpy(), target.numpy(), ids)
+    expected_f = oracle.over_video(oracle.boundary_accuracy, preds.numpy(), target.numpy(), ids, bound_th=bound_th)
+    assert_close(region_similarity(preds, target, ids), torch.from_numpy(expected_j))
+    assert_close(boundary_accuracy(preds, target, ids, bound_th=bound_th), torch.from_numpy(expected_f))
+    j, f = region_and_boundary(preds, target, ids, bound_th=bound_th)
+    assert_close(j, torch.from_numpy(expected_j))
+    assert_close(f, torch.from_numpy(expected_f))
+
+
+def test_shifted_copies_at_full_size_equal_the_oracle() -> None:
+    target = blobs(5, 3, 480, 854, 3)
+    preds = target.roll((4, -7), dims=(1, 2))
+    expected = oracle.over_video(oracle.boundary_accuracy, preds.numpy(), target.numpy(), (1, 2, 3))
+    assert 0 < expected.min() < expected.max() < 1
+    assert_close(boundary_accuracy(preds, target, (1, 2, 3)), torch.from_numpy(expected))
+
+
+def test_void_pixels_count_for_nothing() -> None:
+    preds, target = blobs(1, 6, 40, 60, 2), blobs(2, 6, 40, 60, 2)
+    void = blobs(3, 6, 40, 60, 1) > 0
+    for ours, plain in ((region_similarity, oracle.region_similarity), (boundary_accuracy, oracle.boundary_accuracy)):
+        expected = [
+            [plain((p == i).numpy(), (t == i).numpy(), v.numpy()) for p, t, v in zip(preds, target, void, strict=True)]
+            for i in (1, 2)
+        ]
+        assert_close(ours(preds, target, (1, 2), void), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.realdata
+def test_values_equal_the_official_toolkit() -> None:
+    root = Path(os.environ["VOS_REAL_DATA"]) / "metrics"
+    for video, objects in json.loads((root / "expected.json").read_text()).items():
+        target, preds = (
+            torch.stack([read_label_map(path) for path in sorted((root / side / video).glob("*.png"))])
+            for side in ("truth", "prediction")
+        )
+        ids = tuple(int(object_id) for object_id in objects)
+        assert ids == tuple(range(1, int(target[0].max()) + 1))
+        j, f = region_and_boundary(preds, target, ids)
+        for ours, name in ((j, "J"), (f, "F")):
+            expected = torch.tensor([objects[str(object_id)][name] for object_id in ids], dtype=torch.float64)
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+# Special cases --------------------------------------------------------------------------------------------------------
+
+
+def test_empty_masks() -> None:
+    mask = empty()
+    mask[5:9, 5:9] = 1
+    assert both(empty(), empty()) == (1.0, 1.0)
+    assert both(mask, empty()) == (0.0, 0.0)
+    assert both(empty(), mask) == (0.0, 0.0)
+
+
+def test_a_full_mask_has_no_boundary() -> None:
+    full = torch.ones_like(empty())
+    assert both(full, full) == (1.0, 1.0)
+    assert both(full, empty()) == (0.0, 1.0)
+
+
+def test_the_image_border_is_no_boundary() -> None:
+    # The block touches the bottom; without its last row its boundary is the same but for what lies on that row.
+    touching, raised = empty(), empty()
+    touching[12:, 8:20] = 1
+    raised[12:19, 8:20] = 1
+    ring = oracle.boundary_map(touching.numpy() > 0)
+    assert ring[19].sum() == 2  # its two sides only
+    assert boundary_accuracy(raised[None], touching[None], (1,), bound_th=1).item() < 1
+    assert boundary_accuracy(touching[None], touching[None], (1,), bound_th=1).item() == 1
+
+
+@pytest.mark.parametrize(("height", "width", "radius"), [(480, 854, 8), (480, 910, 9), (720, 1280, 12), (1080, 1920, 18)])
+def test_radius(height: int, width: int, radius: int) -> None:
+    assert boundary_radius(height, width) == radius
+    assert boundary_radius(height, width, 5) == 5
+
+
+def test_the_disk_is_closed() -> None:
+    # Vertical half-plane edges of full height: every boundary pixel is exactly `distance` away.
+    target, near, far = empty(), empty(), empty()
+    target[:, 10:], near[:, 13:], far[:, 14:] = 1, 1, 1
+    assert boundary_accuracy(near[None], target[None], (1,), bound_th=3).item() == 1.0
+    assert boundary_accuracy(far[None], target[None], (1,), bound_th=3).item() == 0.0
+
+
+def test_sizes_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 20, 30\) and truth \(1, 20, 31\)"):
+        region_similarity(empty()[None], empty(20, 31)[None], (1,))
+
+
+# Statistics -----------------------------------------------------------------------------------------------------------
+
+
+def test_statistics() -> None:
+    values = torch.tensor([[0.2, 0.5, 0.5001, 0.9, 1.0]], dtype=torch.float64)
+    assert_close(mean(values), torch.tensor([0.62002], dtype=torch.float64))
+    assert_close(recall(values), torch.tensor([0.6], dtype=torch.float64))
+    # Quarters [0, 1], [1, 2], [2, 3], [3, 4].
+    assert_close(decay(values), torch.tensor([0.35 - 0.95], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 7, 78, 104, 255, 256, 257, 600, 1300])
+def test_decay_equals_the_oracle_without_wrapping(num_frames: int) -> None:
+    values = torch.rand(3, num_frames, dtype=torch.float64, generator=torch.Generator().manual_seed(num_frames))
+    expected = torch.tensor([oracle.decay(row) for row in values.numpy()], dtype=torch.float64)
+    assert torch.isfinite(expected).all()
+    assert_close(decay(values), expected)
+
+
+# Protocols ------------------------------------------------------------------------------------------------------------
+
+
+def test_davis17_skips_ends_and_takes_ids_of_the_first_frame() -> None:
+    target, preds = blobs(1, 8, 40, 60, 3), blobs(2, 8, 40, 60, 3)
+    target[0] = 0
+    target[0, 0, 0] = 2  # ids 1 and 2 are scored, although 1 is not there; 3 comes later and is not
+    rows = evaluate_video(preds, target, "davis17", "v")
+    assert [(row.video, row.object_id) for row in rows] == [("v", 1), ("v", 2)]
+    inner = region_similarity(preds[1:-1], target[1:-1], (1, 2))
+    assert [row.J for row in rows] == mean(inner).tolist()
+    assert [row.J_recall for row in rows] == recall(inner).tolist()
+    assert [row.J_decay for row in rows] == decay(inner).tolist()
+    inner = boundary_accuracy(preds[1:-1], target[1:-1], (1, 2))
+    assert [row.F for row in rows] == mean(inner).tolist()
+    changed = preds.clone()
+    changed[0], changed[-1] = 1, 2
+    assert evaluate_video(changed, target, "davis17", "v") == rows
+
+
+def test_davis17_void_is_background() -> None:
+    target = torch.zeros(4, 10, 10, dtype=torch.uint8)
+    target[:, :5] = 1
+    preds = target.clone()
+    target[:, 5:] = 255
+    assert evaluate_video(preds, target, "davis17")[0].J == 1.0
+    preds[:] = 1
+    assert evaluate_video(preds, target, "davis17")[0].J == 0.5
+
+
+def test_davis16_merges_every_value() -> None:
+    target = blobs(1, 6, 40, 60, 3)
+    preds = blobs(2, 6, 40, 60, 1)
+    rows = evaluate_video(preds * 255, (target > 0).to(torch.uint8) * 255, "davis16")
+    assert rows == evaluate_video(preds, target, "davis16")
+    assert len(rows) == 1
+    expected = region_similarity(preds[1:-1], (target[1:-1] > 0).to(torch.uint8), (1,))
+    assert_close(torch.tensor([rows[0].J], dtype=torch.float64), mean(expected))
+
+
+def test_what_cannot_be_scored_is_said() -> None:
+    target = torch.full((4, 8, 8), 255, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"cow: no object id in the first true frame; .* davis16"):
+        evaluate_video(target, target, "davis17", "cow")
+    with pytest.raises(ValueError, match="cow: 2 frames"):
+        evaluate_video(target[:2], target[:2], "davis16", "cow")
+    with pytest.raises(ValueError, match="protocol must be one of davis16, davis17, not 'davis18'"):
+        DAVISMetric("davis18")
+
+
+# The metric -----------------------------------------------------------------------------------------------------------
+
+VIDEOS = {"one": (1, 1), "zwei/ü": (2, 3), "three": (3, 2)}
+
+
+def feed(metric: DAVISMetric, names: list[str]) -> None:
+    for name in names:
+        seed, num_objects = VIDEOS[name]
+        target = blobs(seed, 5, 30, 40, num_objects)
+        target[0, 0, 0] = num_objects
+        metric.update(target.roll(2, dims=2), target, name)
+
+
+def test_metric_averages_objects_and_counts_each_once() -> None:
+    metric = DAVISMetric("davis17")
+    feed(metric, ["one", "three", "zwei/ü", "three"])
+    rows = metric.rows()
+    assert [(row.video, row.object_id) for row in rows] == sorted((v, i) for v, (_, n) in VIDEOS.items() for i in range(1, n + 1))
+    scores = metric.compute()
+    assert list(scores) == ["J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay"]
+    assert scores["J"].item() == pytest.approx(sum(row.J for row in rows) / 6)
+    assert scores["J&F"].item() == pytest.approx((scores["J"].item() + scores["F"].item()) / 2)
+    assert {key: value.item() for key, value in scores.items()} == pytest.approx(summarize(rows))
+    assert describe("davis17", rows) == "DAVIS 2017 semi-supervised: first and last frame skipped, 6 objects in 3 videos"
+    metric.reset()
+    assert metric.rows() == []
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_metric_without_videos_is_nan() -> None:
+    assert all(torch.isnan(value) for value in DAVISMetric("davis16").compute().values())
+
+
+def gather(rank: int, folder: str, shares: list[list[str]]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(shares))
+    metric = DAVISMetric("davis17")
+    feed(metric, shares[rank])
+    scores = {key: value.item() for key, value in metric.compute().items()}
+    content = {"scores": scores, "rows": [(row.video, row.object_id, row.J) for row in metric.rows()]}
+    Path(folder, f"{rank}.json").write_text(json.dumps(content))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shares", [[["one", "zwei/ü"], ["three", "one"]], [["one", "three", "zwei/ü"], []]])
+def test_metric_in_two_processes_equals_one(tmp_path: Path, shares: list[list[str]]) -> None:
+    single = DAVISMetric("davis17")
+    feed(single, list(VIDEOS))
+    mp.start_processes(gather, (str(tmp_path), shares), nprocs=2, start_method="spawn")
+    for rank in range(2):
+        content = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert content["scores"] == {key: value.item() for key, value in single.compute().items()}
+        assert content["rows"] == [[row.video, row.object_id, row.J] for row in single.rows()]
