@@ -53,7 +53,7 @@ def warp_by_flow(sample: VideoSample) -> Iterator[tuple[int, UInt8[Tensor, "H0 W
     for index, frame in enumerate(sample.frames):
         grey = cv2.cvtColor(frame.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2GRAY)
         if current is not None and previous_grey is not None:
-            flow = torch.from_numpy(estimator.calc(grey, previous_grey, None)).permute(2, 0, 1)
+            flow = torch.from_numpy(estimator.calc(grey, previous_grey, None)).permute(2, 0, 1)  # type: ignore[call-overload]
             current = _warp(current, flow, sample.object_ids)
         current = _with_annotation(sample, index, current)
         previous_grey = grey

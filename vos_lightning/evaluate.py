@@ -13,11 +13,11 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import cv2
 import torch
@@ -151,7 +151,7 @@ def _find_tasks(
     if truth.resolve() == predictions.resolve():
         return [], [f"{truth}: truth and predictions are the same folder; give the folder that your predictions were written to"]
     names = sorted(set(videos)) if videos is not None else _folders(truth)
-    if not names:
+    if not any(_stems(truth / name) for name in names):
         return [], [_no_videos(truth, "truth")]
     if not any((predictions / name).is_dir() for name in names):
         return [], [f"{_no_videos(predictions, 'predictions')} (none of the {len(names)} true videos is in it)"]
@@ -335,7 +335,7 @@ def show(evaluation: Evaluation, console: Console) -> None:
     console.print(evaluation.description, soft_wrap=True)
 
 
-def _table(title: str, entries: Sequence[tuple[str, dict[str, float]]]) -> Table:
+def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     table = Table(title, *SUMMARY_KEYS, title=None)
     for column in table.columns[1:]:
         column.justify = "right"

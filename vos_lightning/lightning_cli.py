@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -24,9 +24,7 @@ from vos_lightning.callbacks.visuals import EvaluationPictures
 from vos_lightning.experiments import ExperimentError
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.loading import load_weights
-
-if TYPE_CHECKING:
-    from vos_lightning.cli import Run
+from vos_lightning.runs import Run, Stage
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -36,11 +34,11 @@ class VOSCommandLine(LightningCLI):
 
     run: Run
     name: str
-    stage: str
+    stage: Stage
     stop_on_signal: StopOnSignal
 
     @classmethod
-    def from_config(cls, file: Path, *, run: Run, name: str, stage: str) -> VOSCommandLine:
+    def from_config(cls, file: Path, *, run: Run, name: str, stage: Stage) -> VOSCommandLine:
         """Parse and instantiate.
 
         Raises:

@@ -77,7 +77,7 @@ def test_aggregation_gradients_are_finite_where_saturated() -> None:
 
 
 def test_unknown_aggregation_is_named() -> None:
-    with pytest.raises(Exception, match="aggregation|parameter 'mode'"):
+    with pytest.raises(Exception, match=r"aggregation|parameter 'mode'"):
         soft_aggregate(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, dtype=torch.bool), "mean")  # type: ignore[arg-type]
 
 

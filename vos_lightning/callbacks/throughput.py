@@ -87,7 +87,8 @@ class Throughput(Callback):
             "train/frames_per_second": self._frames / elapsed,
             "train/data_wait": self._waited / elapsed,
         }
-        if device.type == "cuda":
-            values["train/peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-            torch.cuda.reset_peak_memory_stats(device)
+        backend = torch.get_device_module(device)
+        if hasattr(backend, "max_memory_allocated"):
+            values["train/peak_memory_gib"] = backend.max_memory_allocated(device) / 2**30
+            backend.reset_peak_memory_stats(device)
         return values

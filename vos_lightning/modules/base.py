@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
@@ -108,7 +109,7 @@ class VOSModule(LightningModule):
         self.log("train/iou", iou, batch_size=size, prog_bar=True)
         return losses["loss"]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam or AdamW over the trainable parameters, with a schedule counted in steps."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer_name]
@@ -136,6 +137,12 @@ class VOSModule(LightningModule):
             precision=precision,
         )
 
+    def metric(self, stage: str) -> DAVISMetric:
+        """The metric of ``val`` or ``test``."""
+        metric = self.metrics[stage]
+        assert isinstance(metric, DAVISMetric)
+        return metric
+
     def _stream(self, video: VideoSample) -> dict[int, Tensor]:
         """Label maps of the frames that have a target."""
         label_maps = {}
@@ -151,12 +158,12 @@ class VOSModule(LightningModule):
         if not label_maps:
             raise ValueError(f"video {video.name!r} has no targets: {stage} needs annotations of every frame (use predict)")
         order = sorted(label_maps)
-        self.metrics[stage].update(
+        self.metric(stage).update(
             torch.stack([label_maps[t] for t in order]), torch.stack([video.targets[t] for t in order]), video.name
         )
 
     def _log_metric(self, stage: str) -> None:
-        metric = self.metrics[stage]
+        metric = self.metric(stage)
         self.scored_rows = metric.rows()
         scores = metric.compute()
         metric.reset()

@@ -79,7 +79,8 @@ class Encoded:
 def encode(network: VOSNetwork[Any, Any, Any], frame: FrameInput) -> Encoded:
     """Pad a frame to the network's stride and encode it."""
     rule = network.padding
-    padding = padding_for(*frame.image.shape[-2:], network.stride, rule.larger_half_first)
+    height, width = frame.image.shape[-2:]
+    padding = padding_for(height, width, network.stride, rule.larger_half_first)
     proposals = frame.proposals
     if proposals is not None:
         shift = proposals.boxes.new_tensor([padding.left, padding.top, padding.left, padding.top])
