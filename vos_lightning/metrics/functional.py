@@ -123,14 +123,17 @@ def _scores(
     if void is not None:
         preds, target = preds.masked_fill(void, 0), target.masked_fill(void, 0)
     values = torch.ones(len(measures), len(object_ids), len(target), dtype=torch.float64)
+    labels = np.empty(target.shape[1:], dtype=np.uint8)
     for frame, (pred, true) in enumerate(zip(preds.cpu().numpy(), target.cpu().numpy(), strict=True)):
-        labelled = _box(pred | true)
+        labelled = _box(np.bitwise_or(pred, true, out=labels))
         if labelled is None:
             continue
         pred, true = pred[labelled], true[labelled]
+        masks = np.empty((2, *true.shape), dtype=bool)
         for row, object_id in enumerate(object_ids):
-            masks = np.stack([pred == object_id, true == object_id]).view(np.uint8)
-            box = _box(masks[0] | masks[1])
+            np.equal(pred, object_id, out=masks[0])
+            np.equal(true, object_id, out=masks[1])
+            box = _box((masks[0] | masks[1]).view(np.uint8))
             if box is not None:
                 pair = _pack(masks[:, *box], radius)
                 for index, measure in enumerate(measures):
@@ -152,10 +155,10 @@ def _box(plane: UInt8[np.ndarray, "h w"]) -> tuple[slice, slice] | None:
     return slice(max(top - 1, 0), bottom + 1), slice(max(left - 1, 0), right + 1)
 
 
-def _pack(masks: UInt8[np.ndarray, "2 h w"], radius: int) -> _Pair:
+def _pack(masks: Bool[np.ndarray, "2 h w"], radius: int) -> _Pair:
     _, height, width = masks.shape
     stride = -(-(width + radius) // 64)
-    padded = np.zeros((2, height, 64 * stride), dtype=np.uint8)
+    padded = np.zeros((2, height, 64 * stride), dtype=bool)
     padded[:, :, :width] = masks
     bits = np.packbits(padded, bitorder="little").view("<u8").reshape(2, height * stride)
     return _Pair(bits, width, stride, radius)
@@ -226,16 +229,16 @@ def _dilate(bits: Words, stride: int, radius: int) -> Words:
 
 
 def _to_previous(bits: Words, pixels: int) -> Words:
-    """Every pixel takes the value of the one ``pixels`` (1 to 63) later."""
+    """Every pixel takes the value of the one ``pixels`` (1 to 63) later; rows and masks follow each other without a gap."""
     shifted = bits >> pixels
-    shifted[:, :-1] |= bits[:, 1:] << (64 - pixels)
+    shifted.reshape(-1)[:-1] |= bits.reshape(-1)[1:] << (64 - pixels)
     return shifted
 
 
 def _to_next(bits: Words, pixels: int) -> Words:
-    """Every pixel takes the value of the one ``pixels`` (1 to 63) earlier."""
+    """Every pixel takes the value of the one ``pixels`` (1 to 63) earlier; rows and masks follow each other without a gap."""
     shifted = bits << pixels
-    shifted[:, 1:] |= bits[:, :-1] >> (64 - pixels)
+    shifted.reshape(-1)[1:] |= bits.reshape(-1)[:-1] >> (64 - pixels)
     return shifted
 
 
