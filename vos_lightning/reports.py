@@ -19,7 +19,8 @@ from vos_lightning.metrics.davis import ObjectScores, Protocol, describe, evalua
 from vos_lightning.structures import VideoSample
 
 Baseline = Callable[[VideoSample], Iterable[tuple[int, Tensor]]]
-BASELINES: dict[str, Baseline] = {"copy of the first mask": copy_first_mask, "flow warp": warp_by_flow}
+BASELINES: dict[str, Baseline] = {"copy": copy_first_mask, "flow": warp_by_flow}
+"""The first mask repeated, and warped frame by frame by OpenCV's DIS optical flow."""
 
 
 def score_baselines(videos: Sequence[VideoSample], protocol: Protocol) -> dict[str, list[ObjectScores]]:
@@ -36,9 +37,10 @@ def score_baselines(videos: Sequence[VideoSample], protocol: Protocol) -> dict[s
 
 def report(name: str, rows: Sequence[ObjectScores], protocol: Protocol, others: dict[str, list[ObjectScores]]) -> Table:
     """J, F and J&F of every video and of all objects, and J&F of other methods beside them."""
-    table = Table("video", "J", "F", f"J&F {name}", *(f"J&F {other}" for other in others), title=describe(protocol, rows))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(caption=describe(protocol, rows))
+    table.add_column("video", no_wrap=True)
+    for header in ("J", "F", f"J&F {name}", *(f"J&F {other}" for other in others)):
+        table.add_column(header, justify="right")
     for video in [*dict.fromkeys(row.video for row in rows), None]:
         if video is None:
             table.add_section()

@@ -1,0 +1,178 @@
+"""Known traps of Lightning, W&B and SLURM that touch this project, each held by a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from tests.recipes.experiments import fit
+from vos_lightning import structures
+from vos_lightning.cli import build
+from vos_lightning.experiments import ExperimentError, experiments_folder, load_experiment
+from vos_lightning.lightning_cli import condense, has_wandb_key
+from vos_lightning.runs import Run
+
+
+def built(directory: Path, *overrides: str) -> Any:
+    return build(load_experiment("emvos_smoke"), Run(directory), ["--trainer.enable_progress_bar=false", *overrides], "fit")
+
+
+def test_contracts_can_be_moved_and_pinned() -> None:
+    """Lightning refuses frozen dataclasses without ``.to``; PyTorch returns those without ``.pin_memory`` unpinned, silently."""
+    for contract in (structures.ClipBatch, structures.FrameInput, structures.Given, structures.Proposals, structures.VideoSample):
+        assert callable(getattr(contract, "to", None)), contract
+        assert dataclasses.fields(contract)
+    moved = structures.FrameInput(torch.zeros(1, 3, 2, 2)).to(torch.float64)
+    assert moved.image.dtype == torch.float64
+    assert hasattr(structures.ClipBatch, "pin_memory")
+
+
+def test_a_wandb_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    ids = []
+    for _ in range(2):
+        loggers = built(tmp_path, "--wandb.mode=offline").trainer.loggers
+        wandb_logger = next(logger for logger in loggers if isinstance(logger, WandbLogger))
+        assert any(isinstance(logger, CSVLogger) for logger in loggers)
+        ids.append(wandb_logger._id)
+    assert ids[0] == ids[1] == (tmp_path / "wandb_id").read_text()
+
+
+def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert not has_wandb_key()
+    logger = next(logger for logger in built(tmp_path, "--wandb.mode=auto").trainer.loggers if isinstance(logger, WandbLogger))
+    assert logger._offline
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert has_wandb_key()
+
+
+def test_no_wandb_when_disabled(tmp_path: Path) -> None:
+    assert not any(isinstance(logger, WandbLogger) for logger in built(tmp_path, "--wandb.mode=disabled").trainer.loggers)
+
+
+def test_csv_metrics_survive_a_restart(tmp_path: Path) -> None:
+    """CSVLogger deletes the metrics of a folder that exists: every start has its own."""
+    fit("emvos_smoke", tmp_path, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.log_every_n_steps=1")
+    before = (tmp_path / "logs" / "start_0" / "metrics.csv").read_text()
+    fit("emvos_smoke", tmp_path, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.log_every_n_steps=1")
+    assert (tmp_path / "logs" / "start_0" / "metrics.csv").read_text() == before
+    assert (tmp_path / "logs" / "start_1" / "metrics.csv").is_file()
+
+
+def test_slurm_does_not_requeue_from_a_signal_handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's own requeueing saves inside the handler, and its checkpoint is ignored when another one is named."""
+    for name, value in (
+        ("NTASKS", "1"),
+        ("JOB_NAME", "train"),
+        ("JOB_ID", "1"),
+        ("LOCALID", "0"),
+        ("PROCID", "0"),
+        ("NODEID", "0"),
+    ):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    environment = built(tmp_path).trainer._accelerator_connector.cluster_environment
+    assert isinstance(environment, SLURMEnvironment)
+    assert not environment.auto_requeue
+
+
+def test_checkpoint_names_hold_no_slashes(tmp_path: Path) -> None:
+    trained = fit("emvos_smoke", tmp_path)
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert "last.ckpt" in names
+    assert any(name.startswith("best-step=000002-jf=0.") for name in names)
+    assert all((tmp_path / "checkpoints" / name).is_file() for name in names)
+    assert trained.trainer.global_step == 2
+
+
+def test_checkpoints_load_without_pickled_code(tmp_path: Path) -> None:
+    fit("emvos_smoke", tmp_path, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.val_check_interval=1")
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["hyper_parameters"]["network"]["class_path"] == "vos_lightning.networks.emvos.EMVOS"
+
+
+def test_null_means_null_at_any_depth(tmp_path: Path) -> None:
+    """The argument parser turns ``--a.b.c=null`` into the text "None" two levels deep."""
+    cli = built(tmp_path, "--model.init_args.network.init_args.weights=null", "--model.init_args.learning_rate=1e-4")
+    assert cli.config["model"]["init_args"]["network"]["init_args"]["weights"] is None
+    assert cli.model.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("argument", ["learning_rate=1", "--", "--trainer.max_steps", "--trainer.max_steps=[1"])
+def test_malformed_options(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(ExperimentError, match=r"option|YAML"):
+        built(tmp_path, argument)
+
+
+def test_initial_weights_start_a_run_but_not_a_resumed_one(tmp_path: Path) -> None:
+    fit("emvos_smoke", tmp_path / "one", "--trainer.limit_val_batches=0")
+    checkpoint = tmp_path / "one" / "checkpoints" / "last.ckpt"
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    second = built(tmp_path / "two", f"--initial_weights={checkpoint}", "--seed_everything=7")
+    assert all(torch.equal(value, trained[name]) for name, value in second.model.state_dict().items())
+    (tmp_path / "two" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "two" / "checkpoints" / "last.ckpt").write_bytes(checkpoint.read_bytes())
+    resumed = built(tmp_path / "two", f"--initial_weights={checkpoint}", "--seed_everything=7")
+    assert any(not torch.equal(value, trained[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_parser_messages_become_one_line() -> None:
+    message = (
+        'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Errors:\n    - Problem with given '
+        "class_path 'a.B':\n        Parser key \"rate\":\n          Expected a <class 'float'>. Got value: fast\n    - Expected a <class"
+        " 'NoneType'>\n  Given value type: <class 'dict'>"
+    )
+    assert condense(message) == "model.rate: Expected a <class 'float'>. Got value: fast"
+    assert "\n" not in condense("first\nsecond")
+
+
+def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage starts from the weights of the one before; finished ones are not repeated."""
+    from vos_lightning import cli
+
+    source = experiments_folder().resolve()
+    (tmp_path / "experiments" / "emvos").mkdir(parents=True)
+    for path in source.glob("*/*.yaml"):
+        target = tmp_path / "experiments" / path.parent.name / path.name
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(path.read_text())
+    (tmp_path / "experiments" / "emvos" / "staged.yaml").write_text("stages: [emvos_smoke, emvos_smoke]\n")
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(tmp_path / "experiments"))
+    monkeypatch.chdir(tmp_path)
+    commands: list[list[str]] = []
+
+    def in_process(command: list[str], check: bool) -> Any:
+        commands.append(command)
+        return type("Result", (), {"returncode": cli.main(command[3:])})()
+
+    monkeypatch.setattr(cli.subprocess, "run", in_process)
+    options = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
+    assert cli.main(["train", "emvos_staged", *options]) == 0
+    assert not any("initial_weights" in argument for argument in commands[0])
+    assert any(argument.startswith("--initial_weights=") and "1_emvos_smoke" in argument for argument in commands[1])
+    assert (tmp_path / "runs" / "emvos_staged" / "finished").is_file()
+    commands.clear()
+    assert cli.main(["train", "emvos_staged", *options]) == 0
+    assert not commands
+
+
+def test_every_log_call_names_its_batch_size() -> None:
+    """Lightning would infer 3, the RGB channels, from a video."""
+    from vos_lightning.modules import base
+
+    source = inspect.getsource(base)
+    assert source.count("self.log(") + source.count("self.log_dict(") == source.count("batch_size=size") + source.count(
+        "batch_size=1"
+    )
