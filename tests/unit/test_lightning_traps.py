@@ -129,10 +129,17 @@ def test_initial_weights_start_a_run_but_not_a_resumed_one(tmp_path: Path) -> No
 
 
 def test_parser_messages_become_one_line() -> None:
-    message = (
-        'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Errors:\n    - Problem with given '
-        "class_path 'a.B':\n        Parser key \"rate\":\n          Expected a <class 'float'>. Got value: fast\n    - Expected a <class"
-        " 'NoneType'>\n  Given value type: <class 'dict'>"
+    message = "\n".join(
+        [
+            'Parser key "model":',
+            "  Does not validate against any of the Union subtypes",
+            "  Errors:",
+            "    - Problem with given class_path 'a.B':",
+            '        Parser key "rate":',
+            "          Expected a <class 'float'>. Got value: fast",
+            "    - Expected a <class 'NoneType'>",
+            "  Given value type: <class 'dict'>",
+        ]
     )
     assert condense(message) == "model.rate: Expected a <class 'float'>. Got value: fast"
     assert "\n" not in condense("first\nsecond")
