@@ -1,5 +1,6 @@
 """Backbones: image in, feature pyramid out; each owns its input statistics."""
 
 from vos_lightning.backbones.densenet import DenseNetPyramid
+from vos_lightning.backbones.resnet import ResNetPyramid
 
-__all__ = ["DenseNetPyramid"]
+__all__ = ["DenseNetPyramid", "ResNetPyramid"]

@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import DenseNet, DenseNet121_Weights, densenet121
 
-from vos_lightning.backbones.normalization import replace_batch_norm
+from vos_lightning.backbones.normalization import Norm, replace_batch_norm
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
 from vos_lightning.structures import FeaturePyramid
 
-Norm = Literal["frozen", "batch", "group"]
 Weights = Literal["IMAGENET1K_V1", "DEFAULT"]
 """Members of ``torchvision.models.DenseNet121_Weights``."""
 _DENSENET121 = (32, (6, 12, 24), 64)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import nn
 
+Norm = Literal["frozen", "batch", "group"]
+"""Frozen statistics and affine parameters; ordinary batch normalisation; group normalisation in its place."""
 GROUP_SIZE = 16
 """Channels of a group, where the number of channels allows it."""
 

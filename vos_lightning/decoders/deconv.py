@@ -78,6 +78,27 @@ class FusionStage(nn.Module):
         x = F.relu((own + shared.unsqueeze(1)).flatten(0, 1), inplace=True)
         return self.deconv(self.attention(x)).unflatten(0, (batch, num_objects))
 
+    @torch.no_grad()
+    def start_as_copier(self, evidence: Mapping[int, float]) -> None:
+        """Initialise so that the stage hands on the positive parts of the evidence for the background and for the foreground.
+
+        Two carrier channels hold them; nothing else feeds these, the attention starts as a constant, and what the other channels
+        add starts small.
+
+        Args:
+            evidence: channel of the maps -> its weight in ``foreground - background``.
+        """
+        own = self.blend.weight[:, self.lateral.out_channels :]
+        self.blend.weight[:2] = 0
+        for carrier, sign in enumerate((-1.0, 1.0)):
+            for channel, weight in evidence.items():
+                own[carrier, channel, 1, 1] = sign * weight
+        gain = self.attention.start_as_constant(carriers=2) if isinstance(self.attention, CBAM) else 1.0
+        self.deconv.weight *= 0.05
+        self.deconv.weight[:2] = 0
+        for carrier in range(2):
+            self.deconv.weight[carrier, carrier] = bilinear_kernel(self.deconv.kernel_size[0], self.deconv.stride[0]) / gain
+
 
 class DeconvDecoder(nn.Module):
     """Decoder of TBD and EMVOS: three fusion stages in a row, each growing the two-channel output of the one before.
@@ -117,30 +138,18 @@ class DeconvDecoder(nn.Module):
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:
         """Initialise so that the untrained decoder hands the evidence of its maps through, bilinearly enlarged.
 
-        Two carrier channels of every stage hold the positive part of the evidence for the foreground and for the background;
-        nothing else feeds them, the attention starts as a constant, and what the other channels add starts small. Training from
-        random features then begins at "copy what the maps say" instead of having to find the few channels that matter.
+        Training from random features then begins at "copy what the maps say" instead of having to find the few channels that
+        matter; see :meth:`FusionStage.start_as_copier`.
 
         Args:
             evidence: channel of the maps at stride 16 -> its weight in ``foreground - background``.
         """
-        for stage in (self.stage16, self.stage8, self.stage4):
-            own = stage.blend.weight[:, stage.lateral.out_channels :]
-            stage.blend.weight[:2] = 0
-            for carrier, sign in enumerate((-1.0, 1.0)):
-                for channel, weight in (evidence if stage is self.stage16 else {0: -0.5, 1: 0.5}).items():
-                    own[carrier, channel, 1, 1] = sign * weight
-            gain = 1.0
-            if isinstance(stage.attention, CBAM):
-                gain = stage.attention.start_as_constant(carriers=2)
-            kernel = _bilinear_kernel(stage.deconv.kernel_size[0], stage.deconv.stride[0])
-            stage.deconv.weight *= 0.05
-            stage.deconv.weight[:2] = 0
-            for carrier in range(2):
-                stage.deconv.weight[carrier, carrier] = kernel / gain
+        self.stage16.start_as_copier(evidence)
+        self.stage8.start_as_copier({0: -0.5, 1: 0.5})
+        self.stage4.start_as_copier({0: -0.5, 1: 0.5})
 
 
-def _bilinear_kernel(size: int, stride: int) -> Float[Tensor, "k k"]:
+def bilinear_kernel(size: int, stride: int) -> Float[Tensor, "k k"]:
     """Kernel of a transposed convolution that enlarges linearly, as far as its size allows; constants stay constant."""
     overlap = size - stride
     ramp = (torch.arange(overlap) + 0.5) / overlap

@@ -2,6 +2,7 @@
 
 from vos_lightning.matching.bijective import GaussianKernel, RowFilter, TopK, filter_rows, gaussian_kernel, top_k
 from vos_lightning.matching.equalized import equalized_match
+from vos_lightning.matching.medial import MedialForm, medial_match, medial_template, update_template
 from vos_lightning.matching.similarity import cosine, dot, l2_normalize, negative_squared_l2
 from vos_lightning.matching.surjective import surjective_match
 
@@ -12,6 +13,10 @@ __all__ = [
     "negative_squared_l2",
     "surjective_match",
     "equalized_match",
+    "MedialForm",
+    "medial_template",
+    "update_template",
+    "medial_match",
     "RowFilter",
     "GaussianKernel",
     "TopK",

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.densenet import DenseNetPyramid, Norm, Weights
-from vos_lightning.backbones.normalization import group_norm
+from vos_lightning.backbones.densenet import DenseNetPyramid, Weights
+from vos_lightning.backbones.normalization import Norm, group_norm
 from vos_lightning.decoders.deconv import DeconvDecoder, initialize
 from vos_lightning.mask_ops import pool_to_stride
 from vos_lightning.matching.bijective import RowFilter, filter_rows

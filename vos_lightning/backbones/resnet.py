@@ -1,0 +1,157 @@
+"""ResNet as a feature pyramid."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from vos_lightning.backbones.normalization import Norm, replace_batch_norm
+from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
+from vos_lightning.structures import FeaturePyramid
+
+Block = Literal["basic", "bottleneck"]
+Stage = Literal["layer3", "layer4"]
+TrainFrom = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
+ResNetWeights = Literal["IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT"]
+"""Members of ``torchvision.models.ResNet50_Weights`` (``ResNet18_Weights`` has no V2)."""
+_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+_PUBLISHED: dict[tuple[str, tuple[int, ...]], str] = {
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+}
+
+
+class ResNetPyramid(nn.Module):
+    """ResNet with features at strides 4 (``layer1``), 8 (``layer2``) and 16 (``layer3``, or ``layer4`` without its stride).
+
+    As ``layer4`` would have stride 32, its stride is removed and all its blocks but the first are dilated by 2 (DeepLab). Layers
+    and parameter names are torchvision's, so its checkpoints fit by name; the classifier is left out. The mean and standard
+    deviation of ImageNet are subtracted and divided by inside. PMVOS is the default; ``last="layer3", train_from="stem",
+    norm="frozen"`` is the trunk of STM and STCN.
+
+    Args:
+        block: ``bottleneck`` (ResNet-50, 101) or ``basic`` (ResNet-18, 34).
+        blocks: number of blocks of the four stages; the last is unused with ``last="layer3"``.
+        width: channels of the stem; 64 but for tests.
+        last: the stage whose output is ``s16``.
+        weights: name of the torchvision weights (``"IMAGENET1K_V1"``), downloaded and cached by torchvision; None for
+            torchvision's random initialisation.
+        train_from: the first stage that is trained; those before it keep parameters and statistics. None trains nothing.
+        norm: of the trained stages. ``batch`` is ordinary batch normalisation, ``frozen`` keeps statistics and affine parameters;
+            ``group`` puts group normalisation in the place of all batch normalisation, for training from scratch.
+
+    Raises:
+        ValueError: weights are unknown, or asked for a size that has none.
+
+    Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; stride on the 3 x 3 convolution.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        block: Block = "bottleneck",
+        blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
+        width: int = 64,
+        last: Stage = "layer4",
+        weights: ResNetWeights | None = "IMAGENET1K_V1",
+        train_from: TrainFrom | None = "layer4",
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (
+            ("block", block, get_args(Block)),
+            ("last", last, get_args(Stage)),
+            ("train_from", train_from, (*get_args(TrainFrom), None)),
+            ("norm", norm, get_args(Norm)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        if norm == "group" and weights is not None:
+            raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'batch' or 'frozen'")
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        kind = _BLOCKS[block]
+        channels = [width] + [width * 2**n * kind.expansion for n in range(4)]
+        self.layer1 = _stage(kind, channels[0], width, blocks[0], stride=1)
+        self.layer2 = _stage(kind, channels[1], 2 * width, blocks[1], stride=2)
+        self.layer3 = _stage(kind, channels[2], 4 * width, blocks[2], stride=2)
+        self.layer4 = _stage(kind, channels[3], 8 * width, blocks[3], stride=1, dilation=2) if last == "layer4" else None
+        self.channels = (channels[1], channels[2], channels[4 if last == "layer4" else 3])
+        """Channels of the pyramid, fine to coarse."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if weights is not None:
+            self._load(weights, block, tuple(blocks), width)
+        if norm == "group":
+            replace_batch_norm(self)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+        stages: list[list[nn.Module]] = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3]]
+        if self.layer4 is not None:
+            stages.append([self.layer4])
+        first = len(stages) if train_from is None else get_args(TrainFrom).index(train_from)
+        fixed = [module for stage in stages[:first] for module in stage]
+        for module in fixed:
+            module.requires_grad_(False)
+        frozen_norms = self.modules() if norm == "frozen" else (m for part in fixed for m in part.modules())
+        self._frozen_norms = [module for module in frozen_norms if isinstance(module, nn.BatchNorm2d)]
+        for module in self._frozen_norms:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ResNetPyramid:
+        """Set training mode; frozen batch normalisation stays in evaluation mode."""
+        super().train(mode)
+        for layer in self._frozen_norms:
+            layer.eval()
+        return self
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
+        """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.
+
+        Returns:
+            Rectified features with ``self.channels`` channels.
+        """
+        x = (image - self.mean) / self.std
+        s4 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        s8 = self.layer2(s4)
+        s16 = self.layer3(s8)
+        return FeaturePyramid(s4=s4, s8=s8, s16=s16 if self.layer4 is None else self.layer4(s16))
+
+    def _load(self, weights: str, block: Block, blocks: tuple[int, ...], width: int) -> None:
+        name = _PUBLISHED.get((block, blocks)) if width == 64 else None
+        if name is None:
+            raise ValueError(f"weights {weights!r} are for {tuple(_PUBLISHED.values())}; set weights to None for another size")
+        members = get_model_weights(name).__members__
+        if weights not in members:
+            raise ValueError(f"weights of {name} must be one of {tuple(members)} or None, not {weights!r}")
+        source = get_model(name, weights=weights).state_dict()
+        own = self.state_dict()
+        self.load_state_dict({key: value for key, value in source.items() if key in own})
+
+
+def _stage(
+    kind: type[BasicBlock] | type[Bottleneck], in_channels: int, planes: int, count: int, stride: int, dilation: int = 1
+) -> nn.Sequential:
+    """One stage of torchvision's ResNet. ``BasicBlock`` cannot be dilated."""
+    out_channels = planes * kind.expansion
+    downsample = None
+    if stride != 1 or in_channels != out_channels:
+        downsample = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    # As in torchvision, the block that would have had the stride is not dilated.
+    layers = [kind(in_channels, planes, stride, downsample)]
+    layers += [kind(out_channels, planes, dilation=dilation) for _ in range(1, count)]
+    return nn.Sequential(*layers)

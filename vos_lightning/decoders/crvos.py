@@ -1,0 +1,73 @@
+"""Decoder whose three scales each give two-channel maps that meet in one last transposed convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vos_lightning.decoders.deconv import FusionStage, bilinear_kernel, initialize
+from vos_lightning.structures import FeaturePyramid
+
+
+class CRVOSDecoder(nn.Module):
+    """Decoder of CRVOS and PMVOS: three fusion stages without attention; the last layer sees the output of each of them.
+
+    Convolutions start Kaiming-uniform with zero biases, transposed ones as PyTorch's default.
+
+    Args:
+        feature_channels: of the pyramid at strides 4, 8 and 16.
+        map_channels: of the maps of one object at stride 16.
+        lateral_channels: of the reduced features at stride 16; half of it at the others.
+        channels: of the fused features of every stage.
+        normalize: see :class:`FusionStage`.
+
+    Reference: CRVOS (Cho et al., ICIP 2020); PMVOS (Cho et al., arXiv 2009.08855), released code.
+    """
+
+    def __init__(
+        self,
+        feature_channels: Sequence[int],
+        map_channels: int,
+        lateral_channels: int = 256,
+        channels: int = 128,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        s4, s8, s16 = feature_channels
+        half = lateral_channels // 2
+        self.stage16 = FusionStage(s16, map_channels, lateral_channels, channels, attention=None, normalize=normalize)
+        self.stage8 = FusionStage(s8, 2, half, channels, attention=None, normalize=normalize)
+        self.stage4 = FusionStage(s4, 2, half, channels, 3, 1, 1, attention=None, normalize=normalize)
+        self.grow16 = nn.ConvTranspose2d(2, 2, 4, 2, 1)
+        self.predictor = nn.ConvTranspose2d(6, 2, 6, 4, 1)
+        for stage in (self.stage16, self.stage8, self.stage4):
+            initialize(stage.lateral)
+            initialize(stage.blend)
+
+    def forward(self, pyramid: FeaturePyramid, maps: Float[Tensor, "B N M h w"]) -> Float[Tensor, "B N 2 H W"]:
+        """Decode the maps of every object at stride 16 to logits (background, foreground) at the input's resolution."""
+        a = self.stage16(pyramid.s16, maps)
+        b = self.stage8(pyramid.s8, a)
+        c = self.stage4(pyramid.s4, b)
+        together = torch.cat([self.grow16(a.flatten(0, 1)), b.flatten(0, 1), c.flatten(0, 1)], dim=1)
+        return self.predictor(together).unflatten(0, maps.shape[:2])
+
+    @torch.no_grad()
+    def start_as_copier(self, evidence: Mapping[int, float]) -> None:
+        """Initialise so that the untrained decoder hands the evidence of its maps through, bilinearly enlarged.
+
+        The evidence takes the direct way from stride 16 to the last layer; what the finer stages add starts small. See
+        :meth:`DeconvDecoder.start_as_copier`.
+
+        Args:
+            evidence: channel of the maps at stride 16 -> its weight in ``foreground - background``.
+        """
+        self.stage16.start_as_copier(evidence)
+        for layer in (self.grow16, self.predictor):
+            layer.weight *= 0.05
+            layer.weight[:2] = 0
+            for carrier in range(2):
+                layer.weight[carrier, carrier] = bilinear_kernel(layer.kernel_size[0], layer.stride[0])

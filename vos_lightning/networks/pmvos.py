@@ -1,0 +1,185 @@
+"""PMVOS: pixel-level matching-based video object segmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vos_lightning.attention.dual import DualAttention
+from vos_lightning.backbones.normalization import Norm, group_norm
+from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights, TrainFrom
+from vos_lightning.decoders.crvos import CRVOSDecoder
+from vos_lightning.decoders.deconv import initialize
+from vos_lightning.mask_ops import pool_to_stride
+from vos_lightning.matching.medial import MedialForm, medial_match, medial_template, update_template
+from vos_lightning.matching.similarity import dot, l2_normalize
+from vos_lightning.matching.surjective import surjective_match
+from vos_lightning.propagation.memory import Bank, Memory
+from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
+
+Matching = Literal["global", "global+local", "global+local+medial"]
+MASK_EVIDENCE = 4.0
+"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """A frame, without masks and objects."""
+
+    pyramid: FeaturePyramid
+    key: Float[Tensor, "B CK h w"]
+    """Of unit length."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A remembered frame; ``cells`` are ``h w``, or ``S`` where frames are stacked."""
+
+    key: Float[Tensor, "B CK *cells"]
+    masks: Float[Tensor, "B N *cells"] = per_object()  # noqa: RUF009
+    """Foreground of every object, averaged over the pixels of a cell, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What is folded over time."""
+
+    templates: Float[Tensor, "B N 2 CK"] = per_object()  # noqa: RUF009
+    """Medial templates of (background, foreground)."""
+
+
+class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
+    """PMVOS: Pixel-Level Matching-Based Video Object Segmentation.
+
+    Suhwan Cho, Heansung Lee, Sungmin Woo, Sungjun Jang, Sangyoun Lee; arXiv 2009.08855, 2020.
+
+    Every pixel of the query frame is scored against the reference frame (global), the previous frame (local) and templates that
+    average a class over its pixels and over time (medial). Self-attention over the score maps adds what pixels and maps say of
+    each other; the maps, with the previous mask, are decoded at three scales.
+
+    Deviations. Objects that appear later, which the released code ignores, get their own reference frame and template. A class
+    that is absent in some reference pixel has its score floored at 0 (the masks multiply the raw cosine, as published); with
+    several reference frames the floor always holds. Keys are normalised with a guard against zero, where the released code gives
+    NaN. The key of a frame, its similarity rows and the half of a fusion that sees its features only are computed once for all
+    objects, where the released code repeats them.
+
+    Args:
+        matching: which score maps the decoder sees: rows I, II and III (with ``attention`` IV) of Table 1.
+        attention: dual self-attention over the score maps, which doubles their number.
+        medial: templates as the paper defines them, or as the released code computes them, see :func:`medial_template`.
+        medial_rate: of the moving average of the templates.
+        weights: of the backbone, see :class:`ResNetPyramid`; None for a random initialisation.
+        train_from: the first stage of the backbone that is trained; the paper does not say, the released code freezes all before
+            ``layer4``.
+        norm: of the trained stages of the backbone; the released code leaves batch normalisation in training mode there.
+        key_channels: of the matching space.
+        lateral_channels: of the decoder, see :class:`CRVOSDecoder`.
+        decoder_channels: likewise.
+        blocks: size of the backbone; other than ResNet-50 only without ``weights``.
+        width: likewise.
+        normalize_fusion: group-normalise features where the key and the decoder read them, see :class:`FusionStage`.
+        copier_start: initialise the decoder to copy the previous mask, see :meth:`CRVOSDecoder.start_as_copier`.
+
+    The last two are not in the paper: they are for training without pretrained weights.
+
+    Raises:
+        ValueError: arguments that are unknown or contradict each other.
+    """
+
+    def __init__(
+        self,
+        matching: Matching = "global+local+medial",
+        attention: bool = True,
+        medial: MedialForm = "paper",
+        medial_rate: float = 0.1,
+        weights: ResNetWeights | None = "IMAGENET1K_V1",
+        train_from: TrainFrom | None = "layer4",
+        norm: Norm = "batch",
+        key_channels: int = 512,
+        lateral_channels: int = 256,
+        decoder_channels: int = 128,
+        blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
+        width: int = 64,
+        normalize_fusion: bool = False,
+        copier_start: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (("matching", matching, get_args(Matching)), ("medial", medial, get_args(MedialForm))):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        self.kinds = tuple(matching.split("+"))
+        self.medial: MedialForm = medial
+        self.medial_rate = medial_rate
+        self.backbone = ResNetPyramid(blocks=blocks, width=width, weights=weights, train_from=train_from, norm=norm)
+        s16 = self.backbone.channels[-1]
+        self.key_norm = group_norm(s16) if normalize_fusion else nn.Identity()
+        self.key = nn.Conv2d(s16, key_channels, 1)
+        initialize(self.key)
+        self.attention = DualAttention(len(self.kinds)) if attention else nn.Identity()
+        # Two classes; then the previous mask of two classes.
+        num_scores = 2 * len(self.kinds) * (2 if attention else 1)
+        self.decoder = CRVOSDecoder(
+            self.backbone.channels, num_scores + 2, lateral_channels, decoder_channels, normalize=normalize_fusion
+        )
+        if copier_start:
+            self.decoder.start_as_copier({num_scores: -MASK_EVIDENCE, num_scores + 1: MASK_EVIDENCE})
+
+    @classmethod
+    def small(cls) -> PMVOS:
+        """A random network of some 57 thousand parameters, whose objects differ clearly from each other."""
+        size = {"key_channels": 8, "lateral_channels": 8, "decoder_channels": 8, "width": 4}
+        return cls(weights=None, blocks=(1, 1, 1, 2), copier_start=True, **size)
+
+    def encode(self, frame: FrameInput) -> Features:
+        """Pyramid and key of a frame."""
+        pyramid = self.backbone(frame.image)
+        return Features(pyramid, l2_normalize(self.key(self.key_norm(pyramid.s16))))
+
+    def segment(
+        self, features: Features, memory: Memory[Entry, Carry | None]
+    ) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
+        """Match the query frame to the reference frames, the previous frame and the templates, and decode."""
+        assert memory.previous is not None
+        query = features.key.flatten(2)
+        maps = [self._surjective(memory.reference, query)]
+        if "local" in self.kinds:
+            maps.append(self._surjective(memory.previous, query))
+        if memory.carry is not None:
+            maps.append(medial_match(memory.carry.templates, query))
+        masks = memory.previous.latest.entry.masks
+        scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
+        # The same attention for background and foreground.
+        attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3]).flatten(2, 3)
+        logits = self.decoder(features.pyramid, torch.cat([attended, torch.stack([1 - masks, masks], dim=2)], dim=2)).float()
+        return logits[:, :, 1] - logits[:, :, 0], {}
+
+    def memorize(
+        self,
+        features: Features,
+        masks: Float[Tensor, "B N H W"],
+        memory: Memory[Entry, Carry | None] | None,
+        introduced: Bool[Tensor, "B N"],
+        keep: bool,  # noqa: ARG002
+    ) -> tuple[Entry, Carry | None]:
+        """Keep the key and the masks at stride 16, and fold both into the templates."""
+        pooled = pool_to_stride(masks, self.stride)
+        entry = Entry(features.key, pooled)
+        if "medial" not in self.kinds:
+            return entry, None
+        templates = medial_template(features.key, pooled, self.medial)
+        if memory is not None:
+            assert memory.carry is not None
+            assert memory.previous is not None
+            # Templates of objects that are not introduced yet are overwritten with every frame; nobody reads them.
+            known = memory.previous.latest.readable
+            templates = update_template(memory.carry.templates, templates, ~(known & introduced), self.medial_rate)
+        return entry, Carry(templates)
+
+    @staticmethod
+    def _surjective(seen: Bank[Entry], query: Float[Tensor, "B CK Q"]) -> Float[Tensor, "B N 2 Q"]:
+        return surjective_match(dot(seen.entry.key, query), seen.entry.masks, seen.readable)
