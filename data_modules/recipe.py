@@ -66,6 +66,7 @@ class ClipRecipe:
         horizontal_flip_probability: once a clip.
         vertical_flip_probability: once a clip.
         short_side: resize frames to this short side in pixels (long side truncated to an integer); None keeps the size.
+        size: resize frames to this height and width instead, whatever their shape (A-GAME, PMVOS); None follows ``short_side``.
         crop: ``balanced``: a window of ``crop_size`` pixels, redrawn until it shows enough of a chosen object;
             ``random_resized``: a box of random area and aspect ratio, squeezed to ``crop_size``, redrawn likewise;
             ``released``: the same with the areas of EMVOS's released code, which for wide frames always fall back to the centre
@@ -91,6 +92,7 @@ class ClipRecipe:
     horizontal_flip_probability: float = 0.5
     vertical_flip_probability: float = 0.5
     short_side: int | None = 480
+    size: tuple[int, int] | None = None
     crop: CropMode = "balanced"
     crop_size: int = 384
     crop_area: tuple[float, float] = (0.36, 1.0)
@@ -108,7 +110,9 @@ class ClipRecipe:
         for name in ("num_frames", "max_gap", "crop_size", "crop_attempts", "max_objects"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe.{name} must be at least 1, not {getattr(self, name)}")
-        if self.crop == "balanced" and self.short_side is not None and self.short_side < self.crop_size:
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"recipe.size must be a height and a width in pixels, not {self.size}")
+        if self.crop == "balanced" and self.size is None and self.short_side is not None and self.short_side < self.crop_size:
             raise ValueError(f"recipe.crop_size {self.crop_size} does not fit into recipe.short_side {self.short_side}")
 
 

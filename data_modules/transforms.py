@@ -85,11 +85,13 @@ class ClipTransform:
         if recipe.affine is not None:
             matrices = draw_affine_matrices(rng, len(frames), recipe.affine)
             frames, label_maps = warp(frames, label_maps, matrices, recipe.affine.fill)
-        if recipe.short_side is not None:
-            height, width = short_side_size(frames.shape[1], frames.shape[2], recipe.short_side)
-            if (height, width) != frames.shape[1:3]:
-                box = (0, 0, frames.shape[2], frames.shape[1])
-                frames, label_maps = resize_box(frames, label_maps, box, height, width)
+        height, width = frames.shape[1:3]
+        if recipe.size is not None:
+            height, width = recipe.size
+        elif recipe.short_side is not None:
+            height, width = short_side_size(height, width, recipe.short_side)
+        if (height, width) != frames.shape[1:3]:
+            frames, label_maps = resize_box(frames, label_maps, (0, 0, frames.shape[2], frames.shape[1]), height, width)
         # The published order is flips, then crop; windows are drawn symmetrically, so this is the same and has fewer pixels.
         frames, label_maps, object_ids = self._crop(rng, frames, label_maps, clip.video_name)
         frames, label_maps = self.flips(rng, frames, label_maps)

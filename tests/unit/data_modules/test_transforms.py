@@ -168,6 +168,17 @@ def test_too_small_frames_are_refused() -> None:
         ClipTransform(dataclasses.replace(PLAIN, crop="balanced", crop_size=128))(sample_generator(0, 0, 0), painted_clip())
 
 
+def test_size_takes_the_place_of_the_short_side() -> None:
+    recipe = dataclasses.replace(PLAIN, size=(48, 112), short_side=96)
+    clip = painted_clip()
+    sample = ClipTransform(recipe)(np.random.default_rng(0), clip)
+    frames, _ = resize_box(clip.frames, clip.label_maps, (0, 0, 200, 120), 48, 112)
+    assert np.array_equal(sample.frames.numpy().transpose(0, 2, 3, 1), frames)
+    assert sample.label_maps.shape == (3, 48, 112)
+    with pytest.raises(ValueError, match=r"recipe\.size"):
+        dataclasses.replace(PLAIN, size=(0, 112))
+
+
 def test_short_side_truncates_the_long_side() -> None:
     assert short_side_size(720, 1280, 480) == (480, 853)
     assert short_side_size(1280, 720, 480) == (853, 480)
