@@ -233,6 +233,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _module_main("evaluate"),
         "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis16|davis17",
     ),
+    "import-checkpoint": (
+        _module_main("modules.released"),
+        "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper pmvos|emvos --output OUT.ckpt",
+    ),
     "list": (list_experiments, "list the experiments and the published results that they reproduce"),
     "show": (show, "print the composed configuration of an experiment"),
 }
@@ -276,5 +280,5 @@ def _help() -> None:
     console = Console()
     console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False)
     for name, (_, text) in COMMANDS.items():
-        console.print(f"  {name:<10} {text}", highlight=False, markup=False)
+        console.print(f"  {name:<17} {text}", highlight=False, markup=False)
     console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False)
