@@ -49,7 +49,7 @@ class ReleasedLayout:
 
 
 def _emvos_decoder() -> dict[str, str]:
-    renamed = {}
+    renamed: dict[str, str] = {}
     for number, stride in ((1, 16), (2, 8), (3, 4)):
         theirs, ours = "vos.decoder", f"decoder.stage{stride}"
         renamed |= {

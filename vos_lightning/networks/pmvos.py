@@ -132,8 +132,15 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     @classmethod
     def small(cls) -> PMVOS:
         """A random network of some 57 thousand parameters, whose objects differ clearly from each other."""
-        size = {"key_channels": 8, "lateral_channels": 8, "decoder_channels": 8, "width": 4}
-        return cls(weights=None, blocks=(1, 1, 1, 2), copier_start=True, **size)
+        return cls(
+            weights=None,
+            key_channels=8,
+            lateral_channels=8,
+            decoder_channels=8,
+            blocks=(1, 1, 1, 2),
+            width=4,
+            copier_start=True,
+        )
 
     def encode(self, frame: FrameInput) -> Features:
         """Pyramid and key of a frame."""
