@@ -36,8 +36,8 @@ class FusionStage(nn.Module):
         blend_channels: of the fused features.
         kernel, stride, padding: of the transposed convolution.
         attention: makes the attention block for a number of channels; None for no attention.
-        normalize: instance-normalise the reduced features before their ReLU, so that a few map channels are not drowned by features
-            of any scale (not in the published systems).
+        normalize: instance-normalise the reduced features before their ReLU, so that a few map channels are not drowned
+            by features of any scale (not in the published systems).
     """
 
     def __init__(
