@@ -145,7 +145,7 @@ class VOSCommandLine(LightningCLI):
                 project=self.config_init["wandb"]["project"],
                 save_dir=run.directory,
                 # Only one process writes the file, and only that one logs.
-                id=run.wandb_id() if rank_zero_only.rank == 0 else None,
+                id=run.wandb_id() if getattr(rank_zero_only, "rank", 0) == 0 else None,
                 resume="allow",
                 offline=mode == "offline",
                 log_model=False,
