@@ -39,7 +39,7 @@ def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Sta
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{experiment.name}.yaml"
         file.write_text(yaml.safe_dump(with_overrides(experiment.config, overrides), sort_keys=False))
-        return VOSCommandLine.from_config(file, run=run, name=experiment.name, stage=stage)
+        return VOSCommandLine(file, run, experiment.name, stage)
 
 
 def train(argv: Sequence[str]) -> int:

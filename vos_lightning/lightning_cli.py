@@ -11,11 +11,14 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.callbacks.preemption import StopOnSignal
@@ -32,20 +35,20 @@ WandbMode = Literal["auto", "online", "offline", "disabled"]
 class VOSCommandLine(LightningCLI):
     """Builds trainer, module and data module from one composed configuration and command-line overrides."""
 
-    run: Run
-    name: str
-    stage: Stage
-    stop_on_signal: StopOnSignal
-
-    @classmethod
-    def from_config(cls, file: Path, *, run: Run, name: str, stage: Stage) -> VOSCommandLine:
+    def __init__(self, file: Path, run: Run, name: str, stage: Stage) -> None:
         """Parse and instantiate.
+
+        Args:
+            file: the composed configuration.
+            run: where the run lives.
+            name: of the experiment.
+            stage: what is going to be done.
 
         Raises:
             ExperimentError: with the argument parser's message in one line.
         """
-        cls.run, cls.name, cls.stage = run, name, stage
-        cls.stop_on_signal = StopOnSignal()
+        self.run_folder, self.name, self.stage = run, name, stage
+        self.stop_on_signal = StopOnSignal()
         checkpoints = str(run.directory / "checkpoints")
         fixed = [
             f"--trainer.default_root_dir={run.directory}",
@@ -54,7 +57,7 @@ class VOSCommandLine(LightningCLI):
         ]
         _quiet()
         try:
-            return cls(
+            super().__init__(
                 VOSModule,
                 LightningDataModule,
                 subclass_mode_model=True,
@@ -113,17 +116,20 @@ class VOSCommandLine(LightningCLI):
         kwargs["callbacks"] = [*callbacks, self.stop_on_signal]
         if kwargs.get("logger", config.get("logger")):
             kwargs["callbacks"].append(LearningRateMonitor("step"))
+        plugins = config.get("plugins") or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         if SLURMEnvironment.detect():
-            kwargs["plugins"] = [*(config.get("plugins") or []), SLURMEnvironment(auto_requeue=False)]
+            kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
         trainer = super().instantiate_trainer(**kwargs)
         weights = self.config_init.get("initial_weights")
-        if self.stage == "fit" and weights and self.run.last_checkpoint is None:
+        if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:
             load_weights(self.model, Path(weights))
         return trainer
 
     def _loggers(self) -> list[Logger]:
+        run = self.run_folder
         # One folder a start: CSVLogger deletes the metrics of a folder that exists.
-        csv = CSVLogger(self.run.directory, name="logs", version=f"start_{self.run.start_number()}")
+        csv = CSVLogger(run.directory, name="logs", version=f"start_{run.start_number()}")
         mode: WandbMode = self.config_init["wandb"]["mode"]
         if self.stage != "fit" or mode == "disabled" or importlib.util.find_spec("wandb") is None:
             return [csv]
@@ -131,20 +137,36 @@ class VOSCommandLine(LightningCLI):
             mode = "online" if has_wandb_key() else "offline"
         if mode == "offline":
             os.environ.setdefault("WANDB_MODE", "offline")
-        self.run.directory.mkdir(parents=True, exist_ok=True)
-        identity = self.run.wandb_id()
+        run.directory.mkdir(parents=True, exist_ok=True)
         return [
             csv,
             WandbLogger(
                 name=self.name,
                 project=self.config_init["wandb"]["project"],
-                save_dir=self.run.directory,
-                id=identity,
+                save_dir=run.directory,
+                # Only one process writes the file, and only that one logs.
+                id=run.wandb_id() if getattr(rank_zero_only, "rank", 0) == 0 else None,
                 resume="allow",
                 offline=mode == "offline",
                 log_model=False,
             ),
         ]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there.
+
+    Lightning writes to the system's temporary folder first; where that is another file system, as on many clusters, the move is a
+    copy, and a kill in the middle of it leaves half a checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:  # noqa: ARG002
+        """Save to ``path``, atomically."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        torch.save(checkpoint, temporary)
+        os.replace(temporary, target)
 
 
 def has_wandb_key() -> bool:

@@ -74,8 +74,8 @@ def test_pretrained_weights_come_through_torchvisions_loader(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": "IMAGENET22K"}, "IMAGENET1K_V1"),
         ({**SMALL, "weights": "IMAGENET1K_V1"}, "set weights to None"),
+        ({"weights": "IMAGENET1K_V1", "norm": "instance"}, "set norm to"),
     ],
 )
 def test_refuses_what_it_cannot_build(arguments, message):

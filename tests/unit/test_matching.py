@@ -131,7 +131,7 @@ def test_equalized_survives_large_inner_products():
         (TopK(1), lambda row: oracle.top_k_row(row, 1, "zero")),
         (TopK(QUERY), lambda row: row),
     ],
-    ids=str,
+    ids=lambda value: "oracle" if callable(value) else str(value),
 )
 def test_filtering_shared_rows_equals_filtering_every_object_and_class(row_filter, filter_row):
     similarity, masks, _ = problem()

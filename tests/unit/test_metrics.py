@@ -127,6 +127,14 @@ def test_values_equal_the_official_toolkit() -> None:
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
 
+def test_a_single_id_among_others_equals_the_oracle() -> None:
+    preds, target = blobs(8, 12, 40, 60, 3), blobs(9, 12, 40, 60, 3)
+    preds[5], target[5] = 1, 3
+    for ours, plain in ((region_similarity, oracle.region_similarity), (boundary_accuracy, oracle.boundary_accuracy)):
+        expected = oracle.over_video(plain, preds.numpy(), target.numpy(), (2,))
+        assert_close(ours(preds, target, (2,)), torch.from_numpy(expected))
+
+
 # Special cases --------------------------------------------------------------------------------------------------------
 
 

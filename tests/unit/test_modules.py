@@ -91,7 +91,7 @@ def test_a_copier_start_copies() -> None:
     from vos_lightning.propagation.engine import InferenceEngine
 
     torch.manual_seed(0)
-    options = {**SMALL, "decoder_channels": 32, "norm": "group", "normalize_fusion": True, "equalized_scale": 0.35}
+    options = {**SMALL, "decoder_channels": 32, "norm": "instance", "normalize_fusion": True, "equalized_scale": 0.35}
     label_map = torch.zeros(128, 128, dtype=torch.uint8)
     label_map[32:96, 48:112] = 1
     frame = torch.rand(3, 128, 128)

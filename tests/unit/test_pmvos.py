@@ -141,7 +141,7 @@ def test_only_the_trained_stages_normalise_by_their_batch():
     ("arguments", "message"),
     [
         ({"weights": "IMAGENET1K_V1", "width": 8}, "set weights to None"),
-        ({"weights": "IMAGENET1K_V1", "norm": "group"}, "set norm to"),
+        ({"weights": "IMAGENET1K_V1", "norm": "instance"}, "set norm to"),
     ],
 )
 def test_backbone_refuses_contradictions(arguments, message):
@@ -205,7 +205,7 @@ def test_decoder_equals_concatenated_convolutions():
 
 
 def test_copier_start_hands_the_previous_mask_on():
-    network = small(copier_start=True, normalize_fusion=True, norm="group", train_from="stem").eval()
+    network = small(copier_start=True, normalize_fusion=True, norm="instance", train_from="stem").eval()
     frames = torch.rand(1, 2, 3, *SIZE)
     given = Given(boxes((16, 16, 32, 48)), torch.tensor([[True]]))
     with torch.no_grad():

@@ -32,7 +32,7 @@ class DenseNetPyramid(nn.Module):
         weights: name of a member of ``torchvision.models.DenseNet121_Weights`` (``"IMAGENET1K_V1"``), downloaded and cached by
             torchvision; None for torchvision's random initialisation.
         norm: ``frozen`` keeps statistics and affine parameters of all batch normalisation as they are, in training too;
-            ``batch`` is ordinary batch normalisation; ``group`` puts group normalisation in its place, for training from
+            ``batch`` is ordinary batch normalisation; ``instance`` puts instance normalisation in its place, for training from
             scratch with few clips a batch, where running statistics do not describe a single frame.
 
     Raises:
@@ -55,7 +55,7 @@ class DenseNetPyramid(nn.Module):
         super().__init__()
         if norm not in get_args(Norm):
             raise ValueError(f"norm must be one of {get_args(Norm)}, not {norm!r}")
-        if norm == "group" and weights is not None:
+        if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
         self.norm = norm
         size = (growth_rate, tuple(block_config), num_init_features)
@@ -79,7 +79,7 @@ class DenseNetPyramid(nn.Module):
         """Channels of the pyramid, fine to coarse."""
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        if norm == "group":
+        if norm == "instance":
             replace_batch_norm(self)
         if norm == "frozen":
             for layer in self._batch_norms():

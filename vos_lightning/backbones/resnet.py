@@ -45,7 +45,7 @@ class ResNetPyramid(nn.Module):
             torchvision's random initialisation.
         train_from: the first stage that is trained; those before it keep parameters and statistics. None trains nothing.
         norm: of the trained stages. ``batch`` is ordinary batch normalisation, ``frozen`` keeps statistics and affine parameters;
-            ``group`` puts group normalisation in the place of all batch normalisation, for training from scratch.
+            ``instance`` puts instance normalisation in the place of all batch normalisation, for training from scratch.
 
     Raises:
         ValueError: weights are unknown, or asked for a size that has none.
@@ -75,7 +75,7 @@ class ResNetPyramid(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
-        if norm == "group" and weights is not None:
+        if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'batch' or 'frozen'")
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -94,7 +94,7 @@ class ResNetPyramid(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if weights is not None:
             self._load(weights, block, tuple(blocks), width)
-        if norm == "group":
+        if norm == "instance":
             replace_batch_norm(self)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vos_lightning.attention.cbam import CBAM
-from vos_lightning.backbones.normalization import group_norm
+from vos_lightning.backbones.normalization import instance_norm
 from vos_lightning.structures import FeaturePyramid
 
 
@@ -36,8 +36,8 @@ class FusionStage(nn.Module):
         blend_channels: of the fused features.
         kernel, stride, padding: of the transposed convolution.
         attention: makes the attention block for a number of channels; None for no attention.
-        normalize: group-normalise the reduced features before their ReLU, so that a few map channels are not drowned by features
-            of any scale (not in the published systems).
+        normalize: instance-normalise the reduced features before their ReLU, so that a few map channels are not drowned
+            by features of any scale (not in the published systems).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FusionStage(nn.Module):
     ) -> None:
         super().__init__()
         self.lateral = nn.Conv2d(feature_channels, lateral_channels, 1)
-        self.norm = group_norm(lateral_channels) if normalize else nn.Identity()
+        self.norm = instance_norm(lateral_channels) if normalize else nn.Identity()
         self.blend = nn.Conv2d(lateral_channels + map_channels, blend_channels, 3, padding=1)
         self.attention = nn.Identity() if attention is None else attention(blend_channels)
         self.deconv = nn.ConvTranspose2d(blend_channels, 2, kernel, stride, padding)

@@ -133,7 +133,8 @@ def _scores(
         for row, object_id in enumerate(object_ids):
             np.equal(pred, object_id, out=masks[0])
             np.equal(true, object_id, out=masks[1])
-            box = _box((masks[0] | masks[1]).view(np.uint8))
+            # The box of a single object is known: it is what is labelled.
+            box = _box((masks[0] | masks[1]).view(np.uint8)) if len(object_ids) > 1 else (slice(None), slice(None))
             if box is not None:
                 pair = _pack(masks[:, *box], radius)
                 for index, measure in enumerate(measures):
@@ -172,7 +173,8 @@ def _count(bits: Words) -> list[int]:
 def _region(pair: _Pair) -> float:
     num_pred, num_true = _count(pair.bits)
     intersection = int(np.bitwise_count(pair.bits[0] & pair.bits[1]).sum(dtype=np.int64))
-    return intersection / (num_pred + num_true - intersection)
+    union = num_pred + num_true - intersection
+    return intersection / union if union else 1.0
 
 
 def _boundary_f(pair: _Pair) -> float:
@@ -196,9 +198,11 @@ def _boundary(pair: _Pair) -> Words:
     row = np.packbits(np.arange(64 * stride) < pair.width - 1, bitorder="little").view("<u8")
     all_but_last_column = np.tile(row, bits.shape[1] // stride)
     right = _to_previous(bits, 1)
-    boundary = (bits ^ right) & all_but_last_column
     here, below, diagonal = bits[:, :-stride], bits[:, stride:], right[:, stride:]
-    boundary[:, :-stride] |= (here ^ below) | ((here ^ diagonal) & all_but_last_column[stride:])
+    boundary = bits ^ right
+    boundary[:, :-stride] |= here ^ diagonal
+    boundary &= all_but_last_column
+    boundary[:, :-stride] |= here ^ below
     return boundary
 
 
@@ -215,7 +219,9 @@ def _dilate(bits: Words, stride: int, radius: int) -> Words:
     for width in sorted(set(widths) - {0}):
         while length < 2 * width + 1:
             step = min(length, 2 * width + 1 - length, 63)
-            run = run | _to_next(run, step)
+            longer = _to_next(run, step)
+            longer |= run
+            run = longer
             length += step
         runs[width] = run
     dilated = runs[radius].copy()

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vos_lightning.backbones.densenet import DenseNetPyramid, Weights
-from vos_lightning.backbones.normalization import Norm, group_norm
+from vos_lightning.backbones.normalization import Norm, instance_norm
 from vos_lightning.decoders.deconv import DeconvDecoder, initialize
 from vos_lightning.mask_ops import pool_to_stride
 from vos_lightning.matching.bijective import RowFilter, filter_rows
@@ -23,7 +23,9 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Matching = Literal["surjective", "equalized", "surjective+equalized"]
 MASK_EVIDENCE = 4.0
-"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask."""
+"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask ..."""
+SCORE_EVIDENCE = 4.0
+"""... and to a score of 1 for the foreground and 0 for the background, for each pair of score maps."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
             in evaluation mode only.
         previous_filter: the same for the previous frame.
         growth_rate, block_config, num_init_features: size of the backbone; other than DenseNet-121 only without ``weights``.
-        norm: ``frozen``, ``batch`` or ``group`` normalisation of the backbone, see :class:`DenseNetPyramid`.
-        normalize_fusion: group-normalise features where keys and the decoder read them, see :class:`FusionStage`.
+        norm: ``frozen``, ``batch`` or ``instance`` normalisation of the backbone, see :class:`DenseNetPyramid`.
+        normalize_fusion: instance-normalise features where keys and the decoder read them, see :class:`FusionStage`.
         equalized_scale: factor of the inner products before the softmax of equalized matching.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`DeconvDecoder.start_as_copier`.
@@ -118,7 +120,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
             self.backbone.requires_grad_(False)
         s16 = self.backbone.channels[-1]
         self.equalized_scale = equalized_scale
-        self.key_norm = group_norm(s16) if normalize_fusion else nn.Identity()
+        self.key_norm = instance_norm(s16) if normalize_fusion else nn.Identity()
         self.cosine_key = nn.Conv2d(s16, key_channels, 1) if "surjective" in kinds else None
         self.dot_key = nn.Conv2d(s16, key_channels, 1) if "equalized" in kinds else None
         for key in (self.cosine_key, self.dot_key):
@@ -128,7 +130,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         num_scores = 4 * len(kinds)
         self.decoder = DeconvDecoder(self.backbone.channels, num_scores + 2, decoder_channels, normalize=normalize_fusion)
         if copier_start:
-            self.decoder.start_as_copier({num_scores: -MASK_EVIDENCE, num_scores + 1: MASK_EVIDENCE})
+            weights_of_maps = [SCORE_EVIDENCE] * (num_scores // 2) + [MASK_EVIDENCE]
+            self.decoder.start_as_copier({2 * i + k: (2 * k - 1) * w for i, w in enumerate(weights_of_maps) for k in (0, 1)})
 
     @classmethod
     def small(cls) -> EMVOS:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vos_lightning.attention.dual import DualAttention
-from vos_lightning.backbones.normalization import Norm, group_norm
+from vos_lightning.backbones.normalization import Norm, instance_norm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights, TrainFrom
 from vos_lightning.decoders.crvos import CRVOSDecoder
 from vos_lightning.decoders.deconv import initialize
@@ -82,7 +82,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         decoder_channels: likewise.
         blocks: size of the backbone; other than ResNet-50 only without ``weights``.
         width: likewise.
-        normalize_fusion: group-normalise features where the key and the decoder read them, see :class:`FusionStage`.
+        normalize_fusion: instance-normalise features where the key and the decoder read them, see :class:`FusionStage`.
         copier_start: initialise the decoder to copy the previous mask, see :meth:`CRVOSDecoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
@@ -117,7 +117,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         self.medial_rate = medial_rate
         self.backbone = ResNetPyramid(blocks=blocks, width=width, weights=weights, train_from=train_from, norm=norm)
         s16 = self.backbone.channels[-1]
-        self.key_norm = group_norm(s16) if normalize_fusion else nn.Identity()
+        self.key_norm = instance_norm(s16) if normalize_fusion else nn.Identity()
         self.key = nn.Conv2d(s16, key_channels, 1)
         initialize(self.key)
         self.attention = DualAttention(len(self.kinds)) if attention else nn.Identity()
