@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
@@ -182,8 +181,3 @@ class VideoRecord:
     """Whether 0 in a label map means background (True) or possibly unlabelled (YouTube-VOS validation)."""
     merge_objects: bool = False
     """Any non-zero label is object 1 (DAVIS 2016, saliency sets)."""
-
-
-def to_device(value: T_, device: torch.device) -> T_:
-    """Move every tensor inside ``value`` to ``device``."""
-    return map_tensors(lambda tensor: tensor.to(device), value)

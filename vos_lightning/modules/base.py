@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
-from vos_lightning.metrics.davis import DAVISMetric, ObjectScores, Protocol
+from vos_lightning.metrics.davis import DAVISMetric, ObjectScores, Protocol, summarize
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
@@ -165,7 +165,8 @@ class VOSModule(LightningModule):
     def _log_metric(self, stage: str) -> None:
         metric = self.metric(stage)
         self.scored_rows = metric.rows()
-        scores = metric.compute()
+        # From the rows, which are gathered already; compute() would gather them again.
+        scores = summarize(self.scored_rows)
         metric.reset()
         # Every process computes the same rows (the metric gathers them), so nothing is left to synchronise. `jf` is the name
         # for checkpoint files: `&` and `/` do not belong into paths.
