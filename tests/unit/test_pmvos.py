@@ -204,15 +204,34 @@ def test_decoder_equals_concatenated_convolutions():
         assert_close(out[:, n], oracle.decode(pyramid, maps[:, n], decoder))
 
 
-def test_copier_start_hands_the_previous_mask_on():
-    network = small(copier_start=True, normalize_fusion=True, norm="instance", train_from="stem").eval()
-    frames = torch.rand(1, 2, 3, *SIZE)
+def copier_prediction(frames: torch.Tensor, attention: bool = True) -> torch.Tensor:
+    """Foreground in the last frame, by an untrained network that has seen the object at (16, 16, 32, 48) in the first."""
+    torch.manual_seed(0)
+    network = small(attention=attention, copier_start=True, normalize_fusion=True, norm="instance", train_from="stem").eval()
     given = Given(boxes((16, 16, 32, 48)), torch.tensor([[True]]))
     with torch.no_grad():
-        last = unroll(network, Propagation(AnnotatedOnly(), "minimum", "join"), frames, {0: given})[-1].probabilities[0, 1]
+        return unroll(network, Propagation(AnnotatedOnly(), "minimum", "join"), frames, {0: given})[-1].probabilities[0, 1]
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_copier_start_hands_the_previous_mask_on(attention):
+    frames = torch.rand(1, 1, 3, *SIZE).expand(-1, 2, -1, -1, -1)
+    last = copier_prediction(frames, attention)
     assert last[22:26, 26:38].min() > 0.9
     assert last[4:8, 4:60].max() < 0.1
     assert last[4:44, 4:8].max() < 0.1
+
+
+def test_copier_start_listens_to_the_scores():
+    """All colours are exchanged between the object and its surroundings: the mask says one thing, every score the other."""
+    frame = torch.zeros(1, 1, 3, *SIZE)
+    frame[:, :, 0] = 1.0
+    frame[..., 16:32, 16:48] = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
+    still = copier_prediction(frame.expand(-1, 2, -1, -1, -1))
+    exchanged = copier_prediction(torch.cat([frame, frame[:, :, [1, 0, 2]]], dim=1))
+    inside, outside = (slice(22, 26), slice(26, 38)), (slice(4, 8), slice(4, 60))
+    assert exchanged[inside].mean() < still[inside].mean() - 0.01
+    assert exchanged[outside].mean() > still[outside].mean() + 0.01
 
 
 # The whole network ----------------------------------------------------------------------------------------------------
