@@ -24,7 +24,9 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Matching = Literal["global", "global+local", "global+local+medial"]
 MASK_EVIDENCE = 4.0
-"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask."""
+"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask ..."""
+SCORE_EVIDENCE = 2.0
+"""... and to a score of 1 for the foreground and 0 for the background, for each kind of matching."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         blocks: size of the backbone; other than ResNet-50 only without ``weights``.
         width: likewise.
         normalize_fusion: instance-normalise features where the key and the decoder read them, see :class:`FusionStage`.
-        copier_start: initialise the decoder to copy the previous mask, see :meth:`CRVOSDecoder.start_as_copier`.
+        copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
+            :meth:`CRVOSDecoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
 
@@ -122,12 +125,16 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         initialize(self.key)
         self.attention = DualAttention(len(self.kinds)) if attention else nn.Identity()
         # Two classes; then the previous mask of two classes.
-        num_scores = 2 * len(self.kinds) * (2 if attention else 1)
+        copies = 2 if attention else 1
+        num_scores = 2 * len(self.kinds) * copies
         self.decoder = CRVOSDecoder(
             self.backbone.channels, num_scores + 2, lateral_channels, decoder_channels, normalize=normalize_fusion
         )
         if copier_start:
-            self.decoder.start_as_copier({num_scores: -MASK_EVIDENCE, num_scores + 1: MASK_EVIDENCE})
+            # The maps of the background come first; attention starts as the identity, so that every map is there twice.
+            of_scores = [-SCORE_EVIDENCE / copies, SCORE_EVIDENCE / copies]
+            weights_of_maps = [weight for weight in of_scores for _ in range(num_scores // 2)] + [-MASK_EVIDENCE, MASK_EVIDENCE]
+            self.decoder.start_as_copier(dict(enumerate(weights_of_maps)))
 
     @classmethod
     def small(cls) -> PMVOS:
