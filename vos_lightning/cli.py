@@ -149,7 +149,7 @@ def _report(cli: Any, stage: Stage, run: Run, checkpoint: Path, baselines: bool)
     """Print a table of the scores and write it to the run directory."""
     import dataclasses
 
-    from vos_lightning.metrics.davis import describe, summarize
+    from vos_lightning.metrics import describe, summarize
     from vos_lightning.reports import report, score_baselines, write_scores
 
     rows, protocol = cli.model.scored_rows, cli.model.protocol
@@ -164,9 +164,9 @@ def _report(cli: Any, stage: Stage, run: Run, checkpoint: Path, baselines: bool)
             "experiment": cli.name,
             "checkpoint": str(checkpoint),
             "protocol": describe(protocol, rows),
-            "summary": summarize(rows),
+            "summary": summarize(rows, protocol),
             "rows": [dataclasses.asdict(row) for row in rows],
-            "baselines": {name: summarize(group) for name, group in others.items()},
+            "baselines": {name: summarize(group, protocol) for name, group in others.items()},
         },
     )
 
@@ -283,7 +283,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     ),
     "evaluate": (
         _module_main("evaluate"),
-        "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis16|davis17",
+        "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis17|...",
     ),
     "import-checkpoint": (
         _module_main("modules.released"),
