@@ -93,7 +93,7 @@ slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=2
 	  { test \$$? = 75 && scontrol requeue \$$SLURM_JOB_ID; }"
 
 wandb-sync: $(STAMP) ## upload runs that were logged offline
-	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-*
+	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-* runs/*/*/wandb/offline-run-*
 
 clean: ## remove caches (runs and .venv stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -46,6 +46,28 @@ def test_a_wandb_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ids[0] == ids[1] == (tmp_path / "wandb_id").read_text()
 
 
+def test_wandb_groups_seeds_and_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for options, group in (((), "emvos_smoke"), (("--wandb.group=emvos_davis17",), "emvos_davis17")):
+        loggers = built(tmp_path, "--wandb.mode=offline", *options).trainer.loggers
+        settings = next(logger for logger in loggers if isinstance(logger, WandbLogger))._wandb_init
+        assert settings["group"] == group
+        assert settings["name"] == "emvos_smoke"
+        assert settings["resume"] == "allow"
+
+
+def test_every_run_can_be_synchronised(tmp_path: Path) -> None:
+    """Offline runs lie in the directory of the run, which for a stage is one level deeper."""
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
+    patterns = next(line for line in makefile.splitlines() if "wandb sync" in line).split()
+    patterns = [pattern for pattern in patterns if pattern.startswith("runs/")]
+    for run in ("runs/emvos_demo", "runs/emvos_davis17/1_emvos_coco"):
+        (tmp_path / run / "wandb" / "offline-run-1").mkdir(parents=True)
+    found = {path for pattern in patterns for path in tmp_path.glob(pattern)}
+    assert len(found) == 2
+
+
 def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -153,6 +175,30 @@ def test_parser_messages_become_one_line() -> None:
     assert "\n" not in condense("first\nsecond")
 
 
+def test_training_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of steps need not be a multiple of the interval at which checkpoints are written."""
+    from vos_lightning.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(Path(__file__).resolve().parents[2] / "experiments"))
+    options = [
+        "--trainer.limit_val_batches=0",
+        "--trainer.enable_progress_bar=false",
+        "--last_checkpoint.every_n_train_steps=200",
+    ]
+    assert main(["train", "emvos_smoke", "--run-dir", "run", *options]) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_one_training_a_directory(tmp_path: Path) -> None:
+    """The child of a killed command may still train; a second training beside it would spoil both."""
+    run = Run(tmp_path / "run")
+    with run.lock(), pytest.raises(ExperimentError, match=r"is being trained by process \d+"), Run(tmp_path / "run").lock():
+        pass
+    with run.lock():
+        pass
+
+
 def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage starts from the weights of the one before; finished ones are not repeated."""
     from vos_lightning import cli
@@ -168,15 +214,16 @@ def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def in_process(command: list[str], check: bool) -> Any:
+    def in_process(command: list[str]) -> int:
         commands.append(command)
-        return type("Result", (), {"returncode": cli.main(command[3:])})()
+        return cli.main(command)
 
-    monkeypatch.setattr(cli.subprocess, "run", in_process)
+    monkeypatch.setattr(cli, "run_command", in_process)
     options = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
     assert cli.main(["train", "emvos_staged", *options]) == 0
     assert not any("initial_weights" in argument for argument in commands[0])
     assert any(argument.startswith("--initial_weights=") and "1_emvos_smoke" in argument for argument in commands[1])
+    assert all("--wandb.group=emvos_staged" in command for command in commands)
     assert (tmp_path / "runs" / "emvos_staged" / "finished").is_file()
     commands.clear()
     assert cli.main(["train", "emvos_staged", *options]) == 0

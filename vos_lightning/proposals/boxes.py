@@ -8,9 +8,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 
-def tight_boxes(
-    masks: Float[Tensor, "B N H W"], threshold: float = 0.5
-) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
+def tight_boxes(masks: Float[Tensor, "B N H W"], threshold: float = 0.5) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
     """Smallest boxes around the pixels above a threshold.
 
     Args:
