@@ -284,6 +284,62 @@ def visualize(argv: Sequence[str]) -> int:
     return 0
 
 
+def benchmark(argv: Sequence[str]) -> int:
+    """Measure how fast networks segment."""
+    from vos_lightning.benchmark import add_arguments, options_of
+
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning benchmark",
+        description="Step networks with random weights over synthetic frames: seconds a frame and peak memory. Several networks "
+        "take turns; ratios are to the first.",
+        epilog="Every other option overrides the experiments: --model.init_args.network.init_args.attention=false ...",
+    )
+    parser.add_argument("experiments", metavar="EXP", nargs="*", help="names from `list`, or YAML files")
+    parser.add_argument(
+        "--network", nargs="+", default=[], metavar="CLASS", help="classes with their defaults, beside experiments"
+    )
+    add_arguments(parser)
+    known, overrides = parser.parse_known_args(argv)
+    options = options_of(known)
+    if not known.experiments and not known.network:
+        raise ValueError("benchmark what? name experiments, or --network vos_lightning.networks.emvos.EMVOS")
+    if overrides and not known.experiments:
+        raise ValueError(f"unknown option {overrides[0]}")
+
+    import torch
+
+    from vos_lightning.benchmark import report, run
+    from vos_lightning.modules.loading import module_of_network, resolve_device
+
+    if known.threads is not None:
+        if known.threads < 1:
+            raise ValueError(f"--threads must be at least 1, not {known.threads}")
+        torch.set_num_threads(known.threads)
+    device = resolve_device(known.device)
+    modules = {}
+    for name in known.experiments:
+        experiment = load_experiment(name)
+        if experiment.stages:
+            experiment = load_experiment(experiment.stages[-1])
+        with tempfile.TemporaryDirectory() as folder:
+            modules[name] = build(experiment, Run(Path(folder)), [*_without_weights(experiment), *overrides], "test").model
+    modules |= {name.rpartition(".")[2]: module_of_network(name) for name in known.network}
+    modules = {name: module.to(device).eval().requires_grad_(False) for name, module in modules.items()}
+    report(run(modules, options), options, device, known.json)
+    return 0
+
+
+def _without_weights(experiment: Experiment) -> list[str]:
+    """The override that keeps pretrained weights from being downloaded, where the network has them."""
+    import importlib
+    import inspect
+
+    network = experiment.config["model"]["init_args"]["network"]["class_path"]
+    module_name, _, class_name = network.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module_name), class_name))
+    return ["--model.init_args.network.init_args.weights=null"] if "weights" in signature.parameters else []
+
+
 def show(argv: Sequence[str]) -> int:
     """The composed configuration of an experiment."""
     parser = argparse.ArgumentParser(prog="python -m vos_lightning show", description=show.__doc__)
@@ -319,6 +375,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         visualize,
         "draw score maps and the like: visualize EXP --video NAME --frame T --output D",
     ),
+    "benchmark": (benchmark, "seconds a frame and peak memory: benchmark EXP ... --objects 1 3 --precision fp32 bf16"),
     "evaluate": (
         _module_main("vos_lightning.evaluate"),
         "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis17|...",
