@@ -8,7 +8,7 @@ DATA   ?= data
 export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train validate evaluate predict baselines list show lint format test test-all test-gpu bench slurm wandb-sync clean
+.PHONY: help setup demo train validate evaluate predict visualize baselines list show lint format test test-all test-gpu bench slurm wandb-sync clean
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ else
 	@test -n "$(EXP)" || { echo 'error: which experiment? make predict EXP=emvos_davis17, or CHECKPOINT= VIDEO= MASKS=' >&2; exit 2; }
 	@$(RUN) predict $(EXP) $(ARGS)
 endif
+
+visualize: $(STAMP) ## draw what EXP computes inside: VIDEO=name FRAME=number OUTPUT=dir
+	@test -n "$(EXP)" || { echo 'error: which experiment? make visualize EXP=emvos_davis17 VIDEO=name FRAME=number' >&2; exit 2; }
+	@$(RUN) visualize $(EXP) --video $(VIDEO) --frame $(FRAME) --output $(or $(OUTPUT),visuals) $(ARGS)
 
 list: $(STAMP) ## list the experiments and the published results that they reproduce
 	@$(RUN) list

@@ -120,6 +120,15 @@ def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
     if stage == "test":
         parser.add_argument("--baselines", action="store_true", help="also score copying and flow-warping the first mask")
     known, overrides = parser.parse_known_args(argv)
+    cli, run, checkpoint = _trained(known, overrides, stage)
+    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, **({"verbose": False} if stage != "predict" else {}))
+    if stage != "predict":
+        _report(cli, stage, run, checkpoint, baselines=getattr(known, "baselines", False))
+    return 0
+
+
+def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) -> tuple[Any, Run, Path]:
+    """An experiment with the weights of a checkpoint: the one that is named, or the run's best."""
     experiment = load_experiment(known.experiment)
     run = Run(known.run_dir or Path("runs") / experiment.name)
     if experiment.stages and known.checkpoint is None:
@@ -133,10 +142,7 @@ def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
     from vos_lightning.modules.loading import load_weights
 
     load_weights(cli.model, checkpoint)
-    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, **({"verbose": False} if stage != "predict" else {}))
-    if stage != "predict":
-        _report(cli, stage, run, checkpoint, baselines=getattr(known, "baselines", False))
-    return 0
+    return cli, run, checkpoint
 
 
 def _report(cli: Any, stage: Stage, run: Run, checkpoint: Path, baselines: bool) -> None:
@@ -172,6 +178,48 @@ def predict(argv: Sequence[str]) -> int:
     from vos_lightning.predict import main as predict_video
 
     return predict_video(argv)
+
+
+def visualize(argv: Sequence[str]) -> int:
+    """Draw what a network computes inside for frames of a video."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning visualize",
+        description="Draw what a network computes inside (score maps ...) for frames of a video: of an experiment's test or "
+        "validation videos, or of your own.",
+        epilog="With EXP, every other option overrides the experiment, as in `train`.",
+    )
+    parser.add_argument("experiment", metavar="EXP", nargs="?", help="name from `list`, or a YAML file; none for your own video")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
+    parser.add_argument("--checkpoint", type=Path, help="default: the run's best")
+    parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP a file or folder")
+    parser.add_argument("--masks", type=Path, help="without EXP: PNG for the first frame, or folder of PNGs, as for `predict`")
+    parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="indices, from 0")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    known, overrides = parser.parse_known_args(argv)
+    if min(known.frame) < 0:
+        raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
+    if known.experiment is None:
+        if known.checkpoint is None or known.masks is None:
+            raise ValueError("without an experiment, --checkpoint and --masks are needed")
+        if overrides:
+            raise ValueError(f"unknown option {overrides[0]}")
+        from vos_lightning.modules.loading import load_module
+        from vos_lightning.visualize import draw, of_files
+
+        module = load_module(known.checkpoint)
+        segmented = of_files(module.engine(), Path(known.video), known.masks)
+    else:
+        cli, _, _ = _trained(known, overrides, "test")
+        from vos_lightning.visualize import draw, of_sample
+
+        module = cli.model.eval()
+        videos = {video.name: video for split in (cli.datamodule.test_videos, cli.datamodule.val_videos) for video in split()}
+        if known.video not in videos:
+            raise ValueError(f"--video {known.video}: there are {', '.join(sorted(videos)[:20])} ...")
+        segmented = of_sample(module.engine(), videos[known.video])
+    for sheet in draw(module, segmented, known.frame, known.output):
+        sys.stdout.write(f"{sheet}\n")
+    return 0
 
 
 # Listings -------------------------------------------------------------------------------------------------------------
@@ -229,6 +277,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "test": (lambda argv: _evaluation("test", argv), "score an experiment's test videos with its checkpoint"),
     "validate": (lambda argv: _evaluation("validate", argv), "score an experiment's validation videos with its checkpoint"),
     "predict": (predict, "segment an experiment's videos, or your own: predict --checkpoint C --video V --masks M --output D"),
+    "visualize": (
+        visualize,
+        "draw score maps and the like: visualize EXP --video NAME --frame T --output D",
+    ),
     "evaluate": (
         _module_main("evaluate"),
         "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis16|davis17",

@@ -161,8 +161,10 @@ class FramePrediction:
     probabilities: Float[Tensor, "N H0 W0"]
     """One plane an object, in the order of ``object_ids``."""
     object_ids: tuple[int, ...]
+    processed_size: tuple[int, int] | None = None
+    """Height and width at which the network worked, before padding; None for those of the label map."""
     aux: Mapping[str, Any] = field(default_factory=dict)
-    """Auxiliary outputs of the network at its own resolution, for visualisation."""
+    """What ``segment`` returned beside the logits, on the network's grid and device; empty where nothing was predicted."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
 from vos_lightning.metrics.davis import DAVISMetric, ObjectScores, Protocol, summarize
+from vos_lightning.panels import FrameView, Panel, probability_panels
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
@@ -136,6 +137,14 @@ class VOSModule(LightningModule):
             min_object_pixels=self.min_object_pixels,
             precision=precision,
         )
+
+    def panels(self, view: FrameView) -> list[Panel]:
+        """Pictures of what the network computed for a frame, from ``view.aux``.
+
+        The default shows the probability of every object; a paper adds what its ``segment`` puts into ``aux``. Where nothing was
+        predicted, as in the first frame, ``aux`` is empty.
+        """
+        return probability_panels(view)
 
     def metric(self, stage: str) -> DAVISMetric:
         """The metric of ``val`` or ``test``."""

@@ -157,7 +157,11 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     def segment(
         self, features: Features, memory: Memory[Entry, Carry | None]
     ) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
-        """Match the query frame to the reference frames, the previous frame and the templates, and decode."""
+        """Match the query frame to the reference frames, the previous frame and the templates, and decode.
+
+        ``aux["scores"]``, ``(B, N, 2, maps, h, w)``, holds the score maps of (background, foreground) in the order of ``kinds``;
+        ``aux["attended"]``, ``(B, N, 2, maps or 2 * maps, h, w)``, the same after attention: spatial, then channel attention.
+        """
         assert memory.previous is not None
         query = features.key.flatten(2)
         maps = [self._surjective(memory.reference, query)]
@@ -168,9 +172,10 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         masks = memory.previous.latest.entry.masks
         scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
         # The same attention for background and foreground.
-        attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3]).flatten(2, 3)
-        logits = self.decoder(features.pyramid, torch.cat([attended, torch.stack([1 - masks, masks], dim=2)], dim=2)).float()
-        return logits[:, :, 1] - logits[:, :, 0], {}
+        attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3])
+        maps_of_object = torch.cat([attended.flatten(2, 3), torch.stack([1 - masks, masks], dim=2)], dim=2)
+        logits = self.decoder(features.pyramid, maps_of_object).float()
+        return logits[:, :, 1] - logits[:, :, 0], {"scores": scores, "attended": attended}
 
     def memorize(
         self,
