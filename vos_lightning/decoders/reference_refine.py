@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vos_lightning.structures import FeaturePyramid
+
+COPIED = 4.0
+"""Weight of the coarse mask in a copier start."""
 
 
 class ResidualNormBlock(nn.Module):
@@ -105,7 +107,10 @@ class ReferenceRefineDecoder(nn.Module):
         self.predictor = nn.Conv2d(width, 2, kernel, padding=kernel // 2)
 
     def forward(
-        self, current: FeaturePyramid, references: References, masks: Sequence[Float[Tensor, "B N 3 h w"]]
+        self,
+        current: FeaturePyramid,
+        references: References,
+        masks: tuple[Float[Tensor, "B N 3 h4 w4"], Float[Tensor, "B N 3 h8 w8"], Float[Tensor, "B N 3 h16 w16"]],
     ) -> Float[Tensor, "B N H W"]:
         """Foreground logits of every object.
 
@@ -123,6 +128,28 @@ class ReferenceRefineDecoder(nn.Module):
         # Of a softmax over the two, only the difference counts, and enlarging is linear.
         logits = F.interpolate((foreground - background).unsqueeze(1), scale_factor=4, mode="bilinear", align_corners=False)
         return logits.squeeze(1).unflatten(0, m4.shape[:2])
+
+    @torch.no_grad()
+    def start_as_copier(self) -> None:
+        """Initialise so that the untrained decoder hands on the sign of the coarse mask.
+
+        In every block two channels carry the coarse mask and its opposite, nothing else feeds them, residual blocks start near the
+        identity, and the last convolution reads little else. The two carriers cancel in the mean that the group normalisation
+        subtracts, so that a probability of one half stays at zero.
+        """
+        for fusion in (self.fuse16, self.fuse8, self.fuse4):
+            fusion.blend.weight[:2] = 0
+            assert fusion.blend.bias is not None
+            for carrier, sign in enumerate((-1.0, 1.0)):
+                fusion.blend.weight[carrier, -1, 1, 1] = sign * COPIED
+                fusion.blend.bias[carrier] = -sign * COPIED / 2
+        for block in (self.fuse16.block, self.fuse8.block, self.fuse4.block, self.block8, self.block4):
+            block.norm2.weight.fill_(0.1)
+            block.norm2.weight[:2] = 0
+        self.predictor.weight *= 0.05
+        middle = self.predictor.kernel_size[0] // 2
+        for carrier in range(2):
+            self.predictor.weight[carrier, carrier, middle, middle] = 1
 
 
 def _double(x: Tensor) -> Tensor:
