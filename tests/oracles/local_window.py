@@ -13,7 +13,7 @@ def offsets(window: int) -> list[tuple[int, int]]:
 
 
 def similarity(a: Tensor, b: Tensor, measure: str) -> float:
-    if measure == "negative_squared_l2":
+    if measure == "l2":
         return -float(((a - b) ** 2).sum())
     product = float((a * b).sum())
     return product / (math.sqrt(float((a * a).sum())) * math.sqrt(float((b * b).sum()))) if measure == "cosine" else product

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vos_lightning.matching.similarity import dot, l2_normalize, negative_squared_l2
 
-Measure = Literal["cosine", "dot", "negative_squared_l2"]
+Measure = Literal["dot", "cosine", "l2"]
+"""Inner product, cosine, negative squared distance."""
 OutOfFrame = Literal["mask", "zero"]
 """Offsets that lead out of the frame take no part, or take part with a similarity of 0 (as features padded with zeros have)."""
 Confidence = Literal["maximum", "one_minus_maximum", "softmax_peak"]
@@ -73,7 +74,7 @@ def local_similarity(
         raise ValueError(f"measure must be one of {get_args(Measure)}, not {measure!r}")
     if window < 1:
         raise ValueError(f"window must be at least 1 cell, not {window}")
-    compare = negative_squared_l2 if measure == "negative_squared_l2" else dot
+    compare = negative_squared_l2 if measure == "l2" else dot
     if measure == "cosine":
         query, previous = l2_normalize(query), l2_normalize(previous)
     batch, _, height, width = query.shape
@@ -205,7 +206,7 @@ class LocalMatch:
     """The best match of every pixel inside its window."""
 
     index: Int64[Tensor, "B h w"]
-    """Cell ``row * w + column`` of the other frame. Adjacent maps are chained: ``later.flatten(1).gather(1, index.flatten(1))``."""
+    """Cell ``row * w + column`` of the other frame. Adjacent maps chain: ``later.flatten(1).gather(1, index.flatten(1))``."""
     best: Float[Tensor, "B h w"]
     """Its similarity."""
     second: Float[Tensor, "B h w"]
@@ -217,7 +218,7 @@ def best_match(
     query: Float[Tensor, "B C h w"],
     other: Float[Tensor, "B C h w"],
     window: int,
-    measure: Measure = "negative_squared_l2",
+    measure: Measure = "l2",
     exclusion_radius: int = 0,
 ) -> LocalMatch:
     """The cell of another frame that is most similar to each pixel, inside a window around its own place.
