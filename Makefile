@@ -8,10 +8,11 @@ DATA   ?= data
 export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train validate evaluate predict baselines list results doctor submit show lint format test test-all test-gpu bench slurm wandb-sync clean
+.PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
+  test-all test-gpu bench bench-networks slurm wandb-sync clean
 
 help: ## show this text
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo '  EXP=emvos_davis17        which experiment (make list)'
 	@echo '  ARGS="--trainer.devices=8 --trainer.precision=bf16-mixed"   any option of the experiment'
@@ -53,6 +54,10 @@ else
 	@$(RUN) predict $(EXP) $(ARGS)
 endif
 
+visualize: $(STAMP) ## draw what EXP computes inside: VIDEO=name FRAME=number OUTPUT=dir
+	@test -n "$(EXP)" || { echo 'error: which experiment? make visualize EXP=emvos_davis17 VIDEO=name FRAME=number' >&2; exit 2; }
+	@$(RUN) visualize $(EXP) --video $(VIDEO) --frame $(FRAME) --output $(or $(OUTPUT),visuals) $(ARGS)
+
 list: $(STAMP) ## list the experiments and the published results that they reproduce
 	@$(RUN) list
 
@@ -91,6 +96,9 @@ test-gpu: $(STAMP) ## the tests on a CUDA device
 
 bench: $(STAMP) ## speed of the metrics beside a plain implementation, and of the network
 	@$(BIN)/python -m tests.benchmarks.metrics $(ARGS)
+
+bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_davis17 pmvos_davis17" ARGS="--objects 1 3"
+	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)
 
 slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=24:00:00
 	@sbatch --nodes=$(or $(NODES),1) --ntasks-per-node=$(or $(GPUS),1) --gpus-per-node=$(or $(GPUS),1) --time=$(or $(TIME),24:00:00) \

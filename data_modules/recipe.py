@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 CropMode = Literal["none", "balanced", "random_resized", "released"]
@@ -114,6 +114,10 @@ class ClipRecipe:
             raise ValueError(f"recipe.size must be a height and a width in pixels, not {self.size}")
         if self.crop == "balanced" and self.size is None and self.short_side is not None and self.short_side < self.crop_size:
             raise ValueError(f"recipe.crop_size {self.crop_size} does not fit into recipe.short_side {self.short_side}")
+
+    def in_steps_of(self, frame_step: int) -> ClipRecipe:
+        """The same gaps for videos of which every ``frame_step``-th frame is stored: divided and rounded down, but at least 1."""
+        return replace(self, max_gap=max(1, self.max_gap // frame_step))
 
 
 DEFAULT_RECIPE = ClipRecipe()

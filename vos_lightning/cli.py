@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,26 @@ def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
     if stage == "test":
         parser.add_argument("--baselines", action="store_true", help="also score copying and flow-warping the first mask")
     known, overrides = parser.parse_known_args(argv)
+    trained = _trained(known, overrides, stage)
+    cli = trained.cli
+    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, **({"verbose": False} if stage != "predict" else {}))
+    if stage != "predict":
+        _report(trained, stage, baselines=getattr(known, "baselines", False))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """An experiment with the weights of a checkpoint."""
+
+    cli: Any
+    run: Run
+    asked: Experiment
+    context: dict[str, Any]
+
+
+def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) -> _Trained:
+    """Build an experiment and load the checkpoint that is named, or the run's best."""
     asked = experiment = load_experiment(known.experiment)
     run = Run(known.run_dir or Path("runs") / experiment.name)
     checkpoint = known.checkpoint or _checkpoint_of(experiment, run.directory)
@@ -169,11 +190,7 @@ def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
         experiment = with_model_of(checkpoint, experiment)
     cli = build(experiment, run, overrides, stage)
     load_weights(cli.model, checkpoint)
-    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, **({"verbose": False} if stage != "predict" else {}))
-    if stage != "predict":
-        context = evaluated(experiment, overrides, cli.trainer, checkpoint)
-        _report(cli, stage, run, asked, context, baselines=getattr(known, "baselines", False))
-    return 0
+    return _Trained(cli, run, asked, evaluated(experiment, overrides, cli.trainer, checkpoint))
 
 
 def _checkpoint_of(experiment: Experiment, directory: Path) -> Path:
@@ -186,13 +203,14 @@ def _checkpoint_of(experiment: Experiment, directory: Path) -> Path:
     return Run(directory).best_checkpoint
 
 
-def _report(cli: Any, stage: Stage, run: Run, asked: Experiment, context: dict[str, Any], baselines: bool) -> None:
+def _report(trained: _Trained, stage: Stage, baselines: bool) -> None:
     """Print a table of the scores and write it to the run directory."""
     import dataclasses
 
-    from vos_lightning.metrics.davis import describe, summarize
+    from vos_lightning.metrics import describe, summarize
     from vos_lightning.reports import report, score_baselines, write_scores
 
+    cli, asked, context = trained.cli, trained.asked, trained.context
     rows, protocol = cli.model.scored_rows, cli.model.protocol
     if not cli.trainer.is_global_zero:
         return
@@ -200,15 +218,15 @@ def _report(cli: Any, stage: Stage, run: Run, asked: Experiment, context: dict[s
     others = score_baselines(videos, protocol) if baselines else {}
     Console().print(report(asked.name, rows, protocol, others))
     write_scores(
-        run.directory / "scores" / f"{stage}.json",
+        trained.run.directory / "scores" / f"{stage}.json",
         {
             "experiment": asked.name,
             "fingerprint": asked.fingerprint,
             "checkpoint": context["trained"]["checkpoint"],
             "protocol": describe(protocol, rows),
-            "summary": summarize(rows),
+            "summary": summarize(rows, protocol),
             "rows": [dataclasses.asdict(row) for row in rows],
-            "baselines": {name: summarize(group) for name, group in others.items()},
+            "baselines": {name: summarize(group, protocol) for name, group in others.items()},
             "baseline_rows": {name: [dataclasses.asdict(row) for row in group] for name, group in others.items()},
             "evaluation": context,
         },
@@ -222,6 +240,104 @@ def predict(argv: Sequence[str]) -> int:
     from vos_lightning.predict import main as predict_video
 
     return predict_video(argv)
+
+
+def visualize(argv: Sequence[str]) -> int:
+    """Draw what a network computes inside for frames of a video."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning visualize",
+        description="Draw what a network computes inside (score maps ...) for frames of a video: of an experiment's test or "
+        "validation videos, or of your own.",
+        epilog="With EXP, every other option overrides the experiment, as in `train`.",
+    )
+    parser.add_argument("experiment", metavar="EXP", nargs="?", help="name from `list`, or a YAML file; none for your own video")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
+    parser.add_argument("--checkpoint", type=Path, help="default: the run's best")
+    parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP a file or folder")
+    parser.add_argument("--masks", type=Path, help="without EXP: PNG for the first frame, or folder of PNGs, as for `predict`")
+    parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="indices, from 0")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    known, overrides = parser.parse_known_args(argv)
+    if min(known.frame) < 0:
+        raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
+    if known.experiment is None:
+        if known.checkpoint is None or known.masks is None:
+            raise ValueError("without an experiment, --checkpoint and --masks are needed")
+        if overrides:
+            raise ValueError(f"unknown option {overrides[0]}")
+        from vos_lightning.modules.loading import load_module
+        from vos_lightning.visualize import draw, of_files
+
+        module = load_module(known.checkpoint)
+        segmented = of_files(module.engine(), Path(known.video), known.masks)
+    else:
+        cli = _trained(known, overrides, "test").cli
+        from vos_lightning.visualize import draw, of_sample
+
+        module = cli.model.eval()
+        videos = {video.name: video for split in (cli.datamodule.test_videos, cli.datamodule.val_videos) for video in split()}
+        if known.video not in videos:
+            raise ValueError(f"--video {known.video}: there are {', '.join(sorted(videos)[:20])} ...")
+        segmented = of_sample(module.engine(), videos[known.video])
+    for sheet in draw(module, segmented, known.frame, known.output):
+        sys.stdout.write(f"{sheet}\n")
+    return 0
+
+
+def benchmark(argv: Sequence[str]) -> int:
+    """Measure how fast networks segment."""
+    from vos_lightning.benchmark import add_arguments, options_of
+
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning benchmark",
+        description="Step networks with random weights over synthetic frames: seconds a frame and peak memory. Several networks "
+        "take turns; ratios are to the first.",
+        epilog="Every other option overrides the experiments: --model.init_args.network.init_args.attention=false ...",
+    )
+    parser.add_argument("experiments", metavar="EXP", nargs="*", help="names from `list`, or YAML files")
+    parser.add_argument(
+        "--network", nargs="+", default=[], metavar="CLASS", help="classes with their defaults, beside experiments"
+    )
+    add_arguments(parser)
+    known, overrides = parser.parse_known_args(argv)
+    options = options_of(known)
+    if not known.experiments and not known.network:
+        raise ValueError("benchmark what? name experiments, or --network vos_lightning.networks.emvos.EMVOS")
+    if overrides and not known.experiments:
+        raise ValueError(f"unknown option {overrides[0]}")
+
+    import torch
+
+    from vos_lightning.benchmark import report, run
+    from vos_lightning.modules.loading import module_of_network, resolve_device
+
+    if known.threads is not None:
+        if known.threads < 1:
+            raise ValueError(f"--threads must be at least 1, not {known.threads}")
+        torch.set_num_threads(known.threads)
+    device = resolve_device(known.device)
+    modules = {}
+    for name in known.experiments:
+        experiment = load_experiment(name)
+        if experiment.stages:
+            experiment = load_experiment(experiment.stages[-1])
+        with tempfile.TemporaryDirectory() as folder:
+            modules[name] = build(experiment, Run(Path(folder)), [*_without_weights(experiment), *overrides], "test").model
+    modules |= {name.rpartition(".")[2]: module_of_network(name) for name in known.network}
+    modules = {name: module.to(device).eval().requires_grad_(False) for name, module in modules.items()}
+    report(run(modules, options), options, device, known.json)
+    return 0
+
+
+def _without_weights(experiment: Experiment) -> list[str]:
+    """The override that keeps pretrained weights from being downloaded, where the network has them."""
+    import importlib
+    import inspect
+
+    network = experiment.config["model"]["init_args"]["network"]["class_path"]
+    module_name, _, class_name = network.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module_name), class_name))
+    return ["--model.init_args.network.init_args.weights=null"] if "weights" in signature.parameters else []
 
 
 def show(argv: Sequence[str]) -> int:
@@ -255,9 +371,14 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "test": (lambda argv: _evaluation("test", argv), "score an experiment's test videos with its checkpoint"),
     "validate": (lambda argv: _evaluation("validate", argv), "score an experiment's validation videos with its checkpoint"),
     "predict": (predict, "segment an experiment's videos, or your own: predict --checkpoint C --video V --masks M --output D"),
+    "visualize": (
+        visualize,
+        "draw score maps and the like: visualize EXP --video NAME --frame T --output D",
+    ),
+    "benchmark": (benchmark, "seconds a frame and peak memory: benchmark EXP ... --objects 1 3 --precision fp32 bf16"),
     "evaluate": (
         _module_main("vos_lightning.evaluate"),
-        "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis16|davis17",
+        "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis17|...",
     ),
     "import-checkpoint": (
         _module_main("vos_lightning.modules.released"),

@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from vos_lightning.callbacks.panels import FramePanels
 from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.callbacks.preemption import StopOnSignal
 from vos_lightning.callbacks.throughput import Throughput
@@ -86,6 +87,7 @@ class VOSCommandLine(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(EvaluationPictures, "pictures")
+        parser.add_lightning_class_args(FramePanels, "panels")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.set_defaults(
             {

@@ -74,6 +74,12 @@ def test_smoke_recipes_fit_test_and_predict(name: str, tmp_path: Path) -> None:
     pngs = list((tmp_path / "predictions").rglob("*.png"))
     assert pngs
     assert "val_jf" in trained.trainer.callback_metrics
+    assert list((tmp_path / "panels").glob("step=*.png"))
+    video = cli.datamodule.test_videos()[0].name
+    folder = tmp_path / "visuals"
+    arguments = [name, "--run-dir", str(tmp_path), "--video", video, "--frame", "1", "2", "--output", str(folder)]
+    assert main(["visualize", *arguments]) == 0
+    assert len(list(folder.glob("*/sheet.png"))) == 2
     # The checkpoint describes itself.
     engine = load_engine(checkpoint, device="cpu")
     for key, value in trained.model.network.state_dict().items():
@@ -140,6 +146,9 @@ def test_circles_and_missing_files_are_named(folder: Path) -> None:
         (["train", "emvos_smoke", "--trainer.max_steps=-1"], "trainer.max_steps"),
         (["train", "emvos_davis17_only", OFFLINE, "--wandb.mode=disabled"], "data/DAVIS"),
         (["test", "emvos_smoke"], "no checkpoint"),
+        (["visualize", "emvos_smoke", "--video", "v", "--frame", "1", "--output", "o"], "no checkpoint"),
+        (["visualize", "--video", "v.mp4", "--frame", "1", "--output", "o"], "--checkpoint and --masks"),
+        (["visualize", "emvos_smoke", "--video", "v", "--frame", "-1", "--output", "o"], "frames count from 0"),
         (["test", "emvos_smoke", "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
     ],
 )

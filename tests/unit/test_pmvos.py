@@ -204,15 +204,41 @@ def test_decoder_equals_concatenated_convolutions():
         assert_close(out[:, n], oracle.decode(pyramid, maps[:, n], decoder))
 
 
-def test_copier_start_hands_the_previous_mask_on():
-    network = small(copier_start=True, normalize_fusion=True, norm="instance", train_from="stem").eval()
-    frames = torch.rand(1, 2, 3, *SIZE)
+def copier_prediction(frames: torch.Tensor, attention: bool = True) -> torch.Tensor:
+    """Foreground in the last frame, by an untrained network that has seen the object at (16, 16, 32, 48) in the first."""
+    torch.manual_seed(0)
+    network = small(attention=attention, copier_start=True, normalize_fusion=True, norm="instance", train_from="stem").eval()
     given = Given(boxes((16, 16, 32, 48)), torch.tensor([[True]]))
     with torch.no_grad():
-        last = unroll(network, Propagation(AnnotatedOnly(), "minimum", "join"), frames, {0: given})[-1].probabilities[0, 1]
+        return unroll(network, Propagation(AnnotatedOnly(), "minimum", "join"), frames, {0: given})[-1].probabilities[0, 1]
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_copier_start_hands_the_previous_mask_on(attention):
+    frames = torch.rand(1, 1, 3, *SIZE).expand(-1, 2, -1, -1, -1)
+    last = copier_prediction(frames, attention)
     assert last[22:26, 26:38].min() > 0.9
     assert last[4:8, 4:60].max() < 0.1
     assert last[4:44, 4:8].max() < 0.1
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("matching", ["global", "global+local+medial"])
+def test_copier_start_weighs_the_scores(matching, attention):
+    network = small(matching=matching, attention=attention, copier_start=True).eval()
+    kinds = matching.count("+") + 1
+    pyramid = FeaturePyramid(
+        *(torch.zeros(1, c, 12 // k, 16 // k) for c, k in zip(network.backbone.channels, (1, 2, 4), strict=True))
+    )
+    for background, foreground in ((1.0, 0.0), (0.0, 1.0)):
+        scores = torch.tensor([background, foreground])[None, None, :, None, None, None].expand(1, 1, 2, kinds, 3, 4)
+        attended = network.attention(scores.flatten(0, 2)).unflatten(0, (1, 1, 2)).flatten(2, 3)
+        for mask in (0.0, 1.0):
+            masks = torch.tensor([1 - mask, mask])[None, None, :, None, None].expand(1, 1, 2, 3, 4)
+            logits = network.decoder(pyramid, torch.cat([attended, masks], dim=2))[0, 0, :, 20:28, 20:44]
+            # 2 for every kind of matching and 4 for the mask, as constants, where no border is near; the rest starts small.
+            expected = 2.0 * kinds * (foreground - background) + 4.0 * (2 * mask - 1)
+            assert (logits[1] - logits[0] - expected).abs().max() < 0.15 * (2 * kinds + 4)
 
 
 # The whole network ----------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class ResNetPyramid(nn.Module):
     As ``layer4`` would have stride 32, its stride is removed and all its blocks but the first are dilated by 2 (DeepLab). Layers
     and parameter names are torchvision's, so its checkpoints fit by name; the classifier is left out. The mean and standard
     deviation of ImageNet are subtracted and divided by inside. PMVOS is the default; ``last="layer3", train_from="stem",
-    norm="frozen"`` is the trunk of STM and STCN.
+    norm="frozen_statistics"`` is the trunk of STM and STCN.
 
     Args:
         block: ``bottleneck`` (ResNet-50, 101) or ``basic`` (ResNet-18, 34).
@@ -44,8 +44,10 @@ class ResNetPyramid(nn.Module):
         weights: name of the torchvision weights (``"IMAGENET1K_V1"``), downloaded and cached by torchvision; None for
             torchvision's random initialisation.
         train_from: the first stage that is trained; those before it keep parameters and statistics. None trains nothing.
-        norm: of the trained stages. ``batch`` is ordinary batch normalisation, ``frozen`` keeps statistics and affine parameters;
-            ``instance`` puts instance normalisation in the place of all batch normalisation, for training from scratch.
+        norm: of the trained stages. ``batch`` is ordinary batch normalisation, ``frozen`` keeps statistics and affine parameters,
+            ``frozen_statistics`` the statistics only; ``instance`` puts instance normalisation in the place of all batch
+            normalisation, for training from scratch.
+        conv_bias: give every convolution a bias, zero at first, trained like its weight (STCN's value encoder).
 
     Raises:
         ValueError: weights are unknown, or asked for a size that has none.
@@ -65,6 +67,7 @@ class ResNetPyramid(nn.Module):
         weights: ResNetWeights | None = "IMAGENET1K_V1",
         train_from: TrainFrom | None = "layer4",
         norm: Norm = "batch",
+        conv_bias: bool = False,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -94,6 +97,10 @@ class ResNetPyramid(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if weights is not None:
             self._load(weights, block, tuple(blocks), width)
+        if conv_bias:
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.bias = nn.Parameter(torch.zeros(module.out_channels))
         if norm == "instance":
             replace_batch_norm(self)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -106,10 +113,11 @@ class ResNetPyramid(nn.Module):
         fixed = [module for stage in stages[:first] for module in stage]
         for module in fixed:
             module.requires_grad_(False)
-        frozen_norms = self.modules() if norm == "frozen" else (m for part in fixed for m in part.modules())
+        frozen_norms = self.modules() if norm.startswith("frozen") else (m for part in fixed for m in part.modules())
         self._frozen_norms = [module for module in frozen_norms if isinstance(module, nn.BatchNorm2d)]
-        for module in self._frozen_norms:
-            module.requires_grad_(False)
+        if norm != "frozen_statistics":
+            for module in self._frozen_norms:
+                module.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ResNetPyramid:
@@ -125,11 +133,18 @@ class ResNetPyramid(nn.Module):
         Returns:
             Rectified features with ``self.channels`` channels.
         """
-        x = (image - self.mean) / self.std
-        s4 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        s4 = self.fine(self.stem(image))
         s8 = self.layer2(s4)
         s16 = self.layer3(s8)
         return FeaturePyramid(s4=s4, s8=s8, s16=s16 if self.layer4 is None else self.layer4(s16))
+
+    def stem(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H2 W2"]:
+        """The first convolution alone, of RGB images in [0, 1]: where other inputs are added."""
+        return self.conv1((image - self.mean) / self.std)
+
+    def fine(self, stem: Float[Tensor, "B C H2 W2"]) -> Float[Tensor, "B C4 H4 W4"]:
+        """From the first convolution to stride 4."""
+        return self.layer1(self.maxpool(self.relu(self.bn1(stem))))
 
     def _load(self, weights: str, block: Block, blocks: tuple[int, ...], width: int) -> None:
         name = _PUBLISHED.get((block, blocks)) if width == 64 else None

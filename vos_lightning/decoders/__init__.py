@@ -2,5 +2,6 @@
 
 from vos_lightning.decoders.crvos import CRVOSDecoder
 from vos_lightning.decoders.deconv import DeconvDecoder, FusionStage, initialize
+from vos_lightning.decoders.refine import RefineDecoder, RefineStage
 
-__all__ = ["CRVOSDecoder", "DeconvDecoder", "FusionStage", "initialize"]
+__all__ = ["CRVOSDecoder", "DeconvDecoder", "FusionStage", "RefineDecoder", "RefineStage", "initialize"]

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from vos_lightning.attention.dual import DualAttention
 from vos_lightning.backbones.normalization import Norm, instance_norm
@@ -24,7 +25,9 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Matching = Literal["global", "global+local", "global+local+medial"]
 MASK_EVIDENCE = 4.0
-"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask."""
+"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask ..."""
+SCORE_EVIDENCE = 2.0
+"""... and to a score of 1 for the foreground and 0 for the background, for each kind of matching."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         blocks: size of the backbone; other than ResNet-50 only without ``weights``.
         width: likewise.
         normalize_fusion: instance-normalise features where the key and the decoder read them, see :class:`FusionStage`.
-        copier_start: initialise the decoder to copy the previous mask, see :meth:`CRVOSDecoder.start_as_copier`.
+        copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
+            :meth:`CRVOSDecoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
 
@@ -122,12 +126,16 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         initialize(self.key)
         self.attention = DualAttention(len(self.kinds)) if attention else nn.Identity()
         # Two classes; then the previous mask of two classes.
-        num_scores = 2 * len(self.kinds) * (2 if attention else 1)
+        copies = 2 if attention else 1
+        num_scores = 2 * len(self.kinds) * copies
         self.decoder = CRVOSDecoder(
             self.backbone.channels, num_scores + 2, lateral_channels, decoder_channels, normalize=normalize_fusion
         )
         if copier_start:
-            self.decoder.start_as_copier({num_scores: -MASK_EVIDENCE, num_scores + 1: MASK_EVIDENCE})
+            # The maps of the background come first; attention starts as the identity, so that every map is there twice.
+            of_scores = [-SCORE_EVIDENCE / copies, SCORE_EVIDENCE / copies]
+            weights_of_maps = [weight for weight in of_scores for _ in range(num_scores // 2)] + [-MASK_EVIDENCE, MASK_EVIDENCE]
+            self.decoder.start_as_copier(dict(enumerate(weights_of_maps)))
 
     @classmethod
     def small(cls) -> PMVOS:
@@ -150,20 +158,28 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     def segment(
         self, features: Features, memory: Memory[Entry, Carry | None]
     ) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
-        """Match the query frame to the reference frames, the previous frame and the templates, and decode."""
+        """Match the query frame to the reference frames, the previous frame and the templates, and decode.
+
+        ``aux["scores"]``, ``(B, N, 2, maps, h, w)``, holds the score maps of (background, foreground) in the order of ``kinds``;
+        ``aux["attended"]``, ``(B, N, 2, maps or 2 * maps, h, w)``, the same after attention: spatial, then channel attention.
+        """
         assert memory.previous is not None
         query = features.key.flatten(2)
-        maps = [self._surjective(memory.reference, query)]
-        if "local" in self.kinds:
-            maps.append(self._surjective(memory.previous, query))
-        if memory.carry is not None:
-            maps.append(medial_match(memory.carry.templates, query))
         masks = memory.previous.latest.entry.masks
-        scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
-        # The same attention for background and foreground.
-        attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3]).flatten(2, 3)
-        logits = self.decoder(features.pyramid, torch.cat([attended, torch.stack([1 - masks, masks], dim=2)], dim=2)).float()
-        return logits[:, :, 1] - logits[:, :, 0], {}
+        with record_function("vos/match"):
+            maps = [self._surjective(memory.reference, query)]
+            if "local" in self.kinds:
+                maps.append(self._surjective(memory.previous, query))
+            if memory.carry is not None:
+                maps.append(medial_match(memory.carry.templates, query))
+            scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
+        with record_function("vos/attention"):
+            # The same attention for background and foreground.
+            attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3])
+        with record_function("vos/decode"):
+            maps_of_object = torch.cat([attended.flatten(2, 3), torch.stack([1 - masks, masks], dim=2)], dim=2)
+            logits = self.decoder(features.pyramid, maps_of_object).float()
+        return logits[:, :, 1] - logits[:, :, 0], {"scores": scores, "attended": attended}
 
     def memorize(
         self,

@@ -190,16 +190,18 @@ class InferenceEngine:
         return torch.autocast(self.network.device.type, dtype=self.precision)
 
     def _empty(self, size: tuple[int, int]) -> FramePrediction:
-        return FramePrediction(self._frame_index, torch.zeros(size, dtype=torch.uint8), torch.zeros(0, *size), ())
+        return FramePrediction(self._frame_index, torch.zeros(size, dtype=torch.uint8), torch.zeros(0, *size), (), size)
 
     def _predict(self, output: StepOutput, size: tuple[int, int]) -> FramePrediction:
         probabilities = output.probabilities
-        if tuple(probabilities.shape[-2:]) != size:
+        processed = (int(probabilities.shape[-2]), int(probabilities.shape[-1]))
+        if processed != size:
             probabilities = F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
         slots = label_map_from_probabilities(probabilities)[0]
         label_map = slots_to_ids(slots, [0 if i is None else i for i in self._slots]).cpu()
         kept = [slot for slot, i in enumerate(self._slots) if i is not None]
-        return FramePrediction(self._frame_index, label_map, probabilities[0, 1:][kept].cpu(), self.object_ids, output.aux)
+        planes = probabilities[0, 1:][kept].cpu()
+        return FramePrediction(self._frame_index, label_map, planes, self.object_ids, processed, output.aux)
 
 
 def _as_label_map(masks: Tensor | Mapping[int, Tensor], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
