@@ -81,8 +81,9 @@ def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bo
     else:
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             checked = pool.map(lambda name: _check_video(split, name, deep), split.videos)
-            bar = {"console": Console(stderr=True), "transient": True, "disable": not progress, "total": len(split.videos)}
-            reports = iter(list(track(checked, split.name, **bar)))
+            console = Console(stderr=True)
+            shown = track(checked, split.name, total=len(split.videos), console=console, transient=True, disable=not progress)
+            reports = iter(list(shown))
         _check_folders(split, total)
     for report in reports:
         total.frames += report.frames
