@@ -39,8 +39,8 @@ class Propagation:
         policy: which frames the bank keeps.
         aggregation: how objects are merged, see :func:`vos_lightning.mask_ops.soft_aggregate`.
         introduction: what a given mask does to the predictions of other objects in its frame. ``overwrite``: once
-            aggregated, they become zero inside given masks, then all is aggregated again. ``join``: the given mask takes part in the aggregation as a
-            saturated prediction. Either way the output of the frame shows the given mask.
+            aggregated, they become zero inside given masks, then all is aggregated again. ``join``: the given mask takes part in
+            the aggregation as a saturated prediction. Either way the output of the frame shows the given mask.
     """
 
     policy: MemoryPolicy
