@@ -216,9 +216,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         self.memory_value = nn.Conv2d(channels + 1, channels, 3, padding=1)
         self.query_key = nn.Conv2d(channels, channels // 4, 3, padding=1) if reads_memory else None
         self.matcher = (
-            AdaptiveObjectAlignment(
-                channels, projected_channels, sharpness, learned_sharpness, pool, align_proposals, groups
-            )
+            AdaptiveObjectAlignment(channels, projected_channels, sharpness, learned_sharpness, pool, align_proposals, groups)
             if coarse == "proposals"
             else None
         )
@@ -371,9 +369,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         read = read.squeeze(1).unflatten(0, objects).unflatten(3, (self.grid, self.grid))
         return read[:, :, :-1], read[:, :, -1]
 
-    def _assign(
-        self, similarity: Float[Tensor, "B N K"], features: Features, carry: Carry
-    ) -> Float[Tensor, "B N K"]:
+    def _assign(self, similarity: Float[Tensor, "B N K"], features: Features, carry: Carry) -> Float[Tensor, "B N K"]:
         if self.iou_weight:
             before, now = (carry.masks > 0.5).flatten(2).float(), (features.pasted > 0.5).flatten(2).float()
             both = before @ now.transpose(1, 2)
