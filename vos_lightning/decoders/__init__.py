@@ -1,6 +1,6 @@
 """Decoders: matching maps and a feature pyramid in, logits out."""
 
 from vos_lightning.decoders.crvos import CRVOSDecoder
-from vos_lightning.decoders.deconv import DeconvDecoder, FusionStage, initialize
+from vos_lightning.decoders.deconv import DeconvDecoder, FusionStage, initialize, transposed_convolution
 
-__all__ = ["CRVOSDecoder", "DeconvDecoder", "FusionStage", "initialize"]
+__all__ = ["CRVOSDecoder", "DeconvDecoder", "FusionStage", "initialize", "transposed_convolution"]
