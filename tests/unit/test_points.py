@@ -306,7 +306,7 @@ def test_top_down_detector_is_its_drawing():
 @pytest.mark.parametrize("window", [3, 4])
 def test_chained_tracking_is_the_formula(form, window):
     frames = [torch.rand(2, 4, 5, 6) + 0.1 for _ in range(4)]
-    measure = "cosine" if form == "cosine" else "negative_squared_l2"
+    measure = "cosine" if form == "cosine" else "l2"
     state = Trajectories(torch.arange(30).expand(2, -1), torch.zeros(2, 30))
     for before, after in pairwise(frames):
         match = best_match(before, after, window, measure)

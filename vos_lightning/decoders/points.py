@@ -70,6 +70,7 @@ class PointSampling:
 
     def choose(
         self,
+        source: PointSource,
         score: Float[Tensor, "B N h w"],
         logits: Float[Tensor, "B N h w"],
         introduced: Bool[Tensor, "B N"],
@@ -78,6 +79,7 @@ class PointSampling:
         """Points of the objects that are introduced.
 
         Args:
+            source: as ``self.source``, which a training may depart from.
             score: uncertainty; what it is with ``all`` does not matter.
             logits: first mask of every object.
             introduced: objects that are known.
@@ -85,7 +87,7 @@ class PointSampling:
         """
         known = introduced[:, :, None, None]
         masks = (logits > 0) & known
-        if self.source == "all":
+        if source == "all":
             region = known.expand_as(masks)
             counts = region.flatten(2).sum(dim=2)
         else:

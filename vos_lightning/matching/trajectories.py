@@ -167,7 +167,7 @@ def read_followed(
     memory_key: Float[Tensor, "B CK S"],
     query_key: Float[Tensor, "B CK h w"],
     values: Float[Tensor, "B N CV S"],
-    readable: Bool[Tensor, "B #N S"] | None,  # noqa: UP037
+    readable: Bool[Tensor, "B R S"] | None,
     trajectories: Trajectories,
     options: AdaptiveMatching,
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
 from vos_lightning.structures import ClipBatch, FramePrediction, VideoSample
 
+Schedule = Literal["constant", "cosine", "steps"]
 FrameListener = Callable[[VideoSample, FramePrediction], None]
 
 
@@ -35,12 +36,13 @@ class VOSModule(LightningModule):
         optimizer: ``adam`` (L2 penalty) or ``adamw`` (decoupled decay).
         learning_rate: base rate.
         weight_decay: see ``optimizer``.
-        schedule: ``constant``, or ``cosine`` to zero over ``trainer.max_steps``.
+        schedule: ``constant``; ``cosine`` to zero over ``trainer.max_steps``; ``steps``: a tenth from each milestone on.
         warmup_steps: linear warm-up from zero.
         late_objects: give objects that first appear after frame 0 of a training clip.
         short_side: evaluation size, see :class:`InferenceEngine`.
         min_object_pixels: evaluation size rule, see :class:`InferenceEngine`.
         channels_last: keep convolution weights in channels-last memory order (faster on CPUs and tensor cores).
+        milestones: optimiser steps, for ``steps``.
     """
 
     network: VOSNetwork[Any, Any, Any]
@@ -54,12 +56,13 @@ class VOSModule(LightningModule):
         optimizer: Literal["adam", "adamw"],
         learning_rate: float,
         weight_decay: float,
-        schedule: Literal["constant", "cosine"],
+        schedule: Schedule,
         warmup_steps: int,
         late_objects: bool,
         short_side: int | None,
         min_object_pixels: int,
         channels_last: bool,
+        milestones: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
@@ -69,6 +72,7 @@ class VOSModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
+        self.milestones = tuple(milestones)
         self.warmup_steps = warmup_steps
         self.late_objects = late_objects
         self.short_side = short_side
@@ -123,6 +127,8 @@ class VOSModule(LightningModule):
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.schedule == "constant":
             return warmup
+        if self.schedule == "steps":
+            return warmup * 0.1 ** sum(step >= milestone for milestone in self.milestones)
         total = max(self.trainer.max_steps, 1)
         return warmup * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
