@@ -97,7 +97,9 @@ def test_before_and_after(
     assert set(comparison["all"]) == {"copy", "before", "after"}
     assert comparison["checkpoints"]["after"].endswith("last.ckpt")
     for name, path in (("before", "run/before/scores/test.json"), ("after", "run/scores/test.json")):
-        assert comparison["all"][name] == pytest.approx(json.loads(Path(path).read_text())["summary"]["J&F"])
+        scores = json.loads(Path(path).read_text())
+        assert scores["experiment"] == "finetune_own"
+        assert comparison["all"][name] == pytest.approx(scores["summary"]["J&F"])
     # It went on from the checkpoint, at the rate of the experiment, with the network of the checkpoint.
     record = json.loads(Path("run/record.json").read_text())
     assert record["initial"]["checkpoint"] == str(checkpoint)
