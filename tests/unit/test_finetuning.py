@@ -112,6 +112,13 @@ def test_before_and_after(
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
     assert cli.main([*arguments, *OPTIONS]) == 0
     assert commands == ["test", "test"]
+    # The results name the run and what it was, and take it for no published row.
+    assert cli.main(["results", "--runs", "run"]) == 0
+    line = next(line for line in Path("run/results.md").read_text().splitlines() if line.startswith("| finetune_own"))
+    cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+    assert cells[3:5] == ["no published row", "2"]
+    assert cells[5].startswith("OwnVideosDataModule root=")
+    assert cells[5].endswith("(3 items)")
 
 
 @pytest.mark.parametrize("checkpoint", ["pmvos"], indirect=True)
