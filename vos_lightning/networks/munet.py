@@ -304,7 +304,8 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         The auxiliary outputs, at stride 16: ``displacement`` ``(B, 2, h, w)`` as (x, y), ``uncertainty`` and ``attention`` ``(B,
         1, h, w)``, as far as the network has them.
         """
-        semantic, aux = features.pyramid.s16, {}
+        semantic = features.pyramid.s16
+        aux: dict[str, Tensor] = {}
         if self.motion is not None:
             with record_function("vos/motion"):
                 motion, aux = self._motion(features, memory)
