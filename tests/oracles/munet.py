@@ -100,8 +100,10 @@ def propagate(
             read_out = read(key, list(slots.values()))
             soft[n] = network.decoder(pyramid, read_out[None, None], value)[0, 0].sigmoid()
         new = given.get(t, {})
+        if new and soft:
+            soft = aggregate(soft)
         for n, mask in new.items():
-            # What is given covers the others.
+            # What is given covers the final probabilities of the others.
             soft = {m: p * (mask < 0.5) for m, p in soft.items()}
             soft[n] = mask
         masks = aggregate(soft)
