@@ -52,11 +52,16 @@ class Split:
         return mask.removesuffix(self.endings[1]) + self.endings[0]
 
 
-def recognise(root: Path) -> list[Split]:
-    """Splits of the data set in a folder, or of the data sets in its sub-folders; empty if there is none."""
+def recognise(root: Path, depth: int = 2) -> list[Split]:
+    """Splits of the data set in a folder, or of the data sets in its sub-folders; empty if there is none.
+
+    Args:
+        root: a data set, or a folder of data sets.
+        depth: how many levels below the folder are looked at (``data/YouTube-VOS/2018`` lies two below ``data``).
+    """
     splits = list(_recognise(root))
-    if not splits:
-        splits = [split for folder in subfolders(root) for split in _recognise(root / folder)]
+    if not splits and depth:
+        splits = [split for folder in subfolders(root) for split in recognise(root / folder, depth - 1)]
     return splits
 
 

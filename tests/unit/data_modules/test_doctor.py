@@ -348,6 +348,13 @@ def test_youtube_vos(tmp_path: Path) -> None:
     assert "00020.png" in problems["missing-mask"][0]
 
 
+def test_data_sets_below_a_folder(tmp_path: Path) -> None:
+    youtube(tmp_path / "YouTube-VOS" / "2018")
+    write_split(tmp_path / "mine", {"v": {"1": 1, "2": 0, "3": 1}})
+    assert [split.kind for split in recognise(tmp_path)] == ["youtube_vos", "videos"]
+    assert recognise(tmp_path, depth=0) == []
+
+
 def test_mose_lvos_vost_and_own_videos(tmp_path: Path) -> None:
     write_split(tmp_path / "mose" / "valid", {"v": {"00000": 2, "00001": 0}})
     write_split(tmp_path / "lvos" / "val", {"v": {"00000001": 1, "00000006": 1, "00000011": 1}})
