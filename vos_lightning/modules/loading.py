@@ -114,6 +114,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Lightning advises against what makes a checkpoint describe its network.
         warnings.filterwarnings("ignore", message="Attribute 'network' is an instance of `nn.Module`")
+        # Lightning 2.6.6 calls what jsonargparse has deprecated since.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
         yield
 
 
