@@ -47,7 +47,9 @@ def test_numbers_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None
     def timed(seconds: float) -> DummyModule:
         module = DummyModule()
         encode = module.network.encode
-        monkeypatch.setattr(module.network, "encode", lambda frame: (setattr(clock, "now", clock.now + seconds), encode(frame))[1])
+        monkeypatch.setattr(
+            module.network, "encode", lambda frame: (setattr(clock, "now", clock.now + seconds), encode(frame))[1]
+        )
         return module.eval()
 
     options = Options(size=(32, 48), objects=(2,), precisions=("fp32",), frames=3, warmup=1, rounds=2)
@@ -81,7 +83,22 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "speed.json"
-    size = ["--size", "32", "48", "--objects", "1", "--precision", "fp32", "bf16", "--frames", "2", "--warmup", "0", "--rounds", "1"]
+    size = [
+        "--size",
+        "32",
+        "48",
+        "--objects",
+        "1",
+        "--precision",
+        "fp32",
+        "bf16",
+        "--frames",
+        "2",
+        "--warmup",
+        "0",
+        "--rounds",
+        "1",
+    ]
     threads = torch.get_num_threads()
     assert main(["benchmark", "emvos_smoke", *size, "--threads", str(threads), "--json", str(file)]) == 0
     content = json.loads(file.read_text())

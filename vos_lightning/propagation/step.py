@@ -136,6 +136,8 @@ def advance(
     if network.padding.repad_masks:
         masks = pad(unpad(masks, padding), padding, mask_mode)
     known = None if state is None else state.memory
+    if known is not None and given is not None:
+        known = Memory(known.bank, known.previous, network.forget(known.carry, given.which))
     keep = network.reads_previous or given is not None or propagation.policy.keeps(t)
     with record_function("vos/memorize"):
         entry, carry = network.memorize(features, masks, known, introduced, keep)
