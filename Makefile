@@ -8,7 +8,8 @@ DATA   ?= data
 export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train validate evaluate predict visualize baselines list show lint format test test-all test-gpu bench bench-networks slurm wandb-sync clean
+.PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
+  test-all test-gpu bench bench-networks slurm wandb-sync clean
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -29,9 +30,9 @@ demo: $(STAMP) ## train a small EMVOS on synthetic clips and score it beside cop
 	@$(RUN) train emvos_demo $(ARGS)
 	@$(RUN) test emvos_demo --baselines $(ARGS)
 
-train: $(STAMP) ## train EXP, or go on where it stopped
+train: $(STAMP) ## train EXP, or go on where it stopped; EXP=finetune_own DATA=my_videos CHECKPOINT=file fine-tunes on your own
 	@test -n "$(EXP)" || { echo 'error: which experiment? make train EXP=emvos_davis17 (make list)' >&2; exit 2; }
-	@$(RUN) train $(EXP) $(ARGS)
+	@$(RUN) train $(EXP) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ARGS)
 
 validate: $(STAMP) ## score EXP's validation videos with its best checkpoint
 	@test -n "$(EXP)" || { echo 'error: which experiment? make validate EXP=emvos_davis17 (make list)' >&2; exit 2; }
@@ -59,6 +60,16 @@ visualize: $(STAMP) ## draw what EXP computes inside: VIDEO=name FRAME=number OU
 
 list: $(STAMP) ## list the experiments and the published results that they reproduce
 	@$(RUN) list
+
+results: $(STAMP) ## write runs/results.md and results.html: every published row beside what the runs measured
+	@$(RUN) results $(ARGS)
+
+doctor: $(STAMP) ## check the data sets in DATA: counts, missing and damaged files, masks (ARGS=--fix repairs what is safe)
+	@$(RUN) doctor $(DATA) $(ARGS)
+
+submit: $(STAMP) ## zip predictions for a server: SERVER=davis17-testdev PREDICTIONS=dir OUTPUT=file.zip [DATA=its data set]
+	@$(RUN) submit --server $(SERVER) --predictions $(PREDICTIONS) --output $(OUTPUT) \
+	  $(if $(filter-out default file undefined,$(origin DATA)),--data $(DATA)) $(ARGS)
 
 show: $(STAMP) ## print the composed configuration of EXP
 	@$(RUN) show $(EXP) $(ARGS)
@@ -96,7 +107,7 @@ slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=2
 	  { test \$$? = 75 && scontrol requeue \$$SLURM_JOB_ID; }"
 
 wandb-sync: $(STAMP) ## upload runs that were logged offline
-	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-*
+	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-* runs/*/*/wandb/offline-run-*
 
 clean: ## remove caches (runs and .venv stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

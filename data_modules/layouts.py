@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from data_modules.scenes import SceneRecipe
+from data_modules.static_sets import LAYOUTS, StaticSet
 from data_modules.synthetic import TRAIN, VAL, SyntheticVideos, make_scene
 from vos_lightning.label_io import write_label_map
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import IGNORE_LABEL, VideoSample
 
 SMALL_SCENE = SceneRecipe(height=48, width=80, num_frames=6, num_objects=(2, 2))
+YOUTUBE_SCENE = SceneRecipe(height=48, width=80, num_frames=21, num_objects=(2, 3), late_probability=0.5)
 JPEG_QUALITY = 95
 
 
@@ -58,6 +60,74 @@ def write_davis_layout(root: str | Path, num_videos: int, scene: SceneRecipe = S
     return videos
 
 
+def write_youtube_vos_layout(
+    root: str | Path, num_train: int = 3, num_valid: int = 3, scene: SceneRecipe = YOUTUBE_SCENE, seed: int = 0
+) -> dict[str, dict[str, UInt8[Tensor, "H W"]]]:
+    """Write synthetic videos as YouTube-VOS with its quirks.
+
+    Every fifth frame is annotated. Validation videos come at both frame rates, have label maps of new objects alone and no
+    categories; the second one starts at 00110 and has a gap in its ids; every scene may have late objects. The first frame of the
+    second training video is empty though an object is listed there.
+
+    Args:
+        root: folder that gets ``train``, ``valid`` and ``valid_all_frames``.
+        num_train: training videos, at least 1.
+        num_valid: validation videos, at least 1.
+        scene: what the videos look like at 30 frames a second.
+        seed: decides the scenes.
+
+    Returns:
+        Validation video -> stem -> true label map of every required frame.
+    """
+    root = Path(root)
+    truth: dict[str, dict[str, UInt8[Tensor, "H W"]]] = {}
+    for split, count in (("train", num_train), ("valid", num_valid)):
+        videos = {}
+        for index in range(count):
+            name = f"{split[0]}{index:09x}"
+            offset = 110 if split == "valid" and index == 1 else 0
+            frames, label_maps = make_scene(seed, TRAIN if split == "train" else VAL, index, scene).render(
+                range(scene.num_frames)
+            )
+            if offset:
+                label_maps[label_maps > 0] += 1  # ids start at 2 ...
+                label_maps[label_maps == 2] = 1  # ... but for the first, so that 2 is missing
+            if split == "train" and index == 1:
+                label_maps[0] = 0
+            sampled = range(0, scene.num_frames, 5)
+            shown: dict[int, list[int]] = {}
+            for t in sampled:
+                for object_id in {*shown, *np.unique(label_maps[t]).tolist()} - {0}:
+                    shown.setdefault(int(object_id), []).append(t)
+            if split == "train" and index == 1:
+                shown = {object_id: list(sampled) for object_id in shown}
+            for t, frame in enumerate(torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))):
+                stem = f"{t + offset:05d}"
+                if split == "valid":
+                    write_image(root / "valid_all_frames" / "JPEGImages" / name / f"{stem}.jpg", frame)
+                if t not in sampled:
+                    continue
+                write_image(root / split / "JPEGImages" / name / f"{stem}.jpg", frame)
+                label_map = torch.from_numpy(label_maps[t])
+                if split == "valid":
+                    truth.setdefault(name, {})[stem] = label_map
+                    new = [object_id for object_id, times in shown.items() if times[0] == t]
+                    label_map = label_map * torch.isin(label_map, torch.tensor(new, dtype=torch.uint8))
+                if split == "train" or bool(label_map.any()):
+                    write_label_map(root / split / "Annotations" / name / f"{stem}.png", label_map)
+            videos[name] = {
+                "objects": {
+                    str(object_id): {
+                        "category": ("ape", "person", "others")[object_id % 3] if split == "train" else None,
+                        "frames": [f"{t + offset:05d}" for t in times],
+                    }
+                    for object_id, times in sorted(shown.items())
+                }
+            }
+        (root / split / "meta.json").write_text(json.dumps({"videos": videos}))
+    return truth
+
+
 def _still(index: int, scene: SceneRecipe, seed: int) -> tuple[UInt8[Tensor, "3 H W"], UInt8[Tensor, "H W"]]:
     frames, label_maps = make_scene(seed, TRAIN, index, scene).render([0])
     return torch.from_numpy(np.ascontiguousarray(frames[0].transpose(2, 0, 1))), torch.from_numpy(label_maps[0])
@@ -69,6 +139,45 @@ def write_static_images(root: str | Path, num_images: int, scene: SceneRecipe = 
         image, label_map = _still(index, scene, seed)
         write_image(Path(root) / "images" / f"{index:05d}.jpg", image)
         write_label_map(Path(root) / "masks" / f"{index:05d}.png", label_map)
+
+
+def write_static_set(
+    root: str | Path, dataset: StaticSet, num_images: int, layout: int = 0, scene: SceneRecipe = SMALL_SCENE, seed: int = 0
+) -> None:
+    """Write images and masks as a published set has them: grey, graded, or ids with void.
+
+    Args:
+        root: folder of the set.
+        dataset: which set.
+        num_images: at least 1.
+        layout: index into the set's layouts in :data:`data_modules.static_sets.LAYOUTS`.
+        scene: what the images look like.
+        seed: decides the scenes.
+    """
+    where = LAYOUTS[dataset][layout]
+    for index in range(num_images):
+        image, label_map = _still(index, scene, seed)
+        name = f"class{index % 2}/{index + 1}" if dataset == "fss-1000" else f"{index + 1:04d}"
+        suffix = ".png" if dataset == "hku-is" and where.images != where.masks else ".jpg"
+        write_image(Path(root) / where.images / f"{name}{where.image_ending}{suffix}", image)
+        mask = label_map.clamp_max(1) * 255
+        if dataset == "pascal-s":
+            mask = torch.tensor([0, 200, 255], dtype=torch.uint8)[label_map.long()]
+            mask[:2] = 60  # few of the people who were asked
+        elif dataset == "voc2012":
+            mask = label_map.clone()
+            mask[:, 0] = IGNORE_LABEL
+            mask[:, 1] = 21
+        path = Path(root) / where.masks / f"{name}{where.mask_ending}.png"
+        if dataset == "voc2012":
+            write_label_map(path, mask)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.numpy()).save(path)
+    if dataset == "voc2012":
+        lists = Path(root) / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / "train.txt").write_text("".join(f"{index + 1:04d}\n" for index in range(0, num_images, 2)))
 
 
 def write_coco(root: str | Path, num_images: int, scene: SceneRecipe = SMALL_SCENE, seed: int = 0) -> None:

@@ -12,10 +12,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data_modules.clip_dataset import ClipSource
-from data_modules.clip_sampling import choose_frames
+from data_modules.clip_sampling import choose_by_recipe
 from data_modules.recipe import ClipRecipe
 from data_modules.transforms import RawClip
-from vos_lightning.label_io import read_image, read_label_map
+from vos_lightning.label_io import read_image, read_label_map, read_pixels
 from vos_lightning.mask_ops import object_ids_in
 from vos_lightning.structures import IGNORE_LABEL, VideoRecord, VideoSample
 
@@ -69,6 +69,21 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
     return list(names)
 
 
+def folders_in(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has no folders.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise ValueError(f"{folder} has no video folders")
+    return names
+
+
 def find_record(
     name: str,
     image_folder: str | os.PathLike[str],
@@ -112,11 +127,9 @@ def folder_videos(root: str | os.PathLike[str]) -> RecordVideos:
     images = Path(root) / "JPEGImages"
     if not images.is_dir():
         raise FileNotFoundError(f"{root} has no folder JPEGImages: pass --data.init_args.predict_root")
-    names = sorted(folder.name for folder in images.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    if not names:
-        raise ValueError(f"{images} has no video folders")
     annotations = Path(root) / "Annotations"
-    return RecordVideos([find_record(n, images / n, annotations / n, exhaustive=False) for n in names], with_targets=False)
+    records = [find_record(n, images / n, annotations / n, exhaustive=False) for n in folders_in(images)]
+    return RecordVideos(records, with_targets=False)
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -131,6 +144,21 @@ def read_labels(record: VideoRecord, index: int) -> UInt8[Tensor, "H W"]:
 def without_ignored(label_map: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "H W"]:
     """Label map with 255 as background: what networks are given and what is scored."""
     return label_map.masked_fill(label_map == IGNORE_LABEL, 0)
+
+
+def _introductions(record: VideoRecord, first_frame: Mapping[int, int]) -> dict[int, Tensor]:
+    """Label maps of the new objects alone. An object may be listed from a frame that does not show it."""
+    annotations = {}
+    waiting: set[int] = set()
+    for i in sorted(record.label_paths):
+        waiting |= {object_id for object_id, first in first_frame.items() if first == i}
+        if waiting:
+            label_map = without_ignored(read_labels(record, i))
+            shown = waiting.intersection(object_ids_in(label_map))
+            if shown:
+                annotations[i] = label_map * torch.isin(label_map, torch.tensor(sorted(shown), dtype=torch.uint8))
+            waiting -= shown
+    return annotations
 
 
 def check_size(path: str, size: Sequence[int], expected_path: str, expected: Sequence[int]) -> None:
@@ -160,7 +188,7 @@ class RecordClips(ClipSource):
         """Draw frames, again if the first one shows no object."""
         record, labelled = self.records[index], self.labelled[index]
         for _ in range(REFERENCE_ATTEMPTS):
-            chosen = choose_frames(rng, len(labelled), recipe.num_frames, recipe.max_gap, recipe.reverse_probability)
+            chosen = choose_by_recipe(rng, len(labelled), recipe)
             indices = tuple(labelled[i] for i in chosen)
             if object_ids_in(read_labels(record, indices[0])):
                 break
@@ -177,9 +205,9 @@ class RecordClips(ClipSource):
 
 
 def _read_pair(record: VideoRecord, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
-    frame, label_map = read_image(record.frame_paths[index]), read_labels(record, index)
-    check_size(record.label_paths[index], label_map.shape, record.frame_paths[index], frame.shape[1:])
-    return frame.permute(1, 2, 0).numpy(), label_map.numpy()
+    frame, label_map = read_pixels(record.frame_paths[index]), read_labels(record, index)
+    check_size(record.label_paths[index], label_map.shape, record.frame_paths[index], frame.shape[:2])
+    return frame, label_map.numpy()
 
 
 # Whole videos ---------------------------------------------------------------------------------------------------------
@@ -254,46 +282,46 @@ class RecordVideos(Sequence[VideoSample]):
         return open_video(self.records[index], self.with_targets)
 
 
+def _has_truth(record: VideoRecord, num_given: int) -> bool:
+    """Label maps of given frames alone (DAVIS test-dev), or of some required frames (YouTube-VOS), leave nothing to score."""
+    required = record.required_frames or ()
+    return len(record.label_paths) > num_given and all(i in record.label_paths for i in required)
+
+
 def open_video(record: VideoRecord, with_targets: bool) -> VideoSample:
     """Whole video of a record.
 
-    The network is given: the objects of each frame in ``record.first_frame``, if that is known; every label map, if they are not
-    exhaustive; otherwise the label map of the first frame.
+    The network is given: every object of ``record.first_frame``, if that is known, in the first label map from there on that
+    shows it; every label map, if they are not exhaustive; otherwise the label map of the first frame.
 
     Raises:
         FileNotFoundError: the first frame has no label map.
         ValueError: a given mask is empty or differs in size from the frames.
     """
     if record.first_frame is not None:
-        given = sorted(set(record.first_frame.values()))
-    elif not record.exhaustive:
-        given = sorted(record.label_paths)
-    elif 0 in record.label_paths:
-        given = [0]
+        annotations = _introductions(record, record.first_frame)
     else:
-        raise FileNotFoundError(f"{record.name}: the first frame {record.frame_paths[0]} has no label map")
-    annotations = {i: without_ignored(read_labels(record, i)) for i in given}
-    if record.first_frame is not None:
-        for i, label_map in annotations.items():
-            introduced = [object_id for object_id, first in record.first_frame.items() if first == i]
-            keep = torch.isin(label_map, torch.tensor(introduced, dtype=torch.uint8))
-            annotations[i] = label_map * keep
-    first_path, first_map = record.label_paths[given[0]], annotations[given[0]]
-    if not first_map.any():
+        if record.exhaustive and 0 not in record.label_paths:
+            raise FileNotFoundError(f"{record.name}: the first frame {record.frame_paths[0]} has no label map")
+        indices = [0] if record.exhaustive else sorted(record.label_paths)
+        annotations = {i: without_ignored(read_labels(record, i)) for i in indices}
+    first = next(iter(annotations), min(record.label_paths))
+    first_path, first_map = record.label_paths[first], annotations.get(first)
+    if first_map is None or not first_map.any():
         raise ValueError(f"{first_path}: the first mask of {record.name} has no object")
     size = (int(first_map.shape[0]), int(first_map.shape[1]))
     for i, label_map in annotations.items():
         check_size(record.label_paths[i], label_map.shape, first_path, size)
     frames = LazyFrames(record, size, first_path)
-    frames[given[0]]  # a mismatch of sizes shows now, not in the middle of a run
+    frames[first]  # a mismatch of sizes shows now, not in the middle of a run
     return VideoSample(
         name=record.name,
         frames=frames,
         annotations=annotations,
-        # Label maps of given frames alone (DAVIS test-dev) leave nothing to score.
-        targets=LazyTargets(record, size, first_path) if with_targets and len(record.label_paths) > len(given) else {},
+        targets=LazyTargets(record, size, first_path) if with_targets and _has_truth(record, len(annotations)) else {},
         object_ids=tuple(sorted({i for label_map in annotations.values() for i in object_ids_in(label_map)})),
         required_frames=record.required_frames if record.required_frames is not None else tuple(range(len(frames))),
         original_size=size,
         frame_names=record.frame_names,
+        unseen_ids=record.unseen_ids,
     )

@@ -144,6 +144,8 @@ class VideoSample:
     """Height and width of the written predictions."""
     frame_names: tuple[str, ...]
     """File stems, one a frame: predictions are written under the same stems."""
+    unseen_ids: tuple[int, ...] = ()
+    """Ids whose category is not in the training set, where that is known (YouTube-VOS)."""
 
     def to(self, *args: Any, **kwargs: Any) -> VideoSample:  # noqa: ARG002
         """Itself: a video stays on the host, from where the engine takes a frame at a time. Lightning asks for this method."""
@@ -183,3 +185,5 @@ class VideoRecord:
     """Whether 0 in a label map means background (True) or possibly unlabelled (YouTube-VOS validation)."""
     merge_objects: bool = False
     """Any non-zero label is object 1 (DAVIS 2016, saliency sets)."""
+    unseen_ids: tuple[int, ...] = ()
+    """Ids whose category is not in the training set, where that is known (YouTube-VOS)."""

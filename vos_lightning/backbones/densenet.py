@@ -32,6 +32,7 @@ class DenseNetPyramid(nn.Module):
         weights: name of a member of ``torchvision.models.DenseNet121_Weights`` (``"IMAGENET1K_V1"``), downloaded and cached by
             torchvision; None for torchvision's random initialisation.
         norm: ``frozen`` keeps statistics and affine parameters of all batch normalisation as they are, in training too;
+            ``frozen_statistics`` the statistics only;
             ``batch`` is ordinary batch normalisation; ``instance`` puts instance normalisation in its place, for training from
             scratch with few clips a batch, where running statistics do not describe a single frame.
 
@@ -89,7 +90,7 @@ class DenseNetPyramid(nn.Module):
     def train(self, mode: bool = True) -> DenseNetPyramid:
         """Set training mode; frozen batch normalisation stays in evaluation mode."""
         super().train(mode)
-        if self.norm == "frozen":
+        if self.norm in ("frozen", "frozen_statistics"):
             for layer in self._batch_norms():
                 layer.eval()
         return self

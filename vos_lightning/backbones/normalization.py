@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import nn
 
-Norm = Literal["frozen", "batch", "instance"]
-"""Frozen statistics and affine parameters; ordinary batch normalisation; instance normalisation in its place."""
+Norm = Literal["frozen", "frozen_statistics", "batch", "instance"]
+"""Frozen statistics and affine parameters; frozen statistics, trained affine parameters; ordinary batch normalisation; instance
+normalisation in its place."""
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:

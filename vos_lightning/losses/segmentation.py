@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vos_lightning.structures import IGNORE_LABEL
 
+_EPSILON = 1e-7
+
 
 def trainable_labels(label_map: UInt8[Tensor, "B H W"], introduced: Bool[Tensor, "B N"]) -> UInt8[Tensor, "B H W"]:
     """Label map in which objects that the network was never given are ignored.
@@ -51,3 +53,99 @@ def foreground_iou(probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tenso
     union = (predicted | truth).flatten(2).sum(dim=2)
     visible = truth.flatten(2).any(dim=2)
     return (intersection / union.clamp_min(1) * visible).sum() / visible.sum().clamp_min(1)
+
+
+def bootstrapped_cross_entropy(
+    logits: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"], fraction: float
+) -> Float[Tensor, " B"]:
+    """Mean cross-entropy of the hardest pixels of each clip: those with the largest loss; 255 is ignored.
+
+    Args:
+        logits: channel 0 background.
+        labels: slots.
+        fraction: of the pixels that count, in (0, 1].
+
+    Returns:
+        One value a clip; 0 where every pixel is ignored.
+
+    Reference: Wu et al., "Bridging Category-level and Instance-level Semantic Image Segmentation", arXiv 1605.06885.
+    """
+    loss = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_LABEL, reduction="none")
+    return _hardest_mean(loss.flatten(1), (labels != IGNORE_LABEL).flatten(1), fraction)
+
+
+def bootstrapped_binary_cross_entropy(
+    probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"], objects: Bool[Tensor, "B N"], fraction: float
+) -> Float[Tensor, " B"]:
+    r"""Mean binary cross-entropy of the pixels where each object is hardest, averaged over the objects of each clip.
+
+    .. math:: \frac{1}{|\phi|} \sum_{p \in \phi} -M_p \log \hat M_p - (1 - M_p) \log (1 - \hat M_p)
+
+    with :math:`\phi` the given fraction of the pixels, those with the largest loss; 255 is ignored.
+
+    Args:
+        probabilities: after aggregation, channel 0 background (not used).
+        labels: slots.
+        objects: which objects count.
+        fraction: in (0, 1].
+
+    Returns:
+        One value a clip; 0 without an object.
+
+    Reference: MUNet (Sun et al.) equation 4, with the sign that it leaves out.
+    """
+    foreground, truth, counted = _object_masks(probabilities, labels)
+    right = torch.where(truth, foreground, 1 - foreground)
+    loss = -right.clamp_min(_EPSILON).log().flatten(2)
+    hardest = _hardest_mean(loss.flatten(0, 1), counted.expand_as(loss).flatten(0, 1), fraction).unflatten(0, loss.shape[:2])
+    return _mean_of(hardest, objects)
+
+
+def mask_iou_loss(
+    probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"], objects: Bool[Tensor, "B N"]
+) -> Float[Tensor, " B"]:
+    r"""One minus the soft intersection over union of every object, averaged over the objects of each clip.
+
+    .. math:: 1 - \frac{\sum_p \min(M_p, \hat M_p)}{\sum_p \max(M_p, \hat M_p)}
+
+    Pixels with 255 are left out. An object that is not visible in the labels counts with the constant 1.
+
+    Args:
+        probabilities: after aggregation, channel 0 background (not used).
+        labels: slots.
+        objects: which objects count.
+
+    Returns:
+        One value a clip in [0, 1]; 0 without an object.
+
+    Reference: MUNet (Sun et al.) equation 4; STM-cycle (Li et al., NeurIPS 2020), released code, for the average over objects.
+    """
+    foreground, truth, counted = _object_masks(probabilities, labels)
+    foreground, mask = (foreground.flatten(2) * counted), truth.flatten(2).float()
+    # The masks are binary: min(M, p) = M p and max(M, p) = M + p - M p.
+    intersection = (mask * foreground).sum(dim=2)
+    union = mask.sum(dim=2) + foreground.sum(dim=2) - intersection
+    return _mean_of(1 - intersection / union.clamp_min(_EPSILON), objects)
+
+
+def _object_masks(
+    probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"]
+) -> tuple[Float[Tensor, "B N H W"], Bool[Tensor, "B N H W"], Bool[Tensor, "B 1 P"]]:
+    """Predicted and true masks of the objects, and the pixels that are not ignored."""
+    slots = torch.arange(1, probabilities.shape[1], device=labels.device).view(1, -1, 1, 1)
+    return probabilities[:, 1:].float(), labels.unsqueeze(1) == slots, (labels != IGNORE_LABEL).flatten(1).unsqueeze(1)
+
+
+def _mean_of(values: Float[Tensor, "B N"], objects: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    return (values * objects).sum(dim=1) / objects.sum(dim=1).clamp_min(1)
+
+
+def _hardest_mean(loss: Float[Tensor, "R P"], counted: Bool[Tensor, "R P"], fraction: float) -> Float[Tensor, " R"]:
+    """Mean of the largest losses of every row: the given fraction of those that count, at least one of them."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"the fraction of hardest pixels must be in (0, 1], not {fraction}")
+    most = max(1, int(fraction * loss.shape[1]))
+    hardest = loss.masked_fill(~counted, -1.0).topk(most, dim=1).values.clamp_min(0)
+    kept = (fraction * counted.sum(dim=1, keepdim=True)).long().clamp_min(1)
+    ranks = torch.arange(most, device=loss.device)
+    return (hardest * (ranks < kept)).sum(dim=1) / kept.squeeze(1)

@@ -7,10 +7,15 @@ on, because maxima and softmaxes over thousands of entries do not survive half p
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+Similarity = Literal["dot", "cosine", "l2"]
+"""Inner product, cosine, negative squared distance."""
 
 
 def dot(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -> Float[Tensor, "B S Q"]:
@@ -66,6 +71,41 @@ def negative_squared_l2(memory_key: Float[Tensor, "B C S"], query_key: Float[Ten
     memory_norm = memory_key.square().sum(dim=1).unsqueeze(2)
     query_norm = query_key.square().sum(dim=1).unsqueeze(1)
     return 2 * dot(memory_key, query_key) - memory_norm - query_norm
+
+
+def memory_logits(
+    memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"], kind: Similarity, scale: float
+) -> Float[Tensor, "B Q S"]:
+    r"""Scaled similarity up to a term of the query alone, which cancels in a softmax over the memory.
+
+    :math:`c \langle x_p, y_q \rangle`, :math:`c \cos(x_p, y_q)` or :math:`c\,(2 \langle x_p, y_q \rangle - \|x_p\|^2)`, the last
+    being :math:`-c\,\|x_p - y_q\|^2` without :math:`-c\,\|y_q\|^2`. One product and no further pass over its result, whose rows
+    are the memory of one query: contiguous, where a softmax or a selection runs along them.
+
+    Args:
+        memory_key: ``(B, C, S)``.
+        query_key: ``(B, C, Q)``.
+        kind: which similarity.
+        scale: the factor :math:`c`.
+
+    Returns:
+        ``(B, Q, S)``, at least float32.
+
+    Raises:
+        ValueError: ``kind`` is unknown.
+
+    Reference: STCN (Cheng et al., NeurIPS 2021) section 4.1 for ``l2``.
+    """
+    if kind not in get_args(Similarity):
+        raise ValueError(f"similarity must be one of {get_args(Similarity)}, not {kind!r}")
+    with torch.autocast(memory_key.device.type, enabled=False):
+        if kind == "cosine":
+            memory_key, query_key = l2_normalize(memory_key), l2_normalize(query_key)
+        memory_key, query_key = _at_least_float32(memory_key), _at_least_float32(query_key)
+        if kind != "l2":
+            return (scale * query_key).transpose(1, 2) @ memory_key
+        norm = -scale * memory_key.square().sum(dim=1, keepdim=True)
+        return torch.baddbmm(norm.expand(-1, query_key.shape[2], -1), query_key.transpose(1, 2), memory_key, alpha=2 * scale)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -108,6 +108,29 @@ def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
         raise ValueError(f"{path}: the checkpoint does not fit this experiment's network: {_one_line(error)}") from error
 
 
+def describe_model(checkpoint: str | Path) -> dict[str, Any]:
+    """The ``model`` section of an experiment (``class_path``, ``init_args``) that builds the system of a checkpoint.
+
+    Pretrained weights are left out: those of the checkpoint replace them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, or it does not describe its module.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    class_path, _ = _description(path)
+    hyper_parameters = _read(path)[_HYPER_PARAMETERS]
+    arguments = {key: _without_pretrained(value) for key, value in hyper_parameters.items() if not key.startswith("_")}
+    return {"class_path": class_path, "init_args": arguments}
+
+
+def checkpoint_step(checkpoint: str | Path) -> int:
+    """The optimiser step in which a checkpoint was written; 0 for imported weights."""
+    return int(_read(Path(checkpoint)).get("global_step", 0))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without advice that does not apply here."""

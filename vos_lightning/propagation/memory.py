@@ -52,7 +52,23 @@ class Bank(Generic[EntryT]):
     @cached_property
     def readable(self) -> Bool[Tensor, "B N S"]:
         """Which object may read which memory pixel."""
-        return torch.cat([self._expand(slot) for slot in self.slots], dim=-1)
+        return torch.cat([self._expand(slot, slot.readable) for slot in self.slots], dim=-1)
+
+    @cached_property
+    def readers(self) -> Bool[Tensor, "B R S"] | None:
+        """:attr:`readable` as small as it gets, so that objects which read the same frames can share their affinities.
+
+        None if everybody may read everything, ``(B, 1, S)`` if all objects may read the same. Objects that may read nothing
+        at all are not asked: whatever they read, their output does not exist.
+        """
+        slots = torch.stack([slot.readable for slot in self.slots], dim=2)
+        anyone = slots.any(dim=1, keepdim=True)
+        unanimous = (slots == anyone) | ~slots.any(dim=2, keepdim=True)
+        # One transfer to the host, and this view is kept for as long as the bank lives.
+        shared, everything = torch.stack([unanimous.all(), anyone.all()]).tolist()
+        if not shared:
+            return self.readable
+        return None if everything else torch.cat([self._expand(slot, slot.readable.any(1, True)) for slot in self.slots], dim=-1)
 
     @cached_property
     def permanent(self) -> Bank[EntryT]:
@@ -66,10 +82,10 @@ class Bank(Generic[EntryT]):
         return self.slots[-1]
 
     @staticmethod
-    def _expand(slot: Slot[EntryT]) -> Bool[Tensor, "B N q"]:
+    def _expand(slot: Slot[EntryT], readable: Bool[Tensor, "B n"]) -> Bool[Tensor, "B n q"]:
         tensor = next(iter(_tensors(slot.entry)))
         cells = tensor.shape[-2] * tensor.shape[-1]
-        return slot.readable[:, :, None].expand(-1, -1, cells)
+        return readable[:, :, None].expand(-1, -1, cells)
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,9 @@ def _pad_objects(tensor: Tensor, extra: int) -> Tensor:
 
 
 def _grow(value: Any, extra: int) -> Any:
-    """Pad dimension 1 of the fields declared with ``per_object``, in nested dataclasses too."""
+    """Pad dimension 1 of the fields declared with ``per_object``, in nested dataclasses and tuples of them too."""
+    if isinstance(value, tuple):
+        return tuple(_grow(entry, extra) for entry in value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     changed: dict[str, Any] = {}
@@ -153,7 +171,12 @@ def _stack(entries: list[Any]) -> Any:
     first = entries[0]
     if isinstance(first, Tensor):
         flat: list[Tensor] = [entry.flatten(-2) for entry in entries]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+        if len(flat) == 1:
+            return flat[0]
+        if flat[0].ndim > 2 and flat[0].shape[-2] > 1 and flat[0].stride(-2) == 1:
+            # Channels of a cell lie side by side (channels-last): so they stay, copied in one piece a frame.
+            return torch.cat([x.transpose(-1, -2) for x in flat], dim=-2).transpose(-1, -2)
+        return torch.cat(flat, dim=-1)
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         fields = dataclasses.fields(first)
         return dataclasses.replace(first, **{f.name: _stack([getattr(entry, f.name) for entry in entries]) for f in fields})

@@ -23,7 +23,7 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     """
 
     stride: ClassVar[int] = 16
-    padding: ClassVar[PaddingRule] = PaddingRule()
+    padding: PaddingRule = PaddingRule()
     reads_previous: ClassVar[bool] = True
     """Whether ``segment`` reads ``memory.previous``; if not, frames that no policy keeps need no entry."""
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from jaxtyping import Bool
 from torch import Tensor
 
 from vos_lightning.propagation.memory import Bank, EntryT, Slot
+
+CountFrom = Literal["start", "latest"]
 
 
 class MemoryPolicy(ABC):
@@ -18,6 +21,10 @@ class MemoryPolicy(ABC):
     @abstractmethod
     def keeps(self, t: int) -> bool:
         """Whether the bank wants frame ``t`` although nothing is annotated in it."""
+
+    def wants(self, bank: Bank[EntryT], t: int) -> bool:  # noqa: ARG002
+        """:meth:`keeps`, given what the bank holds before frame ``t``."""
+        return self.keeps(t)
 
     def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
         """The bank after a frame.
@@ -29,7 +36,7 @@ class MemoryPolicy(ABC):
         """
         if annotated is not None:
             return Bank((*bank.slots, dataclasses.replace(slot, permanent=True)))
-        if self.keeps(slot.t):
+        if self.wants(bank, slot.t):
             return Bank((*bank.slots, slot))
         return bank
 
@@ -68,7 +75,9 @@ class EveryKth(MemoryPolicy):
     """Annotated frames, every ``k``-th frame and, if wanted, the previous one as a temporary entry (STM, STCN).
 
     Args:
-        k: stride in frames; frames 0, k, 2k, ... are kept.
+        k: stride in frames.
+        count_from: ``start`` keeps frames 0, k, 2k, ... of a propagation (STM; STCN on DAVIS); ``latest`` keeps a frame that is
+            ``k`` or more after the latest kept one, which may be an annotated one (STCN on YouTube-VOS).
         include_previous: keep the latest frame until the next one arrives (STM yes, STCN no).
         max_frames: upper bound of kept frames without annotation; the oldest go first. None keeps all of them.
     """
@@ -76,8 +85,11 @@ class EveryKth(MemoryPolicy):
     k: int = 5
     include_previous: bool = False
     max_frames: int | None = None
+    count_from: CountFrom = "start"
 
     def __post_init__(self) -> None:
+        if self.count_from not in get_args(CountFrom):
+            raise ValueError(f"count_from must be one of {get_args(CountFrom)}, not {self.count_from!r}")
         if self.k < 1:
             raise ValueError(f"memory stride k must be at least 1, not {self.k}")
 
@@ -85,9 +97,16 @@ class EveryKth(MemoryPolicy):
         """Every ``k``-th frame, or every frame for as long as it is the previous one."""
         return self.include_previous or t % self.k == 0
 
+    def wants(self, bank: Bank[EntryT], t: int) -> bool:
+        """As :meth:`keeps`, or every frame that comes ``k`` or more after the latest lasting one."""
+        if self.count_from == "start":
+            return self.keeps(t)
+        lasting = self._lasting(bank)
+        return self.include_previous or not lasting or t - lasting[-1].t >= self.k
+
     def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
         """Drop the temporary entry, then append."""
-        lasting = tuple(old for old in bank.slots if old.permanent or old.t % self.k == 0)
+        lasting = self._lasting(bank)
         before = bank if len(lasting) == len(bank.slots) else Bank(lasting)
         after = super().update(before, slot, annotated)
         if self.max_frames is not None:
@@ -96,6 +115,15 @@ class EveryKth(MemoryPolicy):
                 dropped = {old.t for old in loose[: len(loose) - self.max_frames]}
                 after = Bank(tuple(old for old in after.slots if old.permanent or old.t not in dropped))
         return after
+
+    def _lasting(self, bank: Bank[EntryT]) -> tuple[Slot[EntryT], ...]:
+        """The slots of a bank without the temporary one, which can only be the last."""
+        slots = bank.slots
+        if not slots or slots[-1].permanent:
+            return slots
+        before, t = slots[:-1], slots[-1].t
+        kept = t % self.k == 0 if self.count_from == "start" else not before or t - before[-1].t >= self.k
+        return slots if kept else before
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ class Propagation:
     Attributes:
         policy: which frames the bank keeps.
         aggregation: how objects are merged, see :func:`vos_lightning.mask_ops.soft_aggregate`.
-        introduction: what a given mask does to the predictions of other objects in its frame. ``overwrite``: they are zero
-            inside given masks, then all is aggregated again. ``join``: the given mask takes part in the aggregation as a
-            saturated prediction. Either way the output of the frame shows the given mask.
+        introduction: what a given mask does to the predictions of other objects in its frame. ``overwrite``: once aggregated,
+            they become zero inside given masks, then all is aggregated again. ``join``: the given mask takes part in the
+            aggregation as a saturated prediction. Either way the output of the frame shows the given mask.
     """
 
     policy: MemoryPolicy
@@ -127,6 +127,9 @@ def advance(
     else:
         raise ValueError("the first frame of a propagation needs given masks")
     if given is not None:
+        if foreground is not None and propagation.introduction == "overwrite":
+            # What is overwritten are the final probabilities of the frame: they are aggregated twice.
+            foreground = logits_from_masks(soft_aggregate(foreground, introduced, propagation.aggregation)[1][:, 1:])
         introduced = introduced | given.which
         foreground = _introduce(foreground, pad(given.masks, padding, mask_mode), given.which, propagation.introduction)
     assert foreground is not None
@@ -138,10 +141,10 @@ def advance(
     known = None if state is None else state.memory
     if known is not None and given is not None:
         known = Memory(known.bank, known.previous, network.forget(known.carry, given.which))
-    keep = network.reads_previous or given is not None or propagation.policy.keeps(t)
+    bank: Bank[Any] = Bank(()) if known is None else known.bank
+    keep = network.reads_previous or given is not None or propagation.policy.wants(bank, t)
     with record_function("vos/memorize"):
         entry, carry = network.memorize(features, masks, known, introduced, keep)
-    bank: Bank[Any] = Bank(()) if known is None else known.bank
     previous = None
     if keep:
         assert entry is not None, "memorize must return an entry when keep is set"

@@ -177,6 +177,19 @@ def test_a_mixture_trains_on_all_and_evaluates_one(images: Path) -> None:
     assert module.videos == ["synthetic-val-00000"] * 2
 
 
+def test_a_mixture_may_have_one_recipe_for_all(images: Path) -> None:
+    other = synthetic(recipe=dataclasses.replace(RECIPE, num_frames=5))
+    recipe = dataclasses.replace(RECIPE, max_gap=12)
+    mixture = MixedDataModule([static(images), other, other], [2, 1, 1], other, recipe=recipe, frame_steps=[1, 5, 20])
+    assert [part[1].max_gap for part in mixture.clip_parts()] == [12, 12, 2, 1]
+    assert {part[1].num_frames for part in mixture.clip_parts()} == {3}
+    assert mixture.recipe.max_objects == recipe.max_objects
+    with pytest.raises(ValueError, match=r"frame_steps must give a positive number for each of the 1 .* \[1, 0\]"):
+        MixedDataModule([other], [1], other, recipe=recipe, frame_steps=[1, 0])
+    with pytest.raises(ValueError, match="frame_steps divide the gaps of recipe"):
+        MixedDataModule([other], [1], other, frame_steps=[5])
+
+
 def test_mixtures_must_agree(images: Path) -> None:
     other = synthetic(recipe=dataclasses.replace(RECIPE, num_frames=5))
     with pytest.raises(ValueError, match=r"recipe\.num_frames must be the same .* \[3, 5\]"):

@@ -1,0 +1,136 @@
+"""Blocks of STM and STCN: encoders, projections, decoder."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.oracles import stcn as oracle
+from tests.tolerances import assert_close
+from vos_lightning.backbones import ResidualBlock
+from vos_lightning.decoders import RefineDecoder
+from vos_lightning.encoders import KeyValueProjection, MaskedEncoder, ValueEncoder
+from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
+from vos_lightning.structures import FeaturePyramid
+
+SIZE = (32, 48)
+STM_DECODER = {"channels": (256, 256, 256), "entry": "convolution", "refine_skip": True, "num_classes": 2}
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def randomize(network: nn.Module) -> None:
+    """Values where initialisation has zeros and ones, which would hide that one is forgotten."""
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.3)
+    for name, value in network.named_buffers():
+        if name.endswith("running_mean"):
+            value.normal_(std=0.1)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+
+
+def normalized(image: torch.Tensor) -> torch.Tensor:
+    return (image - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+def test_parameter_counts():
+    with torch.device("meta"):
+        value = ValueEncoder(weights=None)
+        assert count(value) == 21_701_635
+        assert count(value.trunk) == 2_791_296
+        assert count(value.attention) == 33_411
+        assert count(ValueEncoder(weights=None, others=None)) == 21_701_635 - 3_136
+        assert count(MaskedEncoder("bottleneck", (3, 4, 6, 3), weights=None)) == 8_549_568
+        assert count(KeyValueProjection(1024, 128, 512)) == 5_898_880
+        decoder = RefineDecoder()
+        assert count(decoder) == 18_880_257
+        assert [count(x) for x in (decoder.entry, decoder.stage8, decoder.stage4, decoder.predictor)] == [
+            11_798_016, 5_309_696, 1_770_240, 2_305,
+        ]  # fmt: skip
+        decoder = RefineDecoder(**STM_DECODER)
+        assert count(decoder) == 10_034_946
+        assert [count(x) for x in (decoder.entry, decoder.block16, decoder.stage8, decoder.stage4, decoder.predictor)] == [
+            2_359_552, 1_180_160, 3_540_224, 2_950_400, 4_610,
+        ]  # fmt: skip
+
+
+def second_channel(masks: torch.Tensor, n: int, others: str) -> torch.Tensor:
+    if others == "inverse":
+        return 1 - masks[n]
+    total = sum((mask for k, mask in enumerate(masks) if k != n), torch.zeros(SIZE))
+    return total.clamp(0, 1) if others == "clamped" else total
+
+
+@pytest.mark.parametrize("others", ["sum", "clamped", "inverse", None])
+def test_masked_encoder_equals_one_convolution_of_all_channels(others):
+    encoder = MaskedEncoder("bottleneck", (1, 1, 1, 1), 4, None, others=others)
+    randomize(encoder)
+    image, masks = torch.rand(1, 3, *SIZE), torch.rand(1, 3, *SIZE)
+    fine = encoder.fine(image, masks)
+    actual = encoder(image, masks)
+    for n in range(3):
+        channels = [masks[0, n]] + ([] if others is None else [second_channel(masks[0], n, others)])
+        s4, _, s16 = oracle.masked_encoder(normalized(image), channels, encoder)
+        assert_close(fine[:, n], s4)
+        assert_close(actual[:, n], s16)
+
+
+def test_value_encoder_equals_concatenated_channels():
+    encoder = ValueEncoder(16, 8, weights=None, blocks=(1, 1, 2), width=4, reduction=2)
+    randomize(encoder)
+    image, masks, shared = torch.rand(1, 3, *SIZE), torch.rand(1, 2, *SIZE), torch.randn(1, 16, 2, 3)
+    actual = encoder(image, masks, shared)
+    for n in range(2):
+        assert_close(actual[:, n], oracle.value(normalized(image), [masks[0, n], masks[0, 1 - n]], shared, encoder))
+
+
+@pytest.mark.parametrize("form", ["stcn", "stm"])
+def test_decoder_equals_concatenated_channels(form):
+    arguments = {"channels": (8, 6, 4)} if form == "stcn" else {**STM_DECODER, "channels": (6, 6, 6)}
+    decoder = RefineDecoder((5, 6, 7), 8, 4, **arguments)
+    randomize(decoder)
+    pyramid = [torch.rand(1, 5, 8, 12), torch.rand(1, 6, 4, 6), torch.rand(1, 7, 2, 3)]
+    read, query = torch.randn(1, 3, 8, 2, 3), torch.randn(1, 4, 2, 3)
+    actual = decoder(FeaturePyramid(*pyramid), read, query)
+    assert actual.shape == (1, 3, *SIZE)
+    for n in range(3):
+        expected = oracle.decode(pyramid, read[:, n], query, decoder)[0]
+        if form == "stm":
+            assert_close(actual[0, n].sigmoid(), expected.softmax(0)[1])
+        else:
+            assert_close(actual[0, n], expected[0])
+
+
+def test_residual_block_is_preactivated_with_an_unactivated_shortcut():
+    block = ResidualBlock(3, 4)
+    x = torch.randn(2, 3, 5, 6)
+    assert_close(block(x), oracle.residual(x, block))
+    assert isinstance(ResidualBlock(4, 4).shortcut, nn.Identity)
+
+
+def test_frozen_statistics_train_the_affine_parameters_only():
+    encoder = MaskedEncoder("basic", (1, 1, 1, 1), 4, None, conv_bias=True).train()
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    encoder(torch.rand(2, 3, *SIZE), torch.rand(2, 1, *SIZE)).square().mean().backward()
+    assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    assert all(layer.bias is not None for layer in encoder.trunk.modules() if isinstance(layer, nn.Conv2d))
+
+
+def test_initialisation_of_the_added_layers():
+    weight = MaskedEncoder("basic", (1, 1, 1, 1), weights=None, mask_init="orthogonal").mask_conv.weight.flatten(1)
+    assert_close(weight @ weight.t(), torch.eye(64))
+    bound = MaskedEncoder("basic", (1, 1, 1, 1), weights=None).mask_conv.weight.abs().amax()
+    assert 0.9 / 7 < bound <= 1 / 7  # PyTorch's default for one channel of 7 x 7
+    key = KeyValueProjection(64, 8, 4, orthogonal_key=True).key
+    flat = key.weight.flatten(1)
+    assert_close(flat @ flat.t(), torch.eye(8))
+    assert key.bias.eq(0).all()
+
+
+def test_contradictions_are_refused():
+    with pytest.raises(ValueError, match="set weights to None"):
+        MaskedEncoder("basic", (2, 2, 2, 2), 8)

@@ -1,0 +1,65 @@
+"""Pre-activated residual block, and convolutions of channels of which some do not depend on the object."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def shared_conv(
+    conv: nn.Conv2d, own: Float[Tensor, "B N C1 h w"], shared: Float[Tensor, "B C2 h w"]
+) -> Float[Tensor, "B N C3 h w"]:
+    """Convolve the channels of every object, followed by those of its frame.
+
+    A convolution of concatenated channels is the sum of two convolutions; the one over the frame's channels does not depend on
+    the object and is computed once.
+
+    Args:
+        conv: of ``C1 + C2`` channels.
+        own: of every object.
+        shared: of the frame.
+
+    Returns:
+        What ``conv`` gives for the concatenation.
+    """
+    batch, num_objects, channels = own.shape[:3]
+    of_own, of_shared = conv.weight.tensor_split((channels,), dim=1)
+    once = F.conv2d(shared, of_shared, conv.bias, conv.stride, conv.padding)
+    each = F.conv2d(own.flatten(0, 1), of_own, None, conv.stride, conv.padding)
+    return each.unflatten(0, (batch, num_objects)) + once.unsqueeze(1)
+
+
+class ResidualBlock(nn.Module):
+    r"""Two 3 x 3 convolutions, each after a rectification: :math:`d(x) + c_2(\mathrm{relu}(c_1(\mathrm{relu}(x))))`.
+
+    The shortcut :math:`d` is the identity, or a 3 x 3 convolution (of the input as it is) where the number of channels changes.
+    There is no normalisation; all convolutions have biases.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+
+    Reference: STM (Oh et al., ICCV 2019) and STCN (Cheng et al., NeurIPS 2021), released code; pre-activation: He et al.,
+    "Identity Mappings in Deep Residual Networks", ECCV 2016.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C2 h w"]:
+        """Apply the block."""
+        return self.shortcut(x) + self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
+
+    def fuse(self, own: Float[Tensor, "B N C1 h w"], shared: Float[Tensor, "B C2 h w"]) -> Float[Tensor, "B N C3 h w"]:
+        """Apply the block to the channels of every object, followed by those of its frame, see :func:`shared_conv`.
+
+        Only for blocks that change the number of channels.
+        """
+        assert isinstance(self.shortcut, nn.Conv2d)
+        hidden = shared_conv(self.conv1, F.relu(own), F.relu(shared))
+        residual = self.conv2(F.relu(hidden.flatten(0, 1), inplace=True)).unflatten(0, own.shape[:2])
+        return shared_conv(self.shortcut, own, shared) + residual

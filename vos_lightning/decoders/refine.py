@@ -1,0 +1,132 @@
+"""Decoder that grows features from stride 16 to stride 4 with the frame's features as skip connections."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vos_lightning.backbones.residual import ResidualBlock, shared_conv
+from vos_lightning.structures import FeaturePyramid
+
+Entry = Literal["residual", "convolution"]
+"""How stride 16 is entered: a residual block (STCN), or a convolution and then a residual block (STM)."""
+
+
+class RefineStage(nn.Module):
+    r"""One step to a finer scale: the frame's features join those of every object, enlarged to twice their size.
+
+    .. math:: y = R(s + \mathrm{up}_2(x))
+
+    with a residual block :math:`R` and the skip connection :math:`s`: a 3 x 3 convolution of the frame's features, followed by a
+    residual block in STM. The skip connection is computed once for all objects of a frame.
+
+    Args:
+        skip_channels: of the frame's features.
+        in_channels: of the coarser features of every object.
+        out_channels: of the result.
+        refine_skip: have the residual block in the skip connection (STM).
+
+    Reference: STM (Oh et al., ICCV 2019), refinement module; STCN (Cheng et al., NeurIPS 2021), released code.
+    """
+
+    def __init__(self, skip_channels: int, in_channels: int, out_channels: int, refine_skip: bool) -> None:
+        super().__init__()
+        self.skip = nn.Conv2d(skip_channels, in_channels, 3, padding=1)
+        self.skip_block = ResidualBlock(in_channels, in_channels) if refine_skip else nn.Identity()
+        self.block = ResidualBlock(in_channels, out_channels)
+
+    def forward(self, coarse: Float[Tensor, "B N C h w"], skip: Float[Tensor, "B C1 h2 w2"]) -> Float[Tensor, "B N C2 h2 w2"]:
+        """Refine the features of every object."""
+        objects = coarse.shape[:2]
+        grown = F.interpolate(coarse.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+        x = grown.unflatten(0, objects) + self.skip_block(self.skip(skip)).unsqueeze(1)
+        return self.block(x.flatten(0, 1)).unflatten(0, objects)
+
+
+class RefineDecoder(nn.Module):
+    """Decoder of STM and STCN: readout and query value in, one foreground logit a pixel out.
+
+    The defaults are STCN's; STM's decoder is ``RefineDecoder(..., channels=(256, 256, 256), entry="convolution",
+    refine_skip=True, num_classes=2)``.
+
+    Args:
+        feature_channels: of the pyramid at strides 4 and 8 (a third is ignored).
+        read_channels: of the readout of every object.
+        query_channels: of the frame's query value.
+        channels: of the features at strides 16, 8 and 4.
+        entry: how stride 16 is entered.
+        refine_skip: see :class:`RefineStage`.
+        num_classes: 1, a foreground logit, or 2, background and foreground, of which the difference counts.
+
+    Raises:
+        ValueError: ``entry`` or ``num_classes`` is unknown.
+
+    Reference: STM (Oh et al., ICCV 2019) section 3.4; STCN (Cheng et al., NeurIPS 2021), released code.
+    """
+
+    def __init__(
+        self,
+        feature_channels: tuple[int, ...] = (256, 512, 1024),
+        read_channels: int = 512,
+        query_channels: int = 512,
+        channels: tuple[int, int, int] = (512, 256, 256),
+        entry: Entry = "residual",
+        refine_skip: bool = False,
+        num_classes: Literal[1, 2] = 1,
+    ) -> None:
+        super().__init__()
+        if entry not in get_args(Entry):
+            raise ValueError(f"entry must be one of {get_args(Entry)}, not {entry!r}")
+        if num_classes not in (1, 2):
+            raise ValueError(f"num_classes must be 1 or 2, not {num_classes}")
+        s4, s8 = feature_channels[:2]
+        inputs = read_channels + query_channels
+        if entry == "residual":
+            self.entry: ResidualBlock | nn.Conv2d = ResidualBlock(inputs, channels[0])
+            self.block16: nn.Module = nn.Identity()
+        else:
+            self.entry = nn.Conv2d(inputs, channels[0], 3, padding=1)
+            self.block16 = ResidualBlock(channels[0], channels[0])
+        self.stage8 = RefineStage(s8, channels[0], channels[1], refine_skip)
+        self.stage4 = RefineStage(s4, channels[1], channels[2], refine_skip)
+        self.predictor = nn.Conv2d(channels[2], num_classes, 3, padding=1)
+        self.channels = channels
+        """Channels of :meth:`refine` at strides 16, 8 and 4."""
+
+    def forward(
+        self, pyramid: FeaturePyramid, readout: Float[Tensor, "B N CV h w"], query_value: Float[Tensor, "B CQ h w"]
+    ) -> Float[Tensor, "B N H W"]:
+        """Foreground logits at the input's resolution.
+
+        Args:
+            pyramid: of the frame; strides 4 and 8 are read.
+            readout: of the memory, for every object.
+            query_value: of the frame.
+        """
+        return self.enlarge(self.predict(self.refine(pyramid, readout, query_value)[-1]))
+
+    def refine(
+        self, pyramid: FeaturePyramid, readout: Float[Tensor, "B N CV h w"], query_value: Float[Tensor, "B CQ h w"]
+    ) -> tuple[Float[Tensor, "B N C16 h w"], Float[Tensor, "B N C8 h8 w8"], Float[Tensor, "B N C4 h4 w4"]]:
+        """Features of every object at strides 16, 8 and 4."""
+        if isinstance(self.entry, ResidualBlock):
+            x = self.entry.fuse(readout, query_value)
+        else:
+            x = shared_conv(self.entry, readout, query_value)
+        x16 = self.block16(x.flatten(0, 1)).unflatten(0, readout.shape[:2])
+        x8 = self.stage8(x16, pyramid.s8)
+        return x16, x8, self.stage4(x8, pyramid.s4)
+
+    def predict(self, features: Float[Tensor, "B N C4 h4 w4"]) -> Float[Tensor, "B N h4 w4"]:
+        """Foreground logits at stride 4 of the features there."""
+        x = self.predictor(F.relu(features.flatten(0, 1))).float()
+        # In a softmax over background and foreground, the foreground has the sigmoid of their difference.
+        return (x[:, -1] - x[:, 0] if x.shape[1] == 2 else x[:, 0]).unflatten(0, features.shape[:2])
+
+    @staticmethod
+    def enlarge(logits: Float[Tensor, "B N h4 w4"]) -> Float[Tensor, "B N H W"]:
+        """Bilinearly from stride 4 to the input's resolution."""
+        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)

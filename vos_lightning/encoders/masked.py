@@ -1,0 +1,98 @@
+"""ResNet over a frame together with the mask of an object."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vos_lightning.backbones.normalization import Norm
+from vos_lightning.backbones.resnet import Block, ResNetPyramid, ResNetWeights
+
+OtherObjects = Literal["sum", "clamped", "inverse"]
+"""What the second mask channel of an object holds: the sum of the other objects' masks (STCN), the same in [0, 1] (STM), or one
+minus the object's own mask (AFB-URR)."""
+MaskInit = Literal["default", "orthogonal"]
+
+
+class MaskedEncoder(nn.Module):
+    """Frame and masks to features at stride 16, one set an object.
+
+    The first convolution sees the mask channels beside the colours. A convolution of several inputs is the sum of convolutions,
+    so the half of the colours is computed once a frame for all objects and kept apart from the half of the masks.
+
+    Args:
+        block: of the ResNet, see :class:`ResNetPyramid`.
+        blocks: likewise.
+        width: likewise.
+        weights: likewise; the half of the masks starts at random.
+        norm: likewise.
+        conv_bias: likewise.
+        others: the second mask channel; None for the object's own mask alone.
+        mask_init: how the half of the masks starts: PyTorch's default for one convolution a channel (STM), or ``orthogonal`` over
+            all of them (STCN).
+
+    Raises:
+        ValueError: an argument is unknown.
+
+    Reference: STM (Oh et al., ICCV 2019) section 3.1; STCN (Cheng et al., NeurIPS 2021) section 3.2; released code.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        blocks: tuple[int, int, int, int],
+        width: int = 64,
+        weights: ResNetWeights | None = "IMAGENET1K_V1",
+        norm: Norm = "frozen_statistics",
+        conv_bias: bool = False,
+        others: OtherObjects | None = "clamped",
+        mask_init: MaskInit = "default",
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (
+            ("others", others, (*get_args(OtherObjects), None)),
+            ("mask_init", mask_init, get_args(MaskInit)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        self.others = others
+        self.trunk = ResNetPyramid(block, blocks, width, "layer3", weights, "stem", norm, conv_bias)
+        self.channels = self.trunk.channels
+        """Channels at strides 4, 8 and 16."""
+        self.mask_conv = nn.Conv2d(1 if others is None else 2, width, 7, 2, 3, bias=False)
+        if mask_init == "orthogonal":
+            nn.init.orthogonal_(self.mask_conv.weight)
+        else:
+            # PyTorch's default bound counts the inputs of a layer: of one channel, as these are convolutions of their own.
+            for channel in self.mask_conv.weight.split(1, dim=1):
+                nn.init.kaiming_uniform_(channel, a=5**0.5)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C16 h w"]:
+        """Features at stride 16 of every object: :meth:`coarse` of :meth:`fine`.
+
+        Args:
+            image: RGB in [0, 1].
+            masks: soft masks of all objects.
+        """
+        return self.coarse(self.fine(image, masks))
+
+    def fine(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C4 H4 W4"]:
+        """Features at stride 4 of every object: the stem and the first stage."""
+        channels = self._mask_channels(masks)
+        once = self.trunk.stem(image)
+        each = self.mask_conv(channels.flatten(0, 1)).unflatten(0, masks.shape[:2])
+        return self.trunk.fine((each + once.unsqueeze(1)).flatten(0, 1)).unflatten(0, masks.shape[:2])
+
+    def coarse(self, fine: Float[Tensor, "B N C4 H4 W4"]) -> Float[Tensor, "B N C16 h w"]:
+        """From stride 4 to stride 16."""
+        return self.trunk.layer3(self.trunk.layer2(fine.flatten(0, 1))).unflatten(0, fine.shape[:2])
+
+    def _mask_channels(self, masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N E H W"]:
+        own = masks.unsqueeze(2)
+        if self.others is None:
+            return own
+        second = 1 - own if self.others == "inverse" else own.sum(dim=1, keepdim=True) - own
+        return torch.cat([own, second.clamp(0, 1) if self.others == "clamped" else second], dim=2)

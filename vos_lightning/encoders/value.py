@@ -1,0 +1,88 @@
+"""Value encoder: what a frame with its masks writes into the memory."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vos_lightning.attention.cbam import CBAM
+from vos_lightning.backbones.normalization import Norm
+from vos_lightning.backbones.residual import ResidualBlock
+from vos_lightning.backbones.resnet import ResNetWeights
+from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
+
+
+class ValueEncoder(nn.Module):
+    r"""A shallow ResNet over frame and masks, fused with the features of the frame's own, deeper encoder.
+
+    .. math:: x = R_1([f, g]), \qquad v = R_2(x + \mathrm{CBAM}(x))
+
+    with the features of the object :math:`f`, those of the frame :math:`g` and residual blocks :math:`R_1, R_2`.
+
+    Args:
+        shared_channels: of the frame's features at stride 16.
+        value_channels: of the value.
+        others: the second mask channel, see :class:`MaskedEncoder`; None for an object's own mask alone (STCN's pre-training).
+        weights: of the ResNet-18, see :class:`ResNetPyramid`.
+        norm: likewise.
+        blocks: number of blocks of its first three stages; other than ResNet-18's only without ``weights``.
+        width: channels of its stem, likewise.
+        attention: have the CBAM; without it, :math:`v = R_2(x)` (STCN's variant without CBAM).
+        reduction: of the channel gate.
+
+    Reference: STCN (Cheng et al., NeurIPS 2021) section 3.2 and its released code.
+    """
+
+    def __init__(
+        self,
+        shared_channels: int = 1024,
+        value_channels: int = 512,
+        others: OtherObjects | None = "sum",
+        weights: ResNetWeights | None = "IMAGENET1K_V1",
+        norm: Norm = "frozen_statistics",
+        blocks: tuple[int, int, int] = (2, 2, 2),
+        width: int = 64,
+        attention: bool = True,
+        reduction: int = 16,
+    ) -> None:
+        super().__init__()
+        self.trunk = MaskedEncoder("basic", (*blocks, 2), width, weights, norm, True, others, "orthogonal")
+        self.fine_channels = self.trunk.channels[0]
+        """Channels of :meth:`fine`."""
+        self.block1 = ResidualBlock(self.trunk.channels[2] + shared_channels, value_channels)
+        self.attention = (
+            CBAM(
+                value_channels,
+                entry_conv=False,
+                reduction=reduction,
+                spatial_hidden=None,
+                spatial_kernel=7,
+                spatial_pools=("max", "mean"),
+            )
+            if attention
+            else None
+        )
+        self.block2 = ResidualBlock(value_channels, value_channels)
+
+    def forward(
+        self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"], shared: Float[Tensor, "B C h w"]
+    ) -> Float[Tensor, "B N CV h w"]:
+        """Values of a frame: :meth:`value` of :meth:`fine`.
+
+        Args:
+            image: RGB in [0, 1].
+            masks: soft masks of all objects.
+            shared: features of the frame at stride 16.
+        """
+        return self.value(self.fine(image, masks), shared)
+
+    def fine(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C4 H4 W4"]:
+        """Features of frame and masks at stride 4."""
+        return self.trunk.fine(image, masks)
+
+    def value(self, fine: Float[Tensor, "B N C4 H4 W4"], shared: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N CV h w"]:
+        """From stride 4 to the value."""
+        x = self.block1.fuse(self.trunk.coarse(fine), shared).flatten(0, 1)
+        if self.attention is not None:
+            x = x + self.attention(x)
+        return self.block2(x).unflatten(0, fine.shape[:2])
