@@ -266,6 +266,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _module_main("vos_lightning.evaluate"),
         "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis17|...",
     ),
+    "curves": (
+        _module_main("vos_lightning.curves"),
+        "J of every frame over time: curves --truth D --predictions NAME=D ... --output D",
+    ),
     "import-checkpoint": (
         _module_main("vos_lightning.modules.released"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper pmvos|emvos --output OUT.ckpt",
