@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_modules.doctor.checks import Finding, SplitReport, check_split
-from data_modules.doctor.fixes import backup_folder, fix
+from data_modules.doctor.fixes import fix
 from data_modules.doctor.layouts import recognise
 
 SHOWN = 5
@@ -74,7 +74,7 @@ def _check(root: Path, workers: int, deep: bool) -> list[SplitReport]:
             f"{root} holds no data set in a known layout: JPEGImages/<video>/<frame>.jpg with Annotations/<video>/<frame>.png "
             "(also by resolution or by split), or folders of images and masks"
         )
-    return [check_split(split, workers, deep) for split in splits]
+    return [check_split(split, workers, deep, progress=True) for split in splits]
 
 
 def _plain(report: SplitReport) -> dict[str, Any]:
@@ -93,14 +93,15 @@ def _plain(report: SplitReport) -> dict[str, Any]:
 
 def _table(reports: Sequence[SplitReport]) -> Table:
     table = Table("data set", "release", "split", caption="found / published")
+    table.columns[0].overflow = "fold"
     for header in ("videos", "frames", "masks", "objects", "problems", "notes"):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for report in reports:
         split, total, known = report.split, report.total, report.known
         levels = [finding.level for finding in total.findings]
         table.add_row(
-            str(split.root),
-            known.release if known else f"own selection ({split.kind})",
+            "/".join(split.root.resolve().parts[-2:]),
+            known.release if known else f"? ({split.kind})",
             split.name,
             _beside(report.videos, known.videos if known else None),
             _beside(total.frames, known.frames if known and split.kind != "images" else None),
@@ -126,7 +127,6 @@ def _print(findings: Sequence[Finding], shown: int, console: Console) -> None:
             console.print(f"  {finding.path}: {finding.message}", highlight=False, markup=False, soft_wrap=True)
         if len(members) > shown:
             console.print(f"  ... and {len(members) - shown} more (--all prints them)", highlight=False)
-    fixable = [finding for finding in findings if finding.fixable]
+    fixable = sum(finding.fixable for finding in findings)
     if fixable:
-        where = sorted({str(backup_folder(Path(finding.path).parent)) for finding in fixable[:1]})
-        console.print(f"--fix repairs {len(fixable)} of them and keeps the originals" if where else "", highlight=False)
+        console.print(f"--fix repairs {fixable} of them; originals are kept in a folder beside the data set", highlight=False)

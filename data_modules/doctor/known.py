@@ -88,4 +88,4 @@ def release_of(kind: Kind, split: str, name: str, videos: int, frames: int, obje
         and (alike.get(known.split, known.split) == alike.get(split, split))
         and (kind != "images" or "".join(filter(str.isalnum, known.release.lower())) in folder or known.split in name)
     ]
-    return max(found, key=lambda known: (known.objects == objects) + (known.frames == frames), default=None)
+    return max(found, key=lambda known: (known.objects == objects, known.frames == frames), default=None)

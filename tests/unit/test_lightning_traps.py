@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from tests.recipes.experiments import fit
-from vos_lightning import structures
+from vos_lightning import lightning_cli, structures
 from vos_lightning.cli import build
 from vos_lightning.experiments import ExperimentError, experiments_folder, load_experiment
 from vos_lightning.lightning_cli import AtomicCheckpointIO, condense, has_wandb_key
@@ -46,15 +46,58 @@ def test_a_wandb_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ids[0] == ids[1] == (tmp_path / "wandb_id").read_text()
 
 
-def test_wandb_groups_seeds_and_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for options, group in (((), "emvos_smoke"), (("--wandb.group=emvos_davis17",), "emvos_davis17")):
-        loggers = built(tmp_path, "--wandb.mode=offline", *options).trainer.loggers
-        settings = next(logger for logger in loggers if isinstance(logger, WandbLogger))._wandb_init
-        assert settings["group"] == group
-        assert settings["name"] == "emvos_smoke"
-        assert settings["resume"] == "allow"
+class WandbStandIn(CSVLogger):
+    """Takes what a WandbLogger is given, so that these tests run without wandb."""
+
+    settings: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, save_dir: Path, **settings: Any) -> None:
+        super().__init__(save_dir, name="stand_in")
+        self.settings.append(settings)
+
+
+@pytest.fixture
+def wandb_settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    monkeypatch.setattr(lightning_cli, "WandbLogger", WandbStandIn)
+    monkeypatch.setattr(lightning_cli, "has_wandb", lambda: True)
+    monkeypatch.setattr(WandbStandIn, "settings", [])
+    for variable in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    return WandbStandIn.settings
+
+
+def test_wandb_groups_seeds_and_stages(tmp_path: Path, wandb_settings: list[dict[str, Any]]) -> None:
+    built(tmp_path / "seed0", "--wandb.mode=offline")
+    built(tmp_path / "seed1", "--wandb.mode=offline", "--seed_everything=1")
+    built(tmp_path / "stage", "--wandb.mode=offline", "--wandb.group=emvos_davis17")
+    assert [settings["group"] for settings in wandb_settings] == ["emvos_smoke", "emvos_smoke", "emvos_davis17"]
+    assert {settings["name"] for settings in wandb_settings} == {"emvos_smoke"}
+    assert len({settings["id"] for settings in wandb_settings}) == 3
+
+
+def test_wandb_resumes_under_the_same_id(tmp_path: Path, wandb_settings: list[dict[str, Any]]) -> None:
+    for mode in ("offline", "online"):
+        built(tmp_path, f"--wandb.mode={mode}")
+    first, second = wandb_settings
+    assert first["id"] == second["id"] == (tmp_path / "wandb_id").read_text()
+    assert (first["offline"], second["offline"]) == (True, False)
+    for settings in wandb_settings:
+        assert settings["resume"] == "allow"  # "never" and "must" fail on the first or on a later start
+        assert settings["log_model"] is False  # raises offline, uploads every checkpoint online
+
+
+def test_one_process_names_the_wandb_run(
+    tmp_path: Path, wandb_settings: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning_cli.rank_zero_only, "rank", 1, raising=False)
+    built(tmp_path, "--wandb.mode=offline")
+    assert wandb_settings[0]["id"] is None
+    assert not (tmp_path / "wandb_id").exists()
+
+
+def test_evaluations_do_not_log_to_wandb(tmp_path: Path, wandb_settings: list[dict[str, Any]]) -> None:
+    build(load_experiment("emvos_smoke"), Run(tmp_path), ["--wandb.mode=offline"], "test")
+    assert wandb_settings == []
 
 
 def test_every_run_can_be_synchronised(tmp_path: Path) -> None:
@@ -201,7 +244,7 @@ def test_one_training_a_directory(tmp_path: Path) -> None:
 
 def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage starts from the weights of the one before; finished ones are not repeated."""
-    from vos_lightning import cli
+    from vos_lightning import cli, training
 
     source = experiments_folder().resolve()
     (tmp_path / "experiments" / "emvos").mkdir(parents=True)
@@ -218,7 +261,7 @@ def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
         commands.append(command)
         return cli.main(command)
 
-    monkeypatch.setattr(cli, "run_command", in_process)
+    monkeypatch.setattr(training, "run_command", in_process)
     options = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
     assert cli.main(["train", "emvos_staged", *options]) == 0
     assert not any("initial_weights" in argument for argument in commands[0])

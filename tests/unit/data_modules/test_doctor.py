@@ -256,7 +256,8 @@ def test_fix_repairs_what_is_safe_and_keeps_the_originals(davis: Path) -> None:
     assert (backup / hidden.relative_to(davis)).read_bytes() == b"left by a file manager"
     assert (backup / mask(davis).relative_to(davis)).read_bytes() == original
     assert torch.equal(read_label_map(mask(davis)), ids)
-    assert Image.open(mask(davis)).mode == "P"
+    with Image.open(mask(davis)) as image:
+        assert image.mode == "P"
     assert broken.read_bytes() == before
     shutil.copy(frame(davis, 3), broken)
     assert examine(davis, "--fix")[:2] == (0, {})
