@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from data_modules import clip_geometry
+from data_modules.clip_geometry import ClipProposals
 from data_modules.clip_sampling import choose_objects
 from data_modules.recipe import AffineRecipe, ClipRecipe, ColorRecipe
 from vos_lightning.structures import IGNORE_LABEL, ClipSample
@@ -41,6 +43,8 @@ class RawClip:
     """Original ids; 255 is ignored."""
     video_name: str
     frame_indices: tuple[int, ...]
+    proposals: ClipProposals | None = None
+    """Makes the proposals of the transformed clip; None for none."""
 
 
 class SeededTransforms:
@@ -52,12 +56,20 @@ class SeededTransforms:
 
     def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
         self.compose = A.Compose(list(transforms))
+        self._seed = 0
 
     def __call__(
         self, rng: np.random.Generator, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
     ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
         """Transform frames and label maps alike."""
-        self.compose.set_random_seed(int(rng.integers(2**31)))
+        self._seed = int(rng.integers(2**31))
+        return self.again(frames, label_maps)
+
+    def again(
+        self, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
+    ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
+        """Transform others with the draws of the last call."""
+        self.compose.set_random_seed(self._seed)
         result = self.compose(images=frames, masks=label_maps)
         return np.asarray(result["images"]), np.asarray(result["masks"])
 
@@ -80,10 +92,12 @@ class ClipTransform:
         """Warp, resize, crop with a choice of objects, flip, colour."""
         recipe = self.recipe
         frames, label_maps = clip.frames, clip.label_maps
+        maps = clip_geometry.identity(len(frames))
         if recipe.ignore_as_background:
             label_maps = np.where(label_maps == IGNORE_LABEL, np.uint8(0), label_maps)
         if recipe.affine is not None:
             matrices = draw_affine_matrices(rng, len(frames), recipe.affine)
+            maps = clip_geometry.about_centre(maps, matrices, *frames.shape[1:3])
             frames, label_maps = warp(frames, label_maps, matrices, recipe.affine.fill)
         height, width = frames.shape[1:3]
         if recipe.size is not None:
@@ -91,22 +105,37 @@ class ClipTransform:
         elif recipe.short_side is not None:
             height, width = short_side_size(height, width, recipe.short_side)
         if (height, width) != frames.shape[1:3]:
-            frames, label_maps = resize_box(frames, label_maps, (0, 0, frames.shape[2], frames.shape[1]), height, width)
+            whole = (0, 0, frames.shape[2], frames.shape[1])
+            maps = clip_geometry.window(maps, whole, height, width)
+            frames, label_maps = resize_box(frames, label_maps, whole, height, width)
         # The published order is flips, then crop; windows are drawn symmetrically, so this is the same and has fewer pixels.
-        frames, label_maps, object_ids = self._crop(rng, frames, label_maps, clip.video_name)
+        frames, label_maps, object_ids, box = self._crop(rng, frames, label_maps, clip.video_name)
+        maps = clip_geometry.window(maps, box, *frames.shape[1:3])
         frames, label_maps = self.flips(rng, frames, label_maps)
         if self.colors is not None and recipe.color is not None:
             if recipe.color.per_frame:
                 frames = np.concatenate([self.colors(rng, f[None], m[None])[0] for f, m in zip(frames, label_maps, strict=True)])
             else:
                 frames, _ = self.colors(rng, frames, label_maps)
+        slots = torch.from_numpy(_slots(label_maps, object_ids))
+        proposals = None
+        if clip.proposals is not None:
+            maps = clip_geometry.flip(maps, *self._last_flips(), *frames.shape[1:3])
+            proposals = clip.proposals(rng, slots, maps)
         return ClipSample(
             frames=torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
-            label_maps=torch.from_numpy(_slots(label_maps, object_ids)),
+            label_maps=slots,
             object_ids=object_ids,
             video_name=clip.video_name,
             frame_indices=clip.frame_indices,
+            proposals=proposals,
         )
+
+    def _last_flips(self) -> tuple[bool, bool]:
+        """Whether the last clip was mirrored horizontally and vertically."""
+        corners = np.arange(4, dtype=np.uint8).reshape(1, 2, 2)
+        _, mirrored = self.flips.again(np.zeros((1, 2, 2, 3), np.uint8), corners)
+        return bool(mirrored[0, 0, 0] % 2), bool(mirrored[0, 0, 0] // 2)
 
     def _crop(
         self,
@@ -114,13 +143,13 @@ class ClipTransform:
         frames: UInt8[np.ndarray, "T H W 3"],
         label_maps: UInt8[np.ndarray, "T H W"],
         name: str,
-    ) -> tuple[UInt8[np.ndarray, "T H2 W2 3"], UInt8[np.ndarray, "T H2 W2"], tuple[int, ...]]:
+    ) -> tuple[UInt8[np.ndarray, "T H2 W2 3"], UInt8[np.ndarray, "T H2 W2"], tuple[int, ...], Box]:
         recipe = self.recipe
+        height, width = frames.shape[1:3]
         if recipe.crop == "none":
             object_ids = choose_objects(rng, list(_pixels_by_id(label_maps[0])), recipe.max_objects)
-            return frames, label_maps, self._with_late_objects(rng, label_maps, object_ids)
+            return frames, label_maps, self._with_late_objects(rng, label_maps, object_ids), (0, 0, width, height)
         size = recipe.crop_size
-        height, width = frames.shape[1:3]
         if recipe.crop == "balanced" and min(height, width) < size:
             raise ValueError(
                 f"{name}: frames of {height}x{width} are smaller than recipe.crop_size {size}: set recipe.short_side >= {size}"
@@ -132,7 +161,7 @@ class ClipTransform:
             if max((pixels[i] for i in object_ids), default=0) >= recipe.min_object_pixels:
                 break
         frames, label_maps = resize_box(frames, label_maps, box, size, size)
-        return frames, label_maps, self._with_late_objects(rng, label_maps, object_ids)
+        return frames, label_maps, self._with_late_objects(rng, label_maps, object_ids), box
 
     def _with_late_objects(
         self, rng: np.random.Generator, label_maps: UInt8[np.ndarray, "T H W"], object_ids: tuple[int, ...]

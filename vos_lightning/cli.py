@@ -289,6 +289,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _module_main("modules.released"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper pmvos|emvos --output OUT.ckpt",
     ),
+    "precompute-proposals": (
+        _module_main("precompute"),
+        "find object proposals, one file a video: precompute-proposals --images D --output D --pretrained COCO_V1",
+    ),
     "list": (list_experiments, "list the experiments and the published results that they reproduce"),
     "show": (show, "print the composed configuration of an experiment"),
 }
@@ -332,5 +336,5 @@ def _help() -> None:
     console = Console()
     console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False)
     for name, (_, text) in COMMANDS.items():
-        console.print(f"  {name:<17} {text}", highlight=False, markup=False)
+        console.print(f"  {name:<21} {text}", highlight=False, markup=False)
     console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False)

@@ -93,8 +93,8 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
 
     Objects are matched to proposals of an instance detector. A memory of each object, seen in its own boxes, is read with the
     features in its last box and gives a template for the current frame; every proposal is aligned to the template before the two
-    are compared; a relaxed assignment weighs the masks of the proposals into a coarse mask, which is refined with the first and the
-    previous frame, aligned to the current one.
+    are compared; a relaxed assignment weighs the masks of the proposals into a coarse mask, which is refined with the first and
+    the previous frame, aligned to the current one.
 
     The authors have published no code. What the paper leaves open is an argument. An object in a frame without any proposal keeps
     the mask of the frame before as its coarse mask. An object that has vanished is looked for where it was last seen, and frames
@@ -216,9 +216,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         self.memory_value = nn.Conv2d(channels + 1, channels, 3, padding=1)
         self.query_key = nn.Conv2d(channels, channels // 4, 3, padding=1) if reads_memory else None
         self.matcher = (
-            AdaptiveObjectAlignment(
-                channels, projected_channels, sharpness, learned_sharpness, pool, align_proposals, groups
-            )
+            AdaptiveObjectAlignment(channels, projected_channels, sharpness, learned_sharpness, pool, align_proposals, groups)
             if coarse == "proposals"
             else None
         )
@@ -371,9 +369,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         read = read.squeeze(1).unflatten(0, objects).unflatten(3, (self.grid, self.grid))
         return read[:, :, :-1], read[:, :, -1]
 
-    def _assign(
-        self, similarity: Float[Tensor, "B N K"], features: Features, carry: Carry
-    ) -> Float[Tensor, "B N K"]:
+    def _assign(self, similarity: Float[Tensor, "B N K"], features: Features, carry: Carry) -> Float[Tensor, "B N K"]:
         if self.iou_weight:
             before, now = (carry.masks > 0.5).flatten(2).float(), (features.pasted > 0.5).flatten(2).float()
             both = before @ now.transpose(1, 2)
