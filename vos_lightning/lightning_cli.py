@@ -78,6 +78,9 @@ class VOSCommandLine(LightningCLI):
         parser.add_argument("--wandb.mode", type=WandbMode, default="auto", help="auto: online with an API key, else offline")
         parser.add_argument("--wandb.project", type=str, default="vos_lightning")
         parser.add_argument(
+            "--wandb.group", type=str | None, default=None, help="default: the experiment, so that seeds stand together"
+        )
+        parser.add_argument(
             "--initial_weights", type=str | None, default=None, help="checkpoint whose weights training starts from"
         )
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
@@ -144,6 +147,8 @@ class VOSCommandLine(LightningCLI):
             csv,
             WandbLogger(
                 name=self.name,
+                group=self.config_init["wandb"]["group"] or self.name,
+                job_type="train",
                 project=self.config_init["wandb"]["project"],
                 save_dir=run.directory,
                 # Only one process writes the file, and only that one logs.

@@ -85,3 +85,115 @@ def aggregate(foreground: list[Tensor]) -> Tensor:
     p = torch.stack([background, *foreground]).double().clamp(1e-7, 1 - 1e-7)
     odds = p / (1 - p)
     return (odds / odds.sum(0)).float()
+
+
+def padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom; the smaller half first."""
+    height, width = (-side % 16 for side in size)
+    return width // 2, width - width // 2, height // 2, height - height // 2
+
+
+def crop(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
+    return x[..., pad[2] : x.shape[-2] - pad[3], pad[0] : x.shape[-1] - pad[1]]
+
+
+def read(memory_key: Tensor, memory_value: Tensor, query: Tensor, kind: str, top_k: int | None) -> Tensor:
+    """``(C, S), (V, S), (1, C, h, w) -> (1, V, h, w)`` by the whole affinity matrix."""
+    height, width = query.shape[-2:]
+    flat = query[0].flatten(1)
+    scale = flat.shape[0] ** -0.5
+    if kind == "l2":
+        affinity = -scale * (memory_key[:, :, None] - flat[:, None]).square().sum(0)
+    else:
+        affinity = scale * (memory_key.t() @ flat)
+    if top_k is not None and top_k < len(affinity):
+        lowest = affinity.topk(top_k, dim=0)[0][-1]
+        affinity = affinity.masked_fill(affinity < lowest, -torch.inf)
+    return (memory_value @ affinity.softmax(0)).view(1, -1, height, width)
+
+
+def others(masks: dict[int, Tensor], n: int) -> Tensor:
+    return sum((mask for k, mask in masks.items() if k != n), torch.zeros_like(masks[n]))
+
+
+def stcn(
+    network,
+    frames: Tensor,
+    given: dict[int, dict[int, Tensor]],
+    stride: int,
+    top_k: int | None,
+    from_latest: bool = True,
+    include_previous: bool = False,
+) -> dict[tuple[int, int], Tensor]:
+    """Every (frame, object) -> foreground ``(H, W)``; a bank for every object.
+
+    Args:
+        frames: ``(T, 3, H, W)``, normalised by mean and deviation.
+        given: frame -> object -> binary mask ``(H, W)``.
+        stride: frames between remembered ones.
+        top_k: or None.
+        from_latest: count from the latest remembered frame (YouTube-VOS) or from the first (DAVIS).
+        include_previous: have the previous frame as a temporary entry.
+    """
+    pad = padding(frames.shape[-2:])
+    banks: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    temporary: dict[int, tuple[Tensor, Tensor]] = {}
+    predicted = {}
+    latest = 0
+    for t, frame in enumerate(frames):
+        image = F.pad(frame[None], pad)
+        pyramid = resnet(image, network.key_encoder, network.key_encoder.conv1.weight)
+        key, query_value = conv(pyramid[2], network.projection.key), conv(pyramid[2], network.projection.value)
+        masks: dict[int, Tensor] = {}
+        if banks:
+            logits = {}
+            for n, bank in banks.items():
+                entries = [*bank, temporary[n]] if n in temporary else bank
+                keys, values = (torch.cat(part, dim=1) for part in zip(*entries, strict=True))
+                logits[n] = decode(pyramid, read(keys, values, key, "l2", top_k), query_value, network.decoder)[0, 0]
+            soft = aggregate([logit.sigmoid() for logit in logits.values()])
+            masks = dict(zip(logits, soft[1:], strict=True))
+        new = {n: F.pad(mask, pad) for n, mask in given.get(t, {}).items()}
+        if new:
+            covered = sum(new.values()) > 0.5
+            masks = {n: mask.masked_fill(covered, 0.0) for n, mask in masks.items()} | new
+            masks = dict(zip(masks, aggregate(list(masks.values()))[1:], strict=True))
+        lasting = bool(new) or (t - latest >= stride if from_latest else t % stride == 0)
+        if lasting or include_previous:
+            for n, mask in masks.items():
+                value_of = value(image, [mask, others(masks, n)], pyramid[2], network.value_encoder)[0].flatten(1)
+                entry = (key[0].flatten(1), value_of)
+                if lasting:
+                    banks.setdefault(n, []).append(entry)
+                    temporary.pop(n, None)
+                else:
+                    temporary[n] = entry
+            latest = t if lasting else latest
+        predicted |= {(t, n): crop(mask, pad) for n, mask in masks.items()}
+    return predicted
+
+
+def stm(network, frames: Tensor, given: dict[int, Tensor], normalize, top_k: int | None = None) -> dict[tuple[int, int], Tensor]:
+    """As :func:`stcn`; ``frames`` in [0, 1] are padded with zeros and then normalised; ``given`` are the masks of frame 0."""
+    pad = padding(frames.shape[-2:])
+    bank: dict[int, dict[int, tuple[Tensor, Tensor]]] = {n: {} for n in given}
+    masks, predicted = given, {(0, n): mask for n, mask in given.items()}
+    for t in range(1, len(frames)):
+        # The frame before is encoded with its mask, cropped and padded anew, and stays if its number is a multiple of 5.
+        before = normalize(F.pad(frames[t - 1][None], pad))
+        padded = {n: F.pad(mask, pad) for n, mask in masks.items()}
+        for n, mask in padded.items():
+            feature = masked_encoder(before, [mask, others(padded, n).clamp(0, 1)], network.memory_encoder)[2]
+            projection = network.memory_projection
+            bank[n] = {k: entry for k, entry in bank[n].items() if k % 5 == 0}
+            bank[n][t - 1] = tuple(conv(feature, layer)[0].flatten(1) for layer in (projection.key, projection.value))
+        pyramid = resnet(normalize(F.pad(frames[t][None], pad)), network.query_encoder, network.query_encoder.conv1.weight)
+        key, query_value = (conv(pyramid[2], layer) for layer in (network.query_projection.key, network.query_projection.value))
+        foreground = []
+        for entries in bank.values():
+            keys, values = (torch.cat(part, dim=1) for part in zip(*entries.values(), strict=True))
+            logits = decode(pyramid, read(keys, values, key, "dot", top_k), query_value, network.decoder)[0]
+            foreground.append(crop(logits.softmax(0)[1], pad))
+        masks = dict(zip(bank, aggregate(foreground)[1:], strict=True))
+        predicted |= {(t, n): mask for n, mask in masks.items()}
+    return predicted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,13 +12,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
-from vos_lightning.metrics.davis import DAVISMetric, ObjectScores, Protocol, summarize
+from vos_lightning.metrics import ObjectScores, Protocol, VideoMetric, summarize
 from vos_lightning.panels import FrameView, Panel, probability_panels
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
 from vos_lightning.structures import ClipBatch, FramePrediction, VideoSample
 
+Schedule = Literal["constant", "cosine", "steps"]
 FrameListener = Callable[[VideoSample, FramePrediction], None]
 
 
@@ -31,16 +32,17 @@ class VOSModule(LightningModule):
         network: the system.
         train_propagation: used by ``training_step``.
         eval_propagation: used in validation, test, prediction and by :meth:`engine`.
-        protocol: how validation and test are scored, ``davis16`` or ``davis17``.
+        protocol: how validation and test are scored, see :data:`vos_lightning.metrics.Protocol`.
         optimizer: ``adam`` (L2 penalty) or ``adamw`` (decoupled decay).
         learning_rate: base rate.
         weight_decay: see ``optimizer``.
-        schedule: ``constant``, or ``cosine`` to zero over ``trainer.max_steps``.
+        schedule: ``constant``; ``cosine`` to zero over ``trainer.max_steps``; ``steps``: a tenth from each milestone on.
         warmup_steps: linear warm-up from zero.
         late_objects: give objects that first appear after frame 0 of a training clip.
         short_side: evaluation size, see :class:`InferenceEngine`.
         min_object_pixels: evaluation size rule, see :class:`InferenceEngine`.
         channels_last: keep convolution weights in channels-last memory order (faster on CPUs and tensor cores).
+        milestones: optimiser steps, for ``steps``.
     """
 
     network: VOSNetwork[Any, Any, Any]
@@ -54,12 +56,13 @@ class VOSModule(LightningModule):
         optimizer: Literal["adam", "adamw"],
         learning_rate: float,
         weight_decay: float,
-        schedule: Literal["constant", "cosine"],
+        schedule: Schedule,
         warmup_steps: int,
         late_objects: bool,
         short_side: int | None,
         min_object_pixels: int,
         channels_last: bool,
+        milestones: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
@@ -69,12 +72,13 @@ class VOSModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
+        self.milestones = tuple(milestones)
         self.warmup_steps = warmup_steps
         self.late_objects = late_objects
         self.short_side = short_side
         self.min_object_pixels = min_object_pixels
         self.protocol: Protocol = protocol
-        self.metrics = nn.ModuleDict({stage: DAVISMetric(protocol) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: VideoMetric(protocol) for stage in ("val", "test")})
         self.frame_listeners: list[FrameListener] = []
         """Called with every predicted frame of validation, test and prediction; callbacks register here."""
         self.scored_rows: list[ObjectScores] = []
@@ -123,6 +127,8 @@ class VOSModule(LightningModule):
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.schedule == "constant":
             return warmup
+        if self.schedule == "steps":
+            return warmup * 0.1 ** sum(step >= milestone for milestone in self.milestones)
         total = max(self.trainer.max_steps, 1)
         return warmup * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
@@ -146,10 +152,10 @@ class VOSModule(LightningModule):
         """
         return probability_panels(view)
 
-    def metric(self, stage: str) -> DAVISMetric:
+    def metric(self, stage: str) -> VideoMetric:
         """The metric of ``val`` or ``test``."""
         metric = self.metrics[stage]
-        assert isinstance(metric, DAVISMetric)
+        assert isinstance(metric, VideoMetric)
         return metric
 
     def _stream(self, video: VideoSample) -> dict[int, Tensor]:
@@ -168,14 +174,17 @@ class VOSModule(LightningModule):
             raise ValueError(f"video {video.name!r} has no targets: {stage} needs annotations of every frame (use predict)")
         order = sorted(label_maps)
         self.metric(stage).update(
-            torch.stack([label_maps[t] for t in order]), torch.stack([video.targets[t] for t in order]), video.name
+            torch.stack([label_maps[t] for t in order]),
+            torch.stack([video.targets[t] for t in order]),
+            video.name,
+            video.unseen_ids,
         )
 
     def _log_metric(self, stage: str) -> None:
         metric = self.metric(stage)
         self.scored_rows = metric.rows()
         # From the rows, which are gathered already; compute() would gather them again.
-        scores = summarize(self.scored_rows)
+        scores = summarize(self.scored_rows, self.protocol)
         metric.reset()
         # Every process computes the same rows (the metric gathers them), so nothing is left to synchronise. `jf` is the name
         # for checkpoint files: `&` and `/` do not belong into paths.
@@ -187,7 +196,7 @@ class VOSModule(LightningModule):
         self._score(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
-        """Log J, F and J&F over all videos."""
+        """Log J, F and J&F (and G, if the protocol has it) over all videos."""
         self._log_metric("val")
 
     def test_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
@@ -195,7 +204,7 @@ class VOSModule(LightningModule):
         self._score(batch, "test")
 
     def on_test_epoch_end(self) -> None:
-        """Log J, F and J&F over all videos."""
+        """Log J, F and J&F (and G, if the protocol has it) over all videos."""
         self._log_metric("test")
 
     def predict_step(self, batch: VideoSample, batch_idx: int) -> str:  # noqa: ARG002

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import pickle
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,19 +56,40 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    target = _resolve_device(device)
+    target = resolve_device(device)
     class_path, overrides = _description(path)
     module_class = _import_class(path, class_path)
     try:
-        with warnings.catch_warnings():
-            # Lightning advises against what makes a checkpoint describe its network.
-            warnings.filterwarnings("ignore", message="Attribute 'network' is an instance of `nn.Module`")
+        with _quiet():
             module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **overrides)
     except (
         Exception
     ) as error:  # jsonargparse, Lightning and PyTorch each raise their own kinds for a checkpoint that does not fit.
         raise ValueError(f"{path}: the checkpoint does not fit this version of {class_path}: {_one_line(error)}") from error
     return module.to(target).eval().requires_grad_(False)
+
+
+def module_of_network(class_path: str) -> VOSModule:
+    """The LightningModule of a network class with all defaults and random weights.
+
+    Args:
+        class_path: as ``vos_lightning.networks.emvos.EMVOS``; its module is in the file of the same name in ``modules``.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    file, _, name = class_path.rpartition(".")
+    slug = file.rpartition(".")[2]
+    try:
+        network = getattr(importlib.import_module(file), name)
+        candidates = vars(importlib.import_module(f"vos_lightning.modules.{slug}")).values()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"there is no network {class_path}; name one as vos_lightning.networks.emvos.EMVOS") from error
+    module: Any = next(m for m in candidates if isinstance(m, type) and issubclass(m, VOSModule) and m is not VOSModule)
+    weights = {"weights": None} if "weights" in inspect.signature(network).parameters else {}
+    with _quiet():
+        built: VOSModule = module(network(**weights))
+    return built
 
 
 def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
@@ -83,6 +106,38 @@ def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
         module.load_state_dict(_read(path)["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"{path}: the checkpoint does not fit this experiment's network: {_one_line(error)}") from error
+
+
+def describe_model(checkpoint: str | Path) -> dict[str, Any]:
+    """The ``model`` section of an experiment (``class_path``, ``init_args``) that builds the system of a checkpoint.
+
+    Pretrained weights are left out: those of the checkpoint replace them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, or it does not describe its module.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    class_path, _ = _description(path)
+    hyper_parameters = _read(path)[_HYPER_PARAMETERS]
+    arguments = {key: _without_pretrained(value) for key, value in hyper_parameters.items() if not key.startswith("_")}
+    return {"class_path": class_path, "init_args": arguments}
+
+
+def checkpoint_step(checkpoint: str | Path) -> int:
+    """The optimiser step in which a checkpoint was written; 0 for imported weights."""
+    return int(_read(Path(checkpoint)).get("global_step", 0))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without advice that does not apply here."""
+    with warnings.catch_warnings():
+        # Lightning advises against what makes a checkpoint describe its network.
+        warnings.filterwarnings("ignore", message="Attribute 'network' is an instance of `nn.Module`")
+        yield
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -128,7 +183,12 @@ def _without_pretrained(value: Any) -> Any:
     return {key: None if key == "weights" else _without_pretrained(entry) for key, entry in value.items()}
 
 
-def _resolve_device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
+    """The device of a name; ``auto`` takes an accelerator if there is one.
+
+    Raises:
+        ValueError: it is unknown or not available.
+    """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device == "auto":
         return accelerator or torch.device("cpu")

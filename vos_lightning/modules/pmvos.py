@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vos_lightning.mask_ops import Aggregation
-from vos_lightning.metrics.davis import Protocol
+from vos_lightning.metrics import Protocol
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.networks.pmvos import PMVOS
 from vos_lightning.panels import FrameView, Panel, score_panels

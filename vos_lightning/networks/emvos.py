@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from vos_lightning.backbones.densenet import DenseNetPyramid, Weights
 from vos_lightning.backbones.normalization import Norm, instance_norm
@@ -160,15 +161,17 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         assert memory.previous is not None
         reference, previous = memory.reference, memory.previous
         maps: list[Tensor] = []
-        if features.cosine_key is not None:
-            maps.append(self._surjective(reference, features.cosine_key, self.reference_filter))
-            maps.append(self._surjective(previous, features.cosine_key, self.previous_filter))
-        if features.dot_key is not None:
-            maps.append(self._equalized(reference, features.dot_key))
-            maps.append(self._equalized(previous, features.dot_key))
-        masks = previous.latest.entry.masks
-        scores = torch.cat(maps, dim=2).unflatten(-1, masks.shape[-2:])
-        logits = self.decoder(features.pyramid, torch.cat([scores, torch.stack([1 - masks, masks], dim=2)], dim=2)).float()
+        with record_function("vos/match"):
+            if features.cosine_key is not None:
+                maps.append(self._surjective(reference, features.cosine_key, self.reference_filter))
+                maps.append(self._surjective(previous, features.cosine_key, self.previous_filter))
+            if features.dot_key is not None:
+                maps.append(self._equalized(reference, features.dot_key))
+                maps.append(self._equalized(previous, features.dot_key))
+            masks = previous.latest.entry.masks
+            scores = torch.cat(maps, dim=2).unflatten(-1, masks.shape[-2:])
+        with record_function("vos/decode"):
+            logits = self.decoder(features.pyramid, torch.cat([scores, torch.stack([1 - masks, masks], dim=2)], dim=2)).float()
         return logits[:, :, 1] - logits[:, :, 0], {"scores": scores}
 
     def memorize(

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from vos_lightning.attention.dual import DualAttention
 from vos_lightning.backbones.normalization import Norm, instance_norm
@@ -164,17 +165,20 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         """
         assert memory.previous is not None
         query = features.key.flatten(2)
-        maps = [self._surjective(memory.reference, query)]
-        if "local" in self.kinds:
-            maps.append(self._surjective(memory.previous, query))
-        if memory.carry is not None:
-            maps.append(medial_match(memory.carry.templates, query))
         masks = memory.previous.latest.entry.masks
-        scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
-        # The same attention for background and foreground.
-        attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3])
-        maps_of_object = torch.cat([attended.flatten(2, 3), torch.stack([1 - masks, masks], dim=2)], dim=2)
-        logits = self.decoder(features.pyramid, maps_of_object).float()
+        with record_function("vos/match"):
+            maps = [self._surjective(memory.reference, query)]
+            if "local" in self.kinds:
+                maps.append(self._surjective(memory.previous, query))
+            if memory.carry is not None:
+                maps.append(medial_match(memory.carry.templates, query))
+            scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
+        with record_function("vos/attention"):
+            # The same attention for background and foreground.
+            attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3])
+        with record_function("vos/decode"):
+            maps_of_object = torch.cat([attended.flatten(2, 3), torch.stack([1 - masks, masks], dim=2)], dim=2)
+            logits = self.decoder(features.pyramid, maps_of_object).float()
         return logits[:, :, 1] - logits[:, :, 0], {"scores": scores, "attended": attended}
 
     def memorize(

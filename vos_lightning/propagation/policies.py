@@ -76,7 +76,7 @@ class EveryKth(MemoryPolicy):
 
     Args:
         k: stride in frames.
-        count_from: ``start`` keeps frames 0, k, 2k, ... of a propagation (STM; STCN on DAVIS); ``latest`` keeps a frame that comes
+        count_from: ``start`` keeps frames 0, k, 2k, ... of a propagation (STM; STCN on DAVIS); ``latest`` keeps a frame that is
             ``k`` or more after the latest kept one, which may be an annotated one (STCN on YouTube-VOS).
         include_previous: keep the latest frame until the next one arrives (STM yes, STCN no).
         max_frames: upper bound of kept frames without annotation; the oldest go first. None keeps all of them.

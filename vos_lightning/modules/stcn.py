@@ -1,0 +1,106 @@
+"""STCN as a LightningModule: a frame in five is remembered, product aggregation, bootstrapped cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vos_lightning.losses.segmentation import bootstrapped_cross_entropy, trainable_labels
+from vos_lightning.metrics.davis import Protocol
+from vos_lightning.modules.base import Schedule, VOSModule
+from vos_lightning.networks.stcn import STCN
+from vos_lightning.propagation.policies import All, CountFrom, EveryKth
+from vos_lightning.propagation.step import Propagation, StepOutput
+from vos_lightning.structures import ClipBatch
+
+
+class STCNModule(VOSModule):
+    """Training and evaluation of :class:`vos_lightning.networks.stcn.STCN`.
+
+    The defaults are the main training after still images: Adam with an L2 penalty, 1e-5 and a tenth of it from step 125,000 on;
+    the network's own soft masks are remembered, with gradients through the whole clip. See :class:`VOSModule` for the arguments.
+
+    Args:
+        network: the network with its own options.
+        memory_stride: frames from one remembered frame to the next in evaluation; 3 for the test-dev set of DAVIS.
+        count_from: where the stride is counted from, see :class:`EveryKth`; ``latest`` for YouTube-VOS.
+        include_previous: read the previous frame too in evaluation.
+        max_memory_frames: most frames without annotation that are remembered; None for all.
+        hardest_from: step until which all pixels count in the loss.
+        hardest_until: step from which ``hardest_fraction`` of them do; linear between the two.
+        hardest_fraction: the pixels of each clip and frame with the largest loss.
+
+    Raises:
+        ValueError: ``hardest_from`` lies after ``hardest_until``.
+
+    Reference: STCN (Cheng et al., NeurIPS 2021), section 4.3 and its released code.
+    """
+
+    def __init__(
+        self,
+        network: STCN,
+        memory_stride: int = 5,
+        count_from: CountFrom = "start",
+        include_previous: bool = False,
+        max_memory_frames: int | None = None,
+        hardest_from: int = 20_000,
+        hardest_until: int = 70_000,
+        hardest_fraction: float = 0.15,
+        protocol: Protocol = "davis17",
+        optimizer: Literal["adam", "adamw"] = "adam",
+        learning_rate: float = 1e-5,
+        weight_decay: float = 1e-7,
+        schedule: Schedule = "steps",
+        milestones: Sequence[int] = (125_000,),
+        warmup_steps: int = 0,
+        late_objects: bool = False,
+        short_side: int | None = None,
+        min_object_pixels: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        if hardest_from > hardest_until:
+            raise ValueError(f"hardest_from {hardest_from} lies after hardest_until {hardest_until}")
+        kept = EveryKth(memory_stride, include_previous, max_memory_frames, count_from)
+        super().__init__(
+            network,
+            train_propagation=Propagation(All(), "product", "overwrite"),
+            eval_propagation=Propagation(kept, "product", "overwrite"),
+            protocol=protocol,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            late_objects=late_objects,
+            short_side=short_side,
+            min_object_pixels=min_object_pixels,
+            channels_last=channels_last,
+            milestones=milestones,
+        )
+        self.hardest_from = hardest_from
+        self.hardest_until = hardest_until
+        self.hardest_fraction = hardest_fraction
+        self.save_hyperparameters()
+
+    def counted_fraction(self, step: int) -> float:
+        """Fraction of the pixels that count in the loss at an optimiser step."""
+        if step < self.hardest_from:
+            return 1.0
+        if step >= self.hardest_until:
+            return self.hardest_fraction
+        left = (self.hardest_until - step) / (self.hardest_until - self.hardest_from)
+        return self.hardest_fraction + (1 - self.hardest_fraction) * left
+
+    def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
+        """Bootstrapped cross-entropy, summed over the predicted frames, averaged over the clips in which an object was given."""
+        fraction = self.counted_fraction(self.global_step)
+        per_frame = [
+            bootstrapped_cross_entropy(output.logits, trainable_labels(batch.label_maps[:, t], output.introduced), fraction)
+            for t, output in enumerate(outputs)
+            if t > 0
+        ]
+        counts = outputs[-1].introduced.any(dim=1).to(per_frame[0].dtype)
+        return {"loss": (torch.stack(per_frame).sum(dim=0) * counts).sum() / counts.sum().clamp_min(1)}

@@ -1,0 +1,154 @@
+"""STM: space-time memory networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.profiler import record_function
+
+from vos_lightning.backbones.normalization import Norm
+from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
+from vos_lightning.decoders.refine import RefineDecoder
+from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
+from vos_lightning.encoders.projection import KeyValueProjection
+from vos_lightning.mask_ops import PaddingRule
+from vos_lightning.matching.readout import read_memory
+from vos_lightning.propagation.memory import Memory
+from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
+
+PadColour = Literal["black", "mean"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """A frame, without masks and objects."""
+
+    image: Float[Tensor, "B 3 H W"]
+    pyramid: FeaturePyramid
+    key: Float[Tensor, "B CK h w"]
+    query_value: Float[Tensor, "B CV h w"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A remembered frame; ``cells`` are ``h w``, or ``S`` where frames are stacked."""
+
+    key: Float[Tensor, "B N CK *cells"] = per_object()  # noqa: RUF009
+    value: Float[Tensor, "B N CV *cells"] = per_object()  # noqa: RUF009
+
+
+class STM(VOSNetwork[Features, Entry, None]):
+    """Video Object Segmentation using Space-Time Memory Networks.
+
+    Seoung Wug Oh, Joon-Young Lee, Ning Xu, Seon Joo Kim; ICCV 2019, arXiv 1904.00607.
+
+    Past frames with their masks are encoded into keys and values; every pixel of the query frame reads the values of the memory
+    pixels whose keys resemble its own, and a decoder turns what it read into a mask. Memory and query have an encoder each, so
+    the keys of the memory depend on the object.
+
+    Deviations. Objects that appear later, for which nothing is released, are handled as in STCN: they do not read frames from
+    before their first annotation. What does not depend on the object is computed once a frame; the first convolution of the
+    memory encoder is kept in two parts, for the colours and for the masks, where the released code has three.
+
+    Args:
+        weights: of both encoders, see :class:`ResNetPyramid`; None for a random initialisation.
+        others: the second mask channel of the memory encoder; ``inverse`` for AFB-URR and STM-cycle, None for an object's own
+            mask alone. See :class:`vos_lightning.encoders.masked.MaskedEncoder`.
+        shared_projection: one projection to keys and values for memory and query (AFB-URR).
+        top_k: memory pixels that a query pixel reads in evaluation mode; None, as published, for all.
+        pad_colour: of the border that makes the sides of a frame multiples of 16: ``black``, as the released code, which
+            normalises colours after padding, or ``mean``, which is zero after normalisation.
+        norm: of the encoders. ``frozen_statistics``: scale and shift are trained.
+        key_channels: of the keys.
+        value_channels: of the memory values and of the query value.
+        decoder_channels: at all of its scales.
+        blocks: of the first three stages of the encoders; other than ResNet-50's only without ``weights``.
+        width: of their stems, likewise.
+
+    Reference: the paper, and the released code (``seoungwugoh/STM``) for all that it leaves open.
+    """
+
+    reads_previous = False
+
+    def __init__(
+        self,
+        weights: ResNetWeights | None = "IMAGENET1K_V1",
+        others: OtherObjects | None = "clamped",
+        shared_projection: bool = False,
+        top_k: int | None = None,
+        pad_colour: PadColour = "black",
+        norm: Norm = "frozen_statistics",
+        key_channels: int = 128,
+        value_channels: int = 512,
+        decoder_channels: int = 256,
+        blocks: tuple[int, int, int] = (3, 4, 6),
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1 or None, not {top_k}")
+        # The released code crops masks and pads them anew.
+        self.padding = PaddingRule("zero" if pad_colour == "black" else "mean", larger_half_first=False, repad_masks=True)
+        self.top_k = top_k
+        self.query_encoder = ResNetPyramid("bottleneck", (*blocks, 3), width, "layer3", weights, "stem", norm)
+        self.memory_encoder = MaskedEncoder("bottleneck", (*blocks, 3), width, weights, norm, others=others)
+        s16 = self.query_encoder.channels[-1]
+        self.query_projection = KeyValueProjection(s16, key_channels, value_channels)
+        self.memory_projection = None if shared_projection else KeyValueProjection(s16, key_channels, value_channels)
+        self.decoder = RefineDecoder(
+            self.query_encoder.channels,
+            value_channels,
+            value_channels,
+            (decoder_channels,) * 3,
+            entry="convolution",
+            refine_skip=True,
+            num_classes=2,
+        )
+
+    @classmethod
+    def small(cls) -> STM:
+        """A random network of some 60 thousand parameters."""
+        return cls(weights=None, key_channels=8, value_channels=8, decoder_channels=8, blocks=(1, 1, 1), width=4)
+
+    def encode(self, frame: FrameInput) -> Features:
+        """Pyramid, key and query value of a frame."""
+        with record_function("vos/query_encoder"):
+            pyramid = self.query_encoder(frame.image)
+            key, query_value = self.query_projection(pyramid.s16)
+        return Features(frame.image, pyramid, key.float(), query_value)
+
+    def segment(self, features: Features, memory: Memory[Entry, None]) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
+        """Read the memory and decode."""
+        bank, cells = memory.bank, features.key.shape[-2:]
+        with record_function("vos/readout"):
+            readout = read_memory(
+                bank.entry.key,
+                features.key.flatten(2),
+                bank.entry.value,
+                bank.readers,
+                top_k=None if self.training else self.top_k,
+            ).unflatten(3, cells)
+        with record_function("vos/decoder"):
+            return self.decoder(features.pyramid, readout, features.query_value), {}
+
+    def memorize(
+        self,
+        features: Features,
+        masks: Float[Tensor, "B N H W"],
+        memory: Memory[Entry, None] | None,  # noqa: ARG002
+        introduced: Bool[Tensor, "B N"],  # noqa: ARG002
+        keep: bool,
+    ) -> tuple[Entry | None, None]:
+        """Encode the frame with the masks, where it is remembered at all."""
+        if not keep:
+            return None, None
+        with record_function("vos/memory_encoder"):
+            encoded = self.memory_encoder(features.image, masks)
+            projection = self.query_projection if self.memory_projection is None else self.memory_projection
+            key, value = projection(encoded.flatten(0, 1))
+        objects = masks.shape[:2]
+        return Entry(key.float().unflatten(0, objects), value.unflatten(0, objects)), None
