@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vos_lightning.losses.matching import matching_loss, soft_iou_loss
 from vos_lightning.mask_ops import Aggregation, masks_from_label_map, pad, padding_for, pool_to_stride
-from vos_lightning.metrics.davis import Protocol
+from vos_lightning.metrics import Protocol
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.networks.dmn_aoa import DMNAOA
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy, PreviousOnly

@@ -192,6 +192,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             raise ValueError(f"iou_weight must be in [0, 1], not {iou_weight}")
         self.channels = channels
         self.grid = grid
+        self.projected_channels = projected_channels
         self.box_scale = box_scale
         self.offset_unit = offset_unit
         self.template_source: Template = template
@@ -280,7 +281,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         return Proposals(image.new_zeros(batch, 0, 4), image.new_zeros(batch, 0, 28, 28), image.new_zeros(batch, 0))
 
     def _no_features(self, like: Tensor) -> Tensor:
-        return like.new_zeros(like.shape[0], 0, 1, self.grid, self.grid)
+        return like.new_zeros(like.shape[0], 0, self.projected_channels, self.grid, self.grid)
 
     def _object_features(self, pyramid: FeaturePyramid, boxes: Float[Tensor, "B K 4"]) -> Float[Tensor, "B K C g g"]:
         """Features of all scales inside boxes, fused."""
