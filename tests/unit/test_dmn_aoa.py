@@ -203,9 +203,7 @@ def test_embedding_of_time():
 
 
 def test_copier_start_hands_the_coarse_mask_on():
-    network = small(copier_start=True, norm="instance")
-    for fusion in (network.decoder.fuse4, network.decoder.fuse8, network.decoder.fuse16):
-        nn.init.zeros_(fusion.norm.bias)
+    network = DMNAOA(**SMALL, copier_start=True, norm="instance").eval()
     frames, labels = random_clip(1, 2, 1, SIZE)
     with torch.no_grad():
         output = unroll(network, Propagation(All(), "product"), frames, {0: given_at(labels, 0, [1], 1)})[1]
