@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from data_modules.recipe import ClipRecipe
 from vos_lightning.structures import Proposals
 
 Maps = Float[np.ndarray, "T 2 3"]
@@ -17,6 +18,20 @@ Maps = Float[np.ndarray, "T 2 3"]
 ClipProposals = Callable[[np.random.Generator, Tensor, Maps], Proposals]
 """Makes the proposals of a clip after its transforms, one row a frame: from the generator of the sample, the label maps
 ``uint8 (T, H, W)`` in slots, and where the pixels have gone."""
+
+
+def check_followed(recipe: ClipRecipe) -> None:
+    """Refuse recipes whose geometry is not followed here.
+
+    Raises:
+        ValueError: the recipe moves frames one by one, shifts them or pads them.
+    """
+    shifts = recipe.affine is not None and recipe.affine.translate > 0
+    if recipe.frame_geometry or shifts or recipe.crop == "padded":
+        raise ValueError(
+            "proposals follow the warp, the size, the crop and the flips of a clip: leave recipe.frame_affine, thin_plate, "
+            "crop_per_frame, affine.translate and crop 'padded' out"
+        )
 
 
 def identity(num_frames: int) -> Maps:

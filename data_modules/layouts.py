@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from data_modules.scenes import SceneRecipe
+from data_modules.static_sets import LAYOUTS, StaticSet
 from data_modules.synthetic import TRAIN, VAL, SyntheticVideos, make_scene
 from vos_lightning.label_io import write_label_map
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import IGNORE_LABEL, VideoSample
 
 SMALL_SCENE = SceneRecipe(height=48, width=80, num_frames=6, num_objects=(2, 2))
 YOUTUBE_SCENE = SceneRecipe(height=48, width=80, num_frames=21, num_objects=(2, 3), late_probability=0.5)
@@ -138,6 +139,45 @@ def write_static_images(root: str | Path, num_images: int, scene: SceneRecipe = 
         image, label_map = _still(index, scene, seed)
         write_image(Path(root) / "images" / f"{index:05d}.jpg", image)
         write_label_map(Path(root) / "masks" / f"{index:05d}.png", label_map)
+
+
+def write_static_set(
+    root: str | Path, dataset: StaticSet, num_images: int, layout: int = 0, scene: SceneRecipe = SMALL_SCENE, seed: int = 0
+) -> None:
+    """Write images and masks as a published set has them: grey, graded, or ids with void.
+
+    Args:
+        root: folder of the set.
+        dataset: which set.
+        num_images: at least 1.
+        layout: index into the set's layouts in :data:`data_modules.static_sets.LAYOUTS`.
+        scene: what the images look like.
+        seed: decides the scenes.
+    """
+    where = LAYOUTS[dataset][layout]
+    for index in range(num_images):
+        image, label_map = _still(index, scene, seed)
+        name = f"class{index % 2}/{index + 1}" if dataset == "fss-1000" else f"{index + 1:04d}"
+        suffix = ".png" if dataset == "hku-is" and where.images != where.masks else ".jpg"
+        write_image(Path(root) / where.images / f"{name}{where.image_ending}{suffix}", image)
+        mask = label_map.clamp_max(1) * 255
+        if dataset == "pascal-s":
+            mask = torch.tensor([0, 200, 255], dtype=torch.uint8)[label_map.long()]
+            mask[:2] = 60  # few of the people who were asked
+        elif dataset == "voc2012":
+            mask = label_map.clone()
+            mask[:, 0] = IGNORE_LABEL
+            mask[:, 1] = 21
+        path = Path(root) / where.masks / f"{name}{where.mask_ending}.png"
+        if dataset == "voc2012":
+            write_label_map(path, mask)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.numpy()).save(path)
+    if dataset == "voc2012":
+        lists = Path(root) / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / "train.txt").write_text("".join(f"{index + 1:04d}\n" for index in range(0, num_images, 2)))
 
 
 def write_coco(root: str | Path, num_images: int, scene: SceneRecipe = SMALL_SCENE, seed: int = 0) -> None:

@@ -226,6 +226,7 @@ class ProposalsDataModule(VOSDataModule):
         seed: likewise.
         pin_memory: likewise.
         predict_root: likewise.
+        max_device_batch: likewise.
 
     Raises:
         ValueError: the recipe of ``source`` pastes the objects of other clips.
@@ -240,10 +241,11 @@ class ProposalsDataModule(VOSDataModule):
         seed: int = 0,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        max_device_batch: int | None = None,
     ) -> None:
         if source.recipe.swap_probability:
             raise ValueError("proposals do not follow objects into other clips: set recipe.swap_probability of the source to 0")
-        super().__init__(batch_size, num_workers, seed, source.recipe, pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, source.recipe, pin_memory, predict_root, max_device_batch)
         self.source = source
         self.proposals = proposals
 

@@ -61,8 +61,12 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 H W"]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no image, or it is truncated or damaged.
     """
-    array = np.array(_load(path).convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(read_pixels(path)).permute(2, 0, 1).contiguous()
+
+
+def read_pixels(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """:func:`read_image` with the channels last, as image libraries want them."""
+    return np.array(_load(path).convert("RGB"))
 
 
 def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:

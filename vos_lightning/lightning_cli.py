@@ -136,7 +136,7 @@ class VOSCommandLine(LightningCLI):
         # One folder a start: CSVLogger deletes the metrics of a folder that exists.
         csv = CSVLogger(run.directory, name="logs", version=f"start_{run.start_number()}")
         mode: WandbMode = self.config_init["wandb"]["mode"]
-        if self.stage != "fit" or mode == "disabled" or importlib.util.find_spec("wandb") is None:
+        if self.stage != "fit" or mode == "disabled" or not has_wandb():
             return [csv]
         if mode == "auto":
             mode = "online" if has_wandb_key() else "offline"
@@ -174,6 +174,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         torch.save(checkpoint, temporary)
         os.replace(temporary, target)
+
+
+def has_wandb() -> bool:
+    """Whether Weights & Biases is installed."""
+    return importlib.util.find_spec("wandb") is not None
 
 
 def has_wandb_key() -> bool:

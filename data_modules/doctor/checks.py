@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from data_modules.doctor.known import DAVIS_2016_VAL_FRAMES, Figures, release_of
 from data_modules.doctor.layouts import Split
@@ -62,13 +64,14 @@ class SplitReport:
     known: Figures | None
 
 
-def check_split(split: Split, workers: int = 1, deep: bool = False) -> SplitReport:
+def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bool = False) -> SplitReport:
     """Check every video of a split.
 
     Args:
         split: see :func:`data_modules.doctor.layouts.recognise`.
         workers: threads.
         deep: decode every frame instead of looking at its header and its end.
+        progress: show a bar on stderr.
     """
     total = Report()
     for remark in split.remarks:
@@ -77,7 +80,9 @@ def check_split(split: Split, workers: int = 1, deep: bool = False) -> SplitRepo
         reports: Iterator[Report] = iter([_check_still_images(split, deep)])
     else:
         with ThreadPoolExecutor(max(workers, 1)) as pool:
-            reports = iter(list(pool.map(lambda name: _check_video(split, name, deep), split.videos)))
+            checked = pool.map(lambda name: _check_video(split, name, deep), split.videos)
+            bar = {"console": Console(stderr=True), "transient": True, "disable": not progress, "total": len(split.videos)}
+            reports = iter(list(track(checked, split.name, **bar)))
         _check_folders(split, total)
     for report in reports:
         total.frames += report.frames

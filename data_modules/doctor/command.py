@@ -74,7 +74,7 @@ def _check(root: Path, workers: int, deep: bool) -> list[SplitReport]:
             f"{root} holds no data set in a known layout: JPEGImages/<video>/<frame>.jpg with Annotations/<video>/<frame>.png "
             "(also by resolution or by split), or folders of images and masks"
         )
-    return [check_split(split, workers, deep) for split in splits]
+    return [check_split(split, workers, deep, progress=True) for split in splits]
 
 
 def _plain(report: SplitReport) -> dict[str, Any]:
@@ -93,10 +93,9 @@ def _plain(report: SplitReport) -> dict[str, Any]:
 
 def _table(reports: Sequence[SplitReport]) -> Table:
     table = Table("data set", "release", "split", caption="found / published")
-    for column in table.columns:
-        column.no_wrap = True
+    table.columns[0].overflow = "fold"
     for header in ("videos", "frames", "masks", "objects", "problems", "notes"):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for report in reports:
         split, total, known = report.split, report.total, report.known
         levels = [finding.level for finding in total.findings]

@@ -81,7 +81,7 @@ def _recognise(root: Path) -> Iterator[Split]:
 
 
 def _davis(root: Path) -> Iterator[Split]:
-    remarks = ()
+    remarks: tuple[str, ...] = ()
     if not (root / "Annotations").is_dir() and (root / "Annotations_unsupervised").is_dir():
         remarks = ("Annotations_unsupervised is for another task; the semi-supervised masks (Annotations) are missing",)
     for resolution in RESOLUTIONS:

@@ -17,7 +17,7 @@ OWN_ROWS: dict[str, dict[tuple[int, str], int]] = {
     "emvos": {(1, D16): 2, (2, D17): 2, (3, TEST_DEV): 2, (4, Y18): 2, (5, D17): 13},
     # Table 1: versions I to IV on three data sets. Tables 2 and 3: the final model.
     "pmvos": {(1, D16): 4, (1, D17): 4, (1, Y19): 4, (2, D16): 1, (2, D17): 1, (3, Y19): 1},
-    # Table 2: MUNet and MUNet-v2 in protocol 1, MUNet in 2, 3-1 and 3-2. Table 3: with and without static images. Table 4: a to g.
+    # Table 2: MUNet and MUNet-v2 in protocol 1, MUNet in 2, 3-1 and 3-2. Table 3: with and without photographs. Table 4: a to g.
     "munet": {(2, D17): 5, (3, Y18): 2, (4, D17): 7},
     # Table 4: eight combinations. Table 5: three settings of three hyperparameters. Table 6: five window sizes, five widths.
     # Table 7: five epochs. Table 8: three similarities; all of them on both data sets.

@@ -59,7 +59,7 @@ class WandbStandIn(CSVLogger):
 @pytest.fixture
 def wandb_settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(lightning_cli, "WandbLogger", WandbStandIn)
-    monkeypatch.setattr(lightning_cli.importlib.util, "find_spec", lambda name: name == "wandb")
+    monkeypatch.setattr(lightning_cli, "has_wandb", lambda: True)
     monkeypatch.setattr(WandbStandIn, "settings", [])
     for variable in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
@@ -244,7 +244,7 @@ def test_one_training_a_directory(tmp_path: Path) -> None:
 
 def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage starts from the weights of the one before; finished ones are not repeated."""
-    from vos_lightning import cli
+    from vos_lightning import cli, training
 
     source = experiments_folder().resolve()
     (tmp_path / "experiments" / "emvos").mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
         commands.append(command)
         return cli.main(command)
 
-    monkeypatch.setattr(cli, "run_command", in_process)
+    monkeypatch.setattr(training, "run_command", in_process)
     options = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
     assert cli.main(["train", "emvos_staged", *options]) == 0
     assert not any("initial_weights" in argument for argument in commands[0])
