@@ -274,6 +274,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _module_main("vos_lightning.modules.released"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper pmvos|emvos --output OUT.ckpt",
     ),
+    "precompute-proposals": (
+        _module_main("vos_lightning.precompute"),
+        "find object proposals, one file a video: precompute-proposals --images D --output D --pretrained COCO_V1",
+    ),
     # Data sets are known by name only, as in experiments: the library does not import them.
     "doctor": (_module_main("data_modules.doctor.command"), "check data sets on disk: doctor DIR ... [--fix] [--json]"),
     "submit": (_module_main("data_modules.submission"), "check predictions and zip them for an evaluation server"),
@@ -321,5 +325,5 @@ def _help() -> None:
     console = Console()
     console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False)
     for name, (_, text) in COMMANDS.items():
-        console.print(f"  {name:<17} {text}", highlight=False, markup=False)
+        console.print(f"  {name:<21} {text}", highlight=False, markup=False)
     console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False)

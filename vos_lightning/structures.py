@@ -144,6 +144,8 @@ class VideoSample:
     """Height and width of the written predictions."""
     frame_names: tuple[str, ...]
     """File stems, one a frame: predictions are written under the same stems."""
+    proposals: Mapping[int, Proposals] | None = None
+    """Frame index -> proposals of one row, in pixels of the frame as it is; made or read when they are accessed."""
     unseen_ids: tuple[int, ...] = ()
     """Ids whose category is not in the training set, where that is known (YouTube-VOS)."""
 
