@@ -96,6 +96,7 @@ test-gpu: $(STAMP) ## the tests on a CUDA device
 
 bench: $(STAMP) ## speed of the metrics beside a plain implementation, and of the network
 	@$(BIN)/python -m tests.benchmarks.metrics $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.clips
 
 bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_davis17 pmvos_davis17" ARGS="--objects 1 3"
 	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)

@@ -202,7 +202,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
 
     @classmethod
     def small(cls) -> PMNet:
-        """A random network of some 40 thousand parameters."""
+        """A random network of some 110 thousand parameters."""
         return cls(
             point_window=5,
             point_aggregation=(16, 8),
@@ -213,7 +213,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
             decoder_channels=(8, 8, 8),
             blocks=(1, 1, 1),
             value_blocks=(1, 1, 1),
-            width=4,
+            width=8,
             reduction=2,
         )
 
