@@ -8,10 +8,11 @@ DATA   ?= data
 export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train validate evaluate predict baselines list show lint format test test-all test-gpu bench slurm wandb-sync clean
+.PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
+  test-all test-gpu bench bench-networks slurm wandb-sync clean
 
 help: ## show this text
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo '  EXP=emvos_davis17        which experiment (make list)'
 	@echo '  ARGS="--trainer.devices=8 --trainer.precision=bf16-mixed"   any option of the experiment'
@@ -29,9 +30,9 @@ demo: $(STAMP) ## train a small EMVOS on synthetic clips and score it beside cop
 	@$(RUN) train emvos_demo $(ARGS)
 	@$(RUN) test emvos_demo --baselines $(ARGS)
 
-train: $(STAMP) ## train EXP, or go on where it stopped
+train: $(STAMP) ## train EXP, or go on where it stopped; EXP=finetune_own DATA=my_videos CHECKPOINT=file fine-tunes on your own
 	@test -n "$(EXP)" || { echo 'error: which experiment? make train EXP=emvos_davis17 (make list)' >&2; exit 2; }
-	@$(RUN) train $(EXP) $(ARGS)
+	@$(RUN) train $(EXP) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ARGS)
 
 validate: $(STAMP) ## score EXP's validation videos with its best checkpoint
 	@test -n "$(EXP)" || { echo 'error: which experiment? make validate EXP=emvos_davis17 (make list)' >&2; exit 2; }
@@ -53,8 +54,22 @@ else
 	@$(RUN) predict $(EXP) $(ARGS)
 endif
 
+visualize: $(STAMP) ## draw what EXP computes inside: VIDEO=name FRAME=number OUTPUT=dir
+	@test -n "$(EXP)" || { echo 'error: which experiment? make visualize EXP=emvos_davis17 VIDEO=name FRAME=number' >&2; exit 2; }
+	@$(RUN) visualize $(EXP) --video $(VIDEO) --frame $(FRAME) --output $(or $(OUTPUT),visuals) $(ARGS)
+
 list: $(STAMP) ## list the experiments and the published results that they reproduce
 	@$(RUN) list
+
+results: $(STAMP) ## write runs/results.md and results.html: every published row beside what the runs measured
+	@$(RUN) results $(ARGS)
+
+doctor: $(STAMP) ## check the data sets in DATA: counts, missing and damaged files, masks (ARGS=--fix repairs what is safe)
+	@$(RUN) doctor $(DATA) $(ARGS)
+
+submit: $(STAMP) ## zip predictions for a server: SERVER=davis17-testdev PREDICTIONS=dir OUTPUT=file.zip [DATA=its data set]
+	@$(RUN) submit --server $(SERVER) --predictions $(PREDICTIONS) --output $(OUTPUT) \
+	  $(if $(filter-out default file undefined,$(origin DATA)),--data $(DATA)) $(ARGS)
 
 show: $(STAMP) ## print the composed configuration of EXP
 	@$(RUN) show $(EXP) $(ARGS)
@@ -81,6 +96,10 @@ test-gpu: $(STAMP) ## the tests on a CUDA device
 
 bench: $(STAMP) ## speed of the metrics beside a plain implementation, and of the network
 	@$(BIN)/python -m tests.benchmarks.metrics $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.clips
+
+bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_davis17 pmvos_davis17" ARGS="--objects 1 3"
+	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)
 
 slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=24:00:00
 	@sbatch --nodes=$(or $(NODES),1) --ntasks-per-node=$(or $(GPUS),1) --gpus-per-node=$(or $(GPUS),1) --time=$(or $(TIME),24:00:00) \
@@ -89,7 +108,7 @@ slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=2
 	  { test \$$? = 75 && scontrol requeue \$$SLURM_JOB_ID; }"
 
 wandb-sync: $(STAMP) ## upload runs that were logged offline
-	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-*
+	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-* runs/*/*/wandb/offline-run-*
 
 clean: ## remove caches (runs and .venv stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

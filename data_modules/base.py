@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import cv2
 import lightning
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.clip_dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
 from data_modules.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.sources import folder_videos
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import LazySequence, VideoSample
 
 T_ = TypeVar("T_")
 
@@ -42,6 +42,9 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     Args:
         batch_size: clips of a batch over ALL processes, so that a result does not depend on their number.
+        max_device_batch: most clips that a process takes at once. Where its share of ``batch_size`` is larger, it is split into
+            equal parts whose gradients are accumulated (``trainer.accumulate_grad_batches`` is set, and
+            ``trainer.val_check_interval``, which counts parts, is multiplied). None takes the share as it is.
         num_workers: worker processes of the training loader, per training process.
         seed: of the order of clips and of every draw, >= 0.
         recipe: how clips are made.
@@ -61,16 +64,22 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         recipe: ClipRecipe = DEFAULT_RECIPE,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        max_device_batch: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if max_device_batch is not None and max_device_batch < 1:
+            raise ValueError(f"max_device_batch must be at least 1, not {max_device_batch}")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.recipe = recipe
         self.pin_memory = pin_memory
         self.predict_root = predict_root
+        self.max_device_batch = max_device_batch
+        self.num_parts = 1
+        """Parts of a step that a process takes one after the other."""
 
     # What a data set provides ------------------------------------------------------------------------------------------
 
@@ -79,14 +88,14 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """Source of the training clips."""
 
     @abstractmethod
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """Videos of the validation split, made when they are accessed."""
 
     @abstractmethod
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """Videos of the test split."""
 
-    def predict_videos(self) -> Sequence[VideoSample]:
+    def predict_videos(self) -> LazySequence[VideoSample]:
         """Videos under ``predict_root``, or those of the test split."""
         return folder_videos(self.predict_root) if self.predict_root is not None else self.test_videos()
 
@@ -98,12 +107,37 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """Look for the data of a stage, so that a wrong path shows before anything is computed."""
         if stage == "fit":
             self.clip_parts()
+            if self.trainer is not None and self.max_device_batch is not None:
+                self._accumulate(self.trainer, self.max_device_batch)
         if stage in ("fit", "validate"):
             self.val_videos()
         elif stage == "test":
             self.test_videos()
         elif stage == "predict":
             self.predict_videos()
+
+    def _accumulate(self, trainer: lightning.Trainer, max_device_batch: int) -> None:
+        """Split the batch among the processes and over time."""
+        if trainer.accumulate_grad_batches != self.num_parts:
+            raise ValueError("set either trainer.accumulate_grad_batches or data.init_args.max_device_batch, not both")
+        parts = split_batch(self.batch_size, trainer.world_size, max_device_batch)
+        trainer.accumulate_grad_batches = parts
+        if isinstance(trainer.val_check_interval, int):
+            trainer.val_check_interval = trainer.val_check_interval // self.num_parts * parts
+        self.num_parts = parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """In how many parts a step was taken: the trainer's position counts them."""
+        return {"num_parts": self.num_parts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on in other parts."""
+        before = state_dict.get("num_parts", 1)
+        if before != self.num_parts:
+            raise ValueError(
+                f"the run was started with a batch in {before} parts, now in {self.num_parts}: go on with as many devices, "
+                f"or set data.init_args.max_device_batch so that there are {before} again"
+            )
 
     # Loaders -----------------------------------------------------------------------------------------------------------
 
@@ -124,6 +158,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
             start_batch=trainer.fit_loop.epoch_loop.batch_progress.current.processed,  # type: ignore[attr-defined]
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            accumulate=self.num_parts,
         )
         return ClipLoader(
             dataset=dataset,
@@ -132,6 +167,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
             collate_fn=functools.partial(collate_clips, num_slots=self.recipe.max_objects),
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_one_thread,
         )
 
     def val_dataloader(self) -> DataLoader[VideoSample]:
@@ -146,7 +182,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """One video at a time, this process's share."""
         return self._video_loader(self.predict_videos())
 
-    def _video_loader(self, videos: Sequence[VideoSample]) -> DataLoader[VideoSample]:
+    def _video_loader(self, videos: LazySequence[VideoSample]) -> DataLoader[VideoSample]:
         trainer = self._trainer()
         # No video twice: ranks may have different numbers of videos, unlike with a padding DistributedSampler. Frames are
         # decoded on access in this process, so there is nothing for workers to do.
@@ -161,8 +197,25 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         return self.trainer
 
 
+def split_batch(batch_size: int, world_size: int, max_device_batch: int) -> int:
+    """Fewest equal parts of a process's share of a batch that have at most ``max_device_batch`` clips each.
+
+    Raises:
+        ValueError: the processes cannot share the batch equally.
+    """
+    if batch_size % world_size != 0:
+        raise ValueError(f"batch_size {batch_size} (over all processes) is not a multiple of {world_size} processes")
+    share = batch_size // world_size
+    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= max_device_batch)
+
+
+def _one_thread(worker: int) -> None:  # noqa: ARG001
+    """Workers are processes: a thread a core in each of them would fight over the cores (PyTorch sees to its own)."""
+    cv2.setNumThreads(1)
+
+
 class _Share(Dataset[VideoSample]):
-    def __init__(self, videos: Sequence[VideoSample], indices: range) -> None:
+    def __init__(self, videos: LazySequence[VideoSample], indices: range) -> None:
         self.videos = videos
         self.indices = indices
 

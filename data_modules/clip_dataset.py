@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from data_modules.clip_sampling import Stream, sample_generator
 from data_modules.recipe import ClipRecipe
 from data_modules.transforms import ClipTransform, RawClip
-from vos_lightning.structures import IGNORE_LABEL, ClipBatch, ClipSample
+from vos_lightning.structures import IGNORE_LABEL, ClipBatch, ClipSample, Proposals
 
 
 class ClipSource(ABC):
@@ -45,6 +45,8 @@ class ClipKey(NamedTuple):
     draw: Draw
     partner: Draw | None = None
     """Clip whose objects are pasted over this one (swap-and-attach); None for most."""
+    progress: float = 0.0
+    """Share of the training's steps that lie before this clip."""
 
 
 class ClipDataset(Dataset[ClipSample]):
@@ -65,15 +67,20 @@ class ClipDataset(Dataset[ClipSample]):
         return self.ends[-1]
 
     def __getitem__(self, key: ClipKey) -> ClipSample:
-        sample = self._load(key.draw)
-        return sample if key.partner is None else attach_objects(sample, self._load(key.partner))
+        sample = self._load(key.draw, key.progress)
+        return sample if key.partner is None else attach_objects(sample, self._load(key.partner, key.progress))
 
-    def _load(self, draw: Draw) -> ClipSample:
+    def _load(self, draw: Draw, progress: float) -> ClipSample:
         part = bisect.bisect_right(self.ends, draw.item)
         source, transform = self.parts[part]
         rng = sample_generator(self.seed, draw.epoch, draw.item)
         index = draw.item - self.ends[part] + len(source)
-        return transform(rng, source.draw(index, rng, transform.recipe))
+        recipe = transform.recipe.at(progress)
+        for _ in range(recipe.clip_attempts):
+            sample = transform(rng, source.draw(index, rng, recipe))
+            if sample.object_ids:
+                break
+        return sample
 
 
 def attach_objects(sample: ClipSample, occluder: ClipSample) -> ClipSample:
@@ -97,20 +104,22 @@ def attach_objects(sample: ClipSample, occluder: ClipSample) -> ClipSample:
 class ClipBatchSampler(Sampler[list[ClipKey]]):
     """Batches by their number in the training, which is counted in batches, not in passes over the data.
 
-    Position ``p = batch * global_batch_size + rank * (global_batch_size / world_size) + j`` is item
-    ``permutation(seed, epoch)[p mod n]`` of epoch ``p div n``. The clips of a step are therefore the same for any number of
-    processes, and a training that goes on at any batch sees what it would have seen.
+    A step has ``accumulate`` batches, together ``global_batch_size`` clips. Position ``p = step * global_batch_size +
+    (part * world_size + rank) * m + j``, with ``m`` clips a batch and process, is item ``permutation(seed, epoch)[p mod n]`` of
+    epoch ``p div n``. The clips of a step are therefore the same for any number of processes and parts, and a training that goes
+    on at any batch sees what it would have seen.
 
     Args:
         num_items: ``n``, length of the data set.
         num_batches: length of the whole training, which is the length of the sampler, also when it starts later.
-        global_batch_size: clips of a batch over all processes.
+        global_batch_size: clips of a step over all processes.
         seed: of the run.
-        swap_probability: how often a global batch gets swap-and-attach: each clip then has its predecessor in the global batch
-            (cyclically) as partner.
+        swap_probability: how often a step gets swap-and-attach: each clip then has its predecessor in the step (cyclically) as
+            partner.
         start_batch: first batch to yield.
         rank: of this process.
-        world_size: number of processes; divides ``global_batch_size``.
+        world_size: number of processes.
+        accumulate: batches a step; ``accumulate * world_size`` divides ``global_batch_size``.
     """
 
     def __init__(
@@ -123,9 +132,12 @@ class ClipBatchSampler(Sampler[list[ClipKey]]):
         start_batch: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
     ) -> None:
         if global_batch_size % world_size != 0:
             raise ValueError(f"batch_size {global_batch_size} (over all processes) is not a multiple of {world_size} processes")
+        if global_batch_size % (world_size * accumulate) != 0:
+            raise ValueError(f"batch_size {global_batch_size} is not a multiple of {accumulate} parts on {world_size} processes")
         self.num_items = num_items
         self.num_batches = num_batches
         self.global_batch_size = global_batch_size
@@ -134,6 +146,7 @@ class ClipBatchSampler(Sampler[list[ClipKey]]):
         self.start_batch = start_batch
         self.rank = rank
         self.world_size = world_size
+        self.accumulate = accumulate
         # A batch touches few epochs, so the last permutations are enough.
         self._permutation = functools.lru_cache(maxsize=4)(self._draw_permutation)
 
@@ -141,14 +154,20 @@ class ClipBatchSampler(Sampler[list[ClipKey]]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[ClipKey]]:
-        per_process = self.global_batch_size // self.world_size
-        mine = range(self.rank * per_process, (self.rank + 1) * per_process)
+        per_batch = self.global_batch_size // (self.world_size * self.accumulate)
+        num_steps = self.num_batches / self.accumulate
         for batch in range(self.start_batch, self.num_batches):
-            first = batch * self.global_batch_size
-            swap = sample_generator(self.seed, 0, batch, Stream.SWAP).random() < self.swap_probability
+            step, part = divmod(batch, self.accumulate)
+            first = step * self.global_batch_size
+            mine = (part * self.world_size + self.rank) * per_batch
+            swap = sample_generator(self.seed, 0, step, Stream.SWAP).random() < self.swap_probability
             yield [
-                ClipKey(self._draw(first + j), self._draw(first + (j - 1) % self.global_batch_size) if swap else None)
-                for j in mine
+                ClipKey(
+                    self._draw(first + j),
+                    self._draw(first + (j - 1) % self.global_batch_size) if swap else None,
+                    step / num_steps,
+                )
+                for j in range(mine, mine + per_batch)
             ]
 
     def _draw(self, position: int) -> Draw:
@@ -175,4 +194,15 @@ def collate_clips(samples: Sequence[ClipSample], num_slots: int) -> ClipBatch:
         object_valid=torch.arange(num_slots) < counts[:, None],
         video_names=tuple(sample.video_name for sample in samples),
         frame_indices=torch.tensor([sample.frame_indices for sample in samples]),
+        proposals=_collate_proposals([sample.proposals for sample in samples]),
     )
+
+
+def _collate_proposals(samples: Sequence[Proposals | None]) -> Proposals | None:
+    """Rows of all frames, time-major."""
+    known = [sample for sample in samples if sample is not None]
+    if not known:
+        return None
+    if len(known) < len(samples):
+        raise ValueError("some clips of a batch have proposals and some have none: give all parts of a mixture proposals")
+    return Proposals(*(torch.stack([getattr(p, f) for p in known], dim=1).flatten(0, 1) for f in ("boxes", "masks", "scores")))

@@ -20,8 +20,8 @@ from data_modules.recipe import ClipRecipe
 from data_modules.sources import check_size
 from data_modules.static_images import IMAGE_RECIPE, repeat_image
 from data_modules.transforms import RawClip
-from vos_lightning.label_io import read_image
-from vos_lightning.structures import IGNORE_LABEL, VideoSample
+from vos_lightning.label_io import read_pixels
+from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 
 class CocoClips(ClipSource):
@@ -68,7 +68,7 @@ class CocoClips(ClipSource):
         """Repeat image ``index``."""
         file_name, height, width, segmentations = pickle.loads(self.items[index])
         path = Path(self.image_root) / file_name
-        image = read_image(path).permute(1, 2, 0).numpy()
+        image = read_pixels(path)
         check_size(str(path), image.shape[:2], "its entry in the annotation file", (height, width))
         label_map = paint_instances(segmentations, height, width)
         return repeat_image(image, label_map, recipe.num_frames, Path(file_name).stem)
@@ -109,6 +109,7 @@ class COCODataModule(VOSDataModule):
         seed: likewise.
         pin_memory: likewise.
         predict_root: likewise.
+        max_device_batch: likewise.
     """
 
     def __init__(
@@ -123,8 +124,9 @@ class COCODataModule(VOSDataModule):
         seed: int = 0,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        max_device_batch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
         self.annotation_file = annotation_file
         self.image_root = image_root
         self.min_area = min_area
@@ -139,10 +141,10 @@ class COCODataModule(VOSDataModule):
         # The annotation file of the training set takes a while to read.
         return CocoClips(self.annotation_file, self.image_root, self.min_area, self.exclude_crowd)
 
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()
 
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()

@@ -30,6 +30,7 @@ class DAVISDataModule(VOSDataModule):
         seed: likewise.
         pin_memory: likewise.
         predict_root: likewise.
+        max_device_batch: likewise.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class DAVISDataModule(VOSDataModule):
         seed: int = 0,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        max_device_batch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
         self.root = Path(root)
         self.year = year
         self.resolution = resolution

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from data_modules.base import VOSDataModule
 from data_modules.clip_dataset import ClipSource
 from data_modules.recipe import ClipRecipe
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import LazySequence, VideoSample
 
 
 class MixedDataModule(VOSDataModule):
@@ -25,6 +23,7 @@ class MixedDataModule(VOSDataModule):
         seed: likewise.
         pin_memory: likewise.
         predict_root: likewise.
+        max_device_batch: likewise.
 
     Raises:
         ValueError: the lists differ in length, or the recipes do not agree.
@@ -42,6 +41,7 @@ class MixedDataModule(VOSDataModule):
         seed: int = 0,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        max_device_batch: int | None = None,
     ) -> None:
         if not train or len(train) != len(repeats) or min(repeats) < 1:
             raise ValueError(f"repeats must give a positive number for each of the {len(train)} data modules in train: {repeats}")
@@ -61,7 +61,7 @@ class MixedDataModule(VOSDataModule):
                 values = [value == "none" for value in values]
             if len(set(values)) > 1:
                 raise ValueError(f"recipe.{name} must be the same for all data modules in train, not {values}")
-        super().__init__(batch_size, num_workers, seed, self.recipes[0], pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, self.recipes[0], pin_memory, predict_root, max_device_batch)
         self.train_modules = train
         self.shared_recipe = recipe
         self.repeats = repeats
@@ -79,10 +79,10 @@ class MixedDataModule(VOSDataModule):
         """Not one: see :meth:`clip_parts`."""
         raise NotImplementedError("a mixture has several sources: use clip_parts")
 
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """Validation videos of ``evaluation``."""
         return self.evaluation.val_videos()
 
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """Test videos of ``evaluation``."""
         return self.evaluation.test_videos()

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-CropMode = Literal["none", "balanced", "random_resized", "released"]
+CropMode = Literal["none", "balanced", "random_resized", "released", "padded"]
+FrameChoice = Literal["repeat_last", "inside", "stcn", "shuffled"]
+FILL = (124, 116, 104)
+"""RGB of pixels that come from outside, the mean of ImageNet."""
 
 
 @dataclass(frozen=True)
 class AffineRecipe:
-    """Random affine warp of every frame, about the image centre, without translation.
+    """Random affine warp of every frame, about the image centre.
 
     The defaults are EMVOS's for static images (released code).
 
@@ -21,13 +24,23 @@ class AffineRecipe:
         accumulate: add angles and shears and multiply scales from frame to frame, so that a clip drifts away from its first
             frame (EMVOS); False draws every frame anew (STCN).
         fill: RGB of image pixels that come from outside; masks get 0.
+        shared: one draw for all frames of a clip, instead of ``accumulate``.
+        shear_axes: ``xy``: both angles are drawn (EMVOS); ``x``: the second is 0 (STCN: torchvision with a single number).
+        translate: largest shift along each axis, as a share of the width and the height; uniform, rounded to pixels.
+        image_interpolation: of the frames.
+        mask_interpolation: ``nearest``; or ``soft``: every object's mask is interpolated bicubically and cut at one half.
     """
 
     degrees: float = 10.0
     scale: tuple[float, float] = (0.9, 1.1)
     shear: float = 10.0
     accumulate: bool = True
-    fill: tuple[int, int, int] = (124, 116, 104)
+    fill: tuple[int, int, int] = FILL
+    shared: bool = False
+    shear_axes: Literal["xy", "x"] = "xy"
+    translate: float = 0.0
+    image_interpolation: Literal["nearest", "bicubic"] = "nearest"
+    mask_interpolation: Literal["nearest", "soft"] = "nearest"
 
 
 @dataclass(frozen=True)
@@ -52,17 +65,42 @@ class ColorRecipe:
 
 
 @dataclass(frozen=True)
+class ThinPlateRecipe:
+    """Random thin-plate-spline warp of a frame: smooth bumps that no affine map makes. The defaults are STCN's.
+
+    Attributes:
+        probability: how often a frame is warped.
+        num_points: control points, on distinct rows and distinct columns of the frame.
+        sigma: standard deviation of their displacements along each axis, as a share of the frame's width and height.
+        fill: RGB of pixels that come from outside; masks get 0.
+    """
+
+    probability: float = 0.33
+    num_points: int = 12
+    sigma: float = 0.02
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
 class ClipRecipe:
     """Everything that decides how a training clip is drawn and transformed.
 
-    Order: frames are chosen, warped (``affine``), resized (``short_side``), cropped, flipped, coloured; objects are chosen among
-    those visible in the cropped first frame. All frames of a clip share resizing, crop and flips.
+    Order: frames are chosen; the geometry and the colours of the clip: ``affine``, resizing, crop, flips, ``color``; those of
+    every frame by itself: ``frame_affine``, ``frame_color``, ``thin_plate``. Objects are chosen among those visible in the first
+    frame that results. All frames share resizing, crop and flips, unless ``crop_per_frame`` moves resizing and crop to those that
+    are drawn for every frame, after ``frame_affine``.
 
     Attributes:
         num_frames: length of a clip, ``T``.
-        max_gap: step from frame to frame, uniform in 1..max_gap; 1 takes consecutive frames. Past the end of the video the last
-            frame repeats.
+        max_gap: step from frame to frame, uniform in 1..max_gap; 1 takes consecutive frames.
+        frame_stride: all steps are multiplied by it.
+        gap_curriculum: pairs ``(share, max_gap)`` in ascending order: from that share of the training's steps on, ``max_gap`` is
+            another (STCN). It follows the position in the training, so it is the same after a restart and for any workers.
+        frame_choice: ``repeat_last``: the start is any frame, and past the end the last one repeats (EMVOS); ``inside``: the
+            start leaves room for the clip where the video is long enough; ``stcn``: STCN's choice of three frames, whose start
+            keeps ``max_gap`` from the end; ``shuffled``: any frames in any order, distinct if there are enough (AFB-URR).
         reverse_probability: how often a video is read backwards.
+        clip_attempts: draws of a whole clip, frames and geometry, before one that shows no object in its first frame is taken.
         horizontal_flip_probability: once a clip.
         vertical_flip_probability: once a clip.
         short_side: resize frames to this short side in pixels (long side truncated to an integer); None keeps the size.
@@ -70,7 +108,8 @@ class ClipRecipe:
         crop: ``balanced``: a window of ``crop_size`` pixels, redrawn until it shows enough of a chosen object;
             ``random_resized``: a box of random area and aspect ratio, squeezed to ``crop_size``, redrawn likewise;
             ``released``: the same with the areas of EMVOS's released code, which for wide frames always fall back to the centre
-            box; ``none``: whole frames, which must then all have one size.
+            box; ``padded``: a window of ``crop_size`` pixels in frames that are padded where they are smaller; ``none``: whole
+            frames, which must then all have one size.
         crop_size: side of the square crop in pixels.
         crop_area: smallest and largest share of the frame's area, for ``random_resized``.
         crop_ratio: smallest and largest width / height, log-uniform, for ``random_resized``.
@@ -84,10 +123,18 @@ class ClipRecipe:
             (swap-and-attach, EMVOS and TBD).
         affine: random warp of every frame; None for none.
         color: random colours; None for none.
+        crop_per_frame: resize and crop every frame by itself, after ``frame_affine``.
+        frame_affine: a second random warp of every frame; None for none.
+        frame_color: random colours drawn for every frame, after those of the clip; None for none.
+        thin_plate: random smooth warp of every frame; None for none.
     """
 
     num_frames: int = 10
     max_gap: int = 1
+    frame_stride: int = 1
+    gap_curriculum: tuple[tuple[float, int], ...] = ()
+    frame_choice: FrameChoice = "repeat_last"
+    clip_attempts: int = 1
     reverse_probability: float = 0.5
     horizontal_flip_probability: float = 0.5
     vertical_flip_probability: float = 0.5
@@ -105,9 +152,13 @@ class ClipRecipe:
     swap_probability: float = 0.2
     affine: AffineRecipe | None = None
     color: ColorRecipe | None = None
+    crop_per_frame: bool = False
+    frame_affine: AffineRecipe | None = None
+    frame_color: ColorRecipe | None = None
+    thin_plate: ThinPlateRecipe | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "max_gap", "crop_size", "crop_attempts", "max_objects"):
+        for name in ("num_frames", "max_gap", "frame_stride", "clip_attempts", "crop_size", "crop_attempts", "max_objects"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe.{name} must be at least 1, not {getattr(self, name)}")
         if self.size is not None and min(self.size) < 1:
@@ -115,9 +166,31 @@ class ClipRecipe:
         if self.crop == "balanced" and self.size is None and self.short_side is not None and self.short_side < self.crop_size:
             raise ValueError(f"recipe.crop_size {self.crop_size} does not fit into recipe.short_side {self.short_side}")
 
+        if self.frame_choice == "stcn" and (self.num_frames != 3 or self.frame_stride != 1):
+            raise ValueError(f"recipe.frame_choice stcn is for num_frames 3 and frame_stride 1, not {self.num_frames} frames")
+        shares = [share for share, _ in self.gap_curriculum]
+        if shares != sorted(shares) or any(not 0 <= share <= 1 or gap < 1 for share, gap in self.gap_curriculum):
+            raise ValueError(
+                f"recipe.gap_curriculum must be ascending pairs (share in [0, 1], gap >= 1), not {self.gap_curriculum}"
+            )
+
+    @property
+    def frame_geometry(self) -> bool:
+        """Whether frames are moved after the crop, so that objects can only be chosen in the end."""
+        return self.crop_per_frame or self.frame_affine is not None or self.thin_plate is not None
+
+    def at(self, progress: float) -> ClipRecipe:
+        """The recipe at a share of the training's steps: ``gap_curriculum`` resolved to ``max_gap``."""
+        gap = next((gap for share, gap in reversed(self.gap_curriculum) if progress >= share), self.max_gap)
+        return self if gap == self.max_gap else replace(self, max_gap=gap)
+
     def in_steps_of(self, frame_step: int) -> ClipRecipe:
         """The same gaps for videos of which every ``frame_step``-th frame is stored: divided and rounded down, but at least 1."""
-        return replace(self, max_gap=max(1, self.max_gap // frame_step))
+        return replace(
+            self,
+            max_gap=max(1, self.max_gap // frame_step),
+            gap_curriculum=tuple((share, max(1, gap // frame_step)) for share, gap in self.gap_curriculum),
+        )
 
 
 DEFAULT_RECIPE = ClipRecipe()

@@ -12,10 +12,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data_modules.clip_dataset import ClipSource
-from data_modules.clip_sampling import choose_frames
+from data_modules.clip_sampling import choose_by_recipe
 from data_modules.recipe import ClipRecipe
 from data_modules.transforms import RawClip
-from vos_lightning.label_io import read_image, read_label_map
+from vos_lightning.label_io import read_image, read_label_map, read_pixels
 from vos_lightning.mask_ops import object_ids_in
 from vos_lightning.structures import IGNORE_LABEL, VideoRecord, VideoSample
 
@@ -188,11 +188,12 @@ class RecordClips(ClipSource):
         """Draw frames, again if the first one shows no object."""
         record, labelled = self.records[index], self.labelled[index]
         for _ in range(REFERENCE_ATTEMPTS):
-            chosen = choose_frames(rng, len(labelled), recipe.num_frames, recipe.max_gap, recipe.reverse_probability)
+            chosen = choose_by_recipe(rng, len(labelled), recipe)
             indices = tuple(labelled[i] for i in chosen)
-            if object_ids_in(read_labels(record, indices[0])):
+            first_labels = read_labels(record, indices[0])
+            if ((first_labels > 0) & (first_labels != IGNORE_LABEL)).any():
                 break
-        distinct = {i: _read_pair(record, i) for i in dict.fromkeys(indices)}
+        distinct = {i: _read_pair(record, i, first_labels if i == indices[0] else None) for i in dict.fromkeys(indices)}
         first = distinct[indices[0]][0].shape
         for i, (frame, _) in distinct.items():
             check_size(record.frame_paths[i], frame.shape[:2], record.frame_paths[indices[0]], first[:2])
@@ -204,10 +205,14 @@ class RecordClips(ClipSource):
         )
 
 
-def _read_pair(record: VideoRecord, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
-    frame, label_map = read_image(record.frame_paths[index]), read_labels(record, index)
-    check_size(record.label_paths[index], label_map.shape, record.frame_paths[index], frame.shape[1:])
-    return frame.permute(1, 2, 0).numpy(), label_map.numpy()
+def _read_pair(
+    record: VideoRecord, index: int, label_map: Tensor | None
+) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+    """Frame and label map, which is read unless it is at hand."""
+    frame = read_pixels(record.frame_paths[index])
+    label_map = read_labels(record, index) if label_map is None else label_map
+    check_size(record.label_paths[index], label_map.shape, record.frame_paths[index], frame.shape[:2])
+    return frame, label_map.numpy()
 
 
 # Whole videos ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,8 +14,8 @@ from data_modules.clip_dataset import ClipSource
 from data_modules.recipe import AffineRecipe, ClipRecipe
 from data_modules.sources import REFERENCE_ATTEMPTS, check_size
 from data_modules.transforms import RawClip
-from vos_lightning.label_io import read_image, read_label_map
-from vos_lightning.structures import IGNORE_LABEL, VideoSample
+from vos_lightning.label_io import read_label_map, read_pixels
+from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 IMAGE_RECIPE = ClipRecipe(num_frames=5, affine=AffineRecipe())
 """EMVOS's clips of still images."""
@@ -30,18 +31,44 @@ def repeat_image(image: UInt8[np.ndarray, "H W 3"], label_map: UInt8[np.ndarray,
     )
 
 
+MaskRule = Literal["labels", "levels", "voc"]
+"""What mask values mean.
+
+``labels``: ids. ``levels``: every grey level from 128 on is an object of its own, lower ones are background (PASCAL-S as AFB-URR
+reads it). ``voc``: ids, of which those above 20 are background, and 255 is void (PASCAL VOC as AFB-URR reads it).
+"""
+
+
+def objects_from_levels(mask: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Ids 1, 2, ... of the grey levels from 128 on, ascending."""
+    levels = np.unique(mask[mask >= 128])
+    table = np.zeros(256, dtype=np.uint8)
+    table[levels] = np.arange(1, len(levels) + 1)
+    return table[mask]
+
+
+def voc_objects(mask: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Ids up to 20, and 255."""
+    return np.where((mask > 20) & (mask < IGNORE_LABEL), np.uint8(0), mask)
+
+
+_LABELS = {"levels": objects_from_levels, "voc": voc_objects}
+
+
 class ImageClips(ClipSource):
     """Clips of still images.
 
     Args:
         pairs: name, image path and mask path of every image.
-        threshold: mask values above it are the object, all others background (saliency sets, whose masks are grey); None reads
-            masks as label maps.
+        threshold: mask values above it are the object, all others background (saliency sets, whose masks are grey); None follows
+            ``rule``.
+        rule: see :data:`MaskRule`.
     """
 
-    def __init__(self, pairs: Sequence[tuple[str, str, str]], threshold: int | None = None) -> None:
+    def __init__(self, pairs: Sequence[tuple[str, str, str]], threshold: int | None = None, rule: MaskRule = "labels") -> None:
         self.pairs = pairs
         self.threshold = threshold
+        self.rule: MaskRule = rule
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -53,18 +80,21 @@ class ImageClips(ClipSource):
             label_map = read_label_map(mask_path).numpy()
             if self.threshold is not None:
                 label_map = (label_map > self.threshold).astype(np.uint8)
+            elif self.rule != "labels":
+                label_map = _LABELS[self.rule](label_map)
             if ((label_map > 0) & (label_map < IGNORE_LABEL)).any():
                 break
             index = int(rng.integers(len(self.pairs)))
-        image = read_image(image_path).permute(1, 2, 0).numpy()
+        image = read_pixels(image_path)
         check_size(mask_path, label_map.shape, image_path, image.shape[:2])
         return repeat_image(image, label_map, recipe.num_frames, name)
 
 
-def find_pairs(image_root: str, mask_root: str) -> list[tuple[str, str, str]]:
+def find_pairs(image_root: str, mask_root: str, image_ending: str = "", mask_ending: str = "") -> list[tuple[str, str, str]]:
     """Name, image and mask of every image that has a mask of the same relative path, in the order of their names.
 
-    The two folders may be one, with ``X.jpg`` beside ``X.png``. Images without a mask are left out; hidden files too.
+    The two folders may be one, with ``X.jpg`` beside ``X.png``. Images without a mask are left out; hidden files too. Endings are
+    what the stems of images and masks have after their name (``cat_im.jpg``, ``cat_gt.png``).
 
     Raises:
         FileNotFoundError: a folder is missing, or a mask has no image.
@@ -74,8 +104,9 @@ def find_pairs(image_root: str, mask_root: str) -> list[tuple[str, str, str]]:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder} is not a folder: pass --data.init_args.{argument}")
     one_folder = Path(image_root).resolve() == Path(mask_root).resolve()
-    images = _by_relative_path(image_root, (".jpg", ".jpeg") if one_folder else (".jpg", ".jpeg", ".png"))
-    masks = _by_relative_path(mask_root, (".png",))
+    both = one_folder and image_ending == mask_ending
+    images = _by_relative_path(image_root, (".jpg", ".jpeg") if both else (".jpg", ".jpeg", ".png"), image_ending)
+    masks = _by_relative_path(mask_root, (".png",), mask_ending)
     if not masks:
         raise ValueError(f"{mask_root} has no .png masks: pass --data.init_args.mask_root")
     missing = next((name for name in masks if name not in images), None)
@@ -84,11 +115,11 @@ def find_pairs(image_root: str, mask_root: str) -> list[tuple[str, str, str]]:
     return [(name, images[name], masks[name]) for name in sorted(masks)]
 
 
-def _by_relative_path(folder: str, suffixes: Sequence[str]) -> dict[str, str]:
+def _by_relative_path(folder: str, suffixes: Sequence[str], ending: str) -> dict[str, str]:
     return {
-        str(path.relative_to(folder).with_suffix("")): str(path)
+        str(path.relative_to(folder).with_suffix("")).removesuffix(ending): str(path)
         for path in Path(folder).rglob("*")
-        if path.suffix.lower() in suffixes and not path.name.startswith(".")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.stem.endswith(ending)
     }
 
 
@@ -105,6 +136,7 @@ class StaticImagesDataModule(VOSDataModule):
         seed: likewise.
         pin_memory: likewise.
         predict_root: likewise.
+        max_device_batch: likewise.
     """
 
     def __init__(
@@ -118,8 +150,9 @@ class StaticImagesDataModule(VOSDataModule):
         seed: int = 0,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        max_device_batch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
         self.image_root = image_root
         self.mask_root = mask_root
         self.threshold = threshold
@@ -128,10 +161,10 @@ class StaticImagesDataModule(VOSDataModule):
         """Clips of the images."""
         return ImageClips(find_pairs(self.image_root, self.mask_root), self.threshold)
 
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()
 
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()

@@ -9,7 +9,7 @@ import torch
 
 from data_modules.base import VOSDataModule
 from data_modules.clip_dataset import ClipSource
-from data_modules.clip_sampling import Stream, choose_frames, sample_generator
+from data_modules.clip_sampling import Stream, choose_by_recipe, sample_generator
 from data_modules.recipe import ClipRecipe
 from data_modules.scenes import Scene, SceneRecipe
 from data_modules.transforms import RawClip
@@ -41,7 +41,7 @@ class SyntheticClips(ClipSource):
         """Render a clip of scene ``index``, of other frames if its first one shows no object."""
         scene = make_scene(self.scene_seed, TRAIN, index, self.scene)
         for _ in range(5):
-            times = choose_frames(rng, self.scene.num_frames, recipe.num_frames, recipe.max_gap, recipe.reverse_probability)
+            times = choose_by_recipe(rng, self.scene.num_frames, recipe)
             frames, label_maps = scene.render(times)
             if np.count_nonzero(label_maps[0]) >= self.scene.min_pixels:
                 break
@@ -111,6 +111,7 @@ class SyntheticDataModule(VOSDataModule):
         seed: likewise.
         pin_memory: likewise.
         predict_root: likewise.
+        max_device_batch: likewise.
     """
 
     def __init__(
@@ -126,8 +127,9 @@ class SyntheticDataModule(VOSDataModule):
         seed: int = 0,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        max_device_batch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
         self.num_train_videos = num_train_videos
         self.num_val_videos = num_val_videos
         self.num_test_videos = num_test_videos

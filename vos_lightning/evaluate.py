@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,16 +28,10 @@ from rich.table import Table
 from torch import Tensor
 
 from vos_lightning.label_io import read_label_map, write_atomically
-from vos_lightning.metrics.davis import (
-    SUMMARY_KEYS,
-    ObjectScores,
-    Protocol,
-    check_protocol,
-    describe,
-    evaluate_video,
-    scored_maps,
-    summarize,
-)
+from vos_lightning.metrics import ObjectScores, Protocol, describe, evaluate_video, summarize, summary_keys
+from vos_lightning.metrics.davis import scored_maps
+from vos_lightning.metrics.protocols import GROUPED, check_protocol
+from vos_lightning.metrics.youtube_vos import unseen_objects
 from vos_lightning.structures import IGNORE_LABEL
 
 PathLike = str | os.PathLike[str]
@@ -70,7 +64,7 @@ class Evaluation:
         by_video: dict[str, list[ObjectScores]] = {}
         for row in self.rows:
             by_video.setdefault(row.video, []).append(row)
-        return {video: summarize(rows) for video, rows in by_video.items()}
+        return {video: summarize(rows, self.protocol) for video, rows in by_video.items()}
 
     def write(self, folder: PathLike) -> None:
         """Write ``objects.csv`` (one row an object) and ``summary.json`` (everything), each whole or not at all."""
@@ -82,7 +76,7 @@ class Evaluation:
         summary = {
             "protocol": self.protocol,
             "description": self.description,
-            "global": summarize(self.rows),
+            "global": summarize(self.rows, self.protocol),
             "sequences": self.sequences(),
             "objects": [asdict(row) for row in self.rows],
         }
@@ -96,16 +90,18 @@ def evaluate_folder(
     videos: Sequence[str] | None = None,
     workers: int = 1,
     progress: bool = False,
+    unseen: Mapping[str, Collection[int]] | None = None,
 ) -> Evaluation:
     """Score a folder of predictions.
 
     Args:
         truth: a folder of video folders of label-map PNGs.
-        predictions: the same layout and file names; the first and the last frame of a video may be absent.
+        predictions: the same layout and file names; frames that the protocol skips may be absent.
         protocol: see :data:`vos_lightning.metrics.Protocol`.
         videos: names to score; None means all folders of the truth.
         workers: processes; 1 works in this one.
         progress: show a bar on stderr.
+        unseen: video -> ids whose category is not in the training set (YouTube-VOS).
 
     Returns:
         One row an object, sorted by video and id.
@@ -114,7 +110,7 @@ def evaluate_folder(
         EvaluationError: with every problem that was found, if there is any; nothing is scored by halves.
     """
     check_protocol(protocol)
-    tasks, problems = _find_tasks(Path(truth), Path(predictions), protocol, videos)
+    tasks, problems = _find_tasks(Path(truth), Path(predictions), protocol, videos, unseen or {})
     rows: list[ObjectScores] = []
     if tasks:
         results: Iterable[tuple[list[ObjectScores], list[str]]] = _score_all(tasks, workers)
@@ -126,6 +122,27 @@ def evaluate_folder(
     if problems:
         raise EvaluationError(problems)
     return Evaluation(protocol, tuple(rows))
+
+
+def read_videos(
+    truth: PathLike, predictions: PathLike, protocol: Protocol, videos: Sequence[str] | None = None
+) -> Iterator[tuple[str, tuple[str, ...], UInt8[Tensor, "T H W"], UInt8[Tensor, "T H W"]]]:
+    """The label maps that :func:`evaluate_folder` scores: name, stems, predictions and truth of one video after the other.
+
+    Predictions of frames that the protocol skips are blank. For the arguments see :func:`evaluate_folder`.
+
+    Raises:
+        EvaluationError: files are missing or do not fit.
+    """
+    check_protocol(protocol)
+    tasks, problems = _find_tasks(Path(truth), Path(predictions), protocol, videos, {})
+    if problems:
+        raise EvaluationError(problems)
+    for task in tasks:
+        maps = _load(task, problems)
+        if maps is None:
+            raise EvaluationError(problems)
+        yield task.name, task.stems, *maps
 
 
 # Finding files --------------------------------------------------------------------------------------------------------
@@ -140,10 +157,24 @@ class _Task:
     predictions: Path
     stems: tuple[str, ...]
     protocol: Protocol
+    unseen_ids: tuple[int, ...] = ()
+
+    @property
+    def needed(self) -> slice:
+        """Frames whose predictions the protocol looks at."""
+        return _needed(self.protocol)
+
+
+def _needed(protocol: Protocol) -> slice:
+    return slice(1, None) if protocol in GROUPED else slice(1, -1)
 
 
 def _find_tasks(
-    truth: Path, predictions: Path, protocol: Protocol, videos: Sequence[str] | None
+    truth: Path,
+    predictions: Path,
+    protocol: Protocol,
+    videos: Sequence[str] | None,
+    unseen: Mapping[str, Collection[int]],
 ) -> tuple[list[_Task], list[str]]:
     for role, folder in (("truth", truth), ("predictions", predictions)):
         if not folder.is_dir():
@@ -158,29 +189,31 @@ def _find_tasks(
     tasks, problems = [], []
     for name in names:
         stems = _stems(truth / name)
-        problem = _missing(truth / name, predictions / name, stems)
+        problem = _missing(truth / name, predictions / name, stems, protocol)
         if problem:
             problems.append(problem)
         else:
-            tasks.append(_Task(name, truth / name, predictions / name, stems, protocol))
+            tasks.append(_Task(name, truth / name, predictions / name, stems, protocol, tuple(unseen.get(name, ()))))
     return tasks, problems
 
 
-def _missing(truth: Path, predictions: Path, stems: tuple[str, ...]) -> str | None:
+def _missing(truth: Path, predictions: Path, stems: tuple[str, ...], protocol: Protocol) -> str | None:
     """What the files of a video lack."""
     if not truth.is_dir():
         return f"{truth}: the truth of this video is missing; correct the list of videos or the truth folder"
     if not predictions.is_dir():
         return f"{predictions}: no predictions for this video; predict it, or leave it out with a list of videos"
-    if len(stems) < 3:
-        return f"{truth}: {len(stems)} PNG files; the first and the last frame are skipped, so at least 3 are needed"
+    needed = stems[_needed(protocol)]
+    if not needed:
+        skipped, fewest = ("first frame is", 2) if protocol in GROUPED else ("first and the last frame are", 3)
+        return f"{truth}: {len(stems)} PNG files; the {skipped} skipped, so at least {fewest} are needed"
     predicted = _stems(predictions)
     if predicted and (predicted[0] < stems[0] or predicted[-1] > stems[-1]):
         extra = [stem for stem in predicted if stem < stems[0] or stem > stems[-1]]
         return f"{predictions}: holds {_some(extra)} beyond the frames of {truth}; have truth and predictions been swapped?"
-    missing = sorted(set(stems[1:-1]) - set(predicted))
+    missing = sorted(set(needed) - set(predicted))
     if missing:
-        return f"{predictions}: {len(missing)} of {len(stems) - 2} frames are missing ({_some(missing)}); predict every frame"
+        return f"{predictions}: {len(missing)} of {len(needed)} frames are missing ({_some(missing)}); predict every frame"
     return None
 
 
@@ -233,17 +266,29 @@ def _one_thread() -> None:
 def _score(task: _Task) -> tuple[list[ObjectScores], list[str]]:
     """Scores of a video, or what is wrong with its files."""
     problems: list[str] = []
+    maps = _load(task, problems)
+    if maps is None:
+        return [], problems
+    try:
+        return evaluate_video(*maps, task.protocol, task.name, task.unseen_ids), []
+    except ValueError as error:
+        return [], [f"{task.truth.parent}: {error}"]
+
+
+def _load(task: _Task, problems: list[str]) -> tuple[UInt8[Tensor, "T H W"], UInt8[Tensor, "T H W"]] | None:
+    """Predictions and truth of a video, or None and another problem."""
     target = _read([task.truth / f"{stem}.png" for stem in task.stems], None, problems)
     size = target.shape[1:] if target is not None else None
-    preds = _read([task.predictions / f"{stem}.png" for stem in task.stems[1:-1]], size, problems)
+    preds = _read([task.predictions / f"{stem}.png" for stem in task.stems[task.needed]], size, problems)
     if target is None or preds is None:
-        return [], problems
-    blank = torch.zeros_like(target[:1])
-    preds = torch.cat([blank, preds, blank])
-    problem = _wrong_ids(task, preds, target)
+        return None
+    label_maps = torch.zeros_like(target)  # blank where the protocol does not look
+    label_maps[task.needed] = preds
+    problem = _wrong_ids(task, label_maps, target)
     if problem:
-        return [], [problem]
-    return evaluate_video(preds, target, task.protocol, task.name), []
+        problems.append(problem)
+        return None
+    return label_maps, target
 
 
 def _read(paths: Sequence[Path], size: Sequence[int] | None, problems: list[str]) -> UInt8[Tensor, "T H W"] | None:
@@ -267,7 +312,7 @@ def _read(paths: Sequence[Path], size: Sequence[int] | None, problems: list[str]
 
 
 def _wrong_ids(task: _Task, preds: Tensor, target: Tensor) -> str | None:
-    if task.protocol == "davis16":
+    if task.protocol != "davis17":
         return None
     _, _, object_ids = scored_maps(preds, target, task.protocol)
     if not object_ids:
@@ -297,9 +342,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="vos_lightning evaluate", description="Score folders of predicted label maps.")
     parser.add_argument("--truth", type=Path, required=True, help="folder of video folders of label-map PNGs")
-    parser.add_argument("--predictions", type=Path, required=True, help="the same layout; first and last frames may be absent")
+    parser.add_argument("--predictions", type=Path, required=True, help="the same layout; skipped frames may be absent")
     parser.add_argument("--protocol", choices=get_args(Protocol), required=True)
     parser.add_argument("--videos", type=Path, help="text file with one video name a line (default: all of the truth)")
+    parser.add_argument("--meta", type=Path, help="meta.json of the truth with categories (YouTube-VOS)")
+    parser.add_argument("--train-meta", type=Path, help="meta.json of the training set: its categories are the seen ones")
     parser.add_argument("--output", type=Path, help="folder for objects.csv and summary.json")
     parser.add_argument("--workers", type=int, default=_available_cpus(), help="processes (default: all processors)")
     arguments = parser.parse_args(argv)
@@ -311,8 +358,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             videos = arguments.videos.read_text().split()
             if not videos:
                 raise EvaluationError([f"{arguments.videos}: the list of videos is empty; write one name a line"])
+        if (arguments.meta is None) != (arguments.train_meta is None):
+            raise EvaluationError(["--meta and --train-meta go together: seen categories are those of the training set"])
+        unseen = unseen_objects(arguments.meta, arguments.train_meta) if arguments.meta is not None else None
         evaluation = evaluate_folder(
-            arguments.truth, arguments.predictions, arguments.protocol, videos, arguments.workers, progress=True
+            arguments.truth, arguments.predictions, arguments.protocol, videos, arguments.workers, progress=True, unseen=unseen
         )
     except EvaluationError as error:
         for problem in error.problems:
@@ -329,20 +379,21 @@ def show(evaluation: Evaluation, console: Console) -> None:
     per_object = [(f"{row.video} {row.object_id}", asdict(row)) for row in evaluation.rows]
     per_video = list(evaluation.sequences().items())
     tables = [("object", per_object)] if len(per_object) > len(per_video) else []
+    keys = summary_keys(evaluation.protocol)
     for title, entries in [*tables, ("video", per_video)]:
-        console.print(_table(title, entries))
-    console.print(_table("all", [(f"{len(evaluation.rows)} objects", summarize(evaluation.rows))]))
+        console.print(_table(title, entries, [key for key in keys if key in entries[0][1] or key == "J&F"]))
+    console.print(_table("all", [(f"{len(evaluation.rows)} objects", summarize(evaluation.rows, evaluation.protocol))], keys))
     console.print(evaluation.description, soft_wrap=True)
 
 
-def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    table = Table(title, *SUMMARY_KEYS, title=None)
+def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]], keys: Sequence[str]) -> Table:
+    table = Table(title, *keys, title=None)
     for column in table.columns[1:]:
         column.justify = "right"
         column.no_wrap = True
     for name, scores in entries:
         jf = scores.get("J&F", (scores["J"] + scores["F"]) / 2)
-        numbers = [jf if key == "J&F" else scores[key] for key in SUMMARY_KEYS]
+        numbers = [jf if key == "J&F" else scores[key] for key in keys]
         table.add_row(name, *(f"{100 * number:.1f}" if math.isfinite(number) else "-" for number in numbers))
     return table
 

@@ -7,8 +7,13 @@
   ``emvos/davis17``). Mappings merge key by key, anything else is replaced. No file may change a ``class_path``: its
   ``init_args`` would be meaningless;
 - ``stages``: names of experiments that run one after the other, each from the weights of the one before;
+- ``hand_over``: which weights a stage passes on, its ``best`` (default) or its ``last``;
+- ``checkpoint_of``: the experiment whose checkpoint this one evaluates; it is not trained itself;
 - ``published``: the row of the paper that the experiment reproduces, for listings and the results table;
 - ``description``: one sentence.
+
+An experiment without a ``model.class_path`` fine-tunes: ``train EXP --checkpoint FILE`` takes the system from the checkpoint, and
+``model.init_args`` changes what the checkpoint says.
 
 ``${VOS_DATA}`` in a value is the folder of data sets: that environment variable, else ``data``. Files and folders that start with
 ``_`` are fragments, not experiments.
@@ -18,15 +23,27 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-OWN_KEYS = ("extends", "stages", "published", "description")
+OWN_KEYS = ("extends", "stages", "hand_over", "checkpoint_of", "published", "description")
+
+NEUTRAL_OPTIONS = (
+    "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.benchmark",
+    "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.default_root_dir",
+    "seed_everything", "initial_weights", "wandb", "pictures", "predictions", "throughput", "last_checkpoint",
+    "data.init_args.seed", "data.init_args.num_workers", "data.init_args.pin_memory", "data.init_args.predict_root",
+    "data.init_args.max_device_batch",
+)  # fmt: skip
+"""Options that say where and how comfortably an experiment runs, not what it computes. A run that changes any other one is not a
+reproduction of the experiment."""
 
 
 class ExperimentError(ValueError):
@@ -42,8 +59,17 @@ class Experiment:
     config: Mapping[str, Any]
     """What LightningCLI gets."""
     stages: tuple[str, ...] = ()
+    hand_over: Literal["best", "last"] = "best"
+    checkpoint_of: str | None = None
     published: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
+    fingerprint: str = ""
+    """Of everything that decides the result, wherever the data lie."""
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the system comes from a checkpoint."""
+        return not self.stages and "class_path" not in (self.config.get("model") or {})
 
 
 def experiments_folder() -> Path:
@@ -89,15 +115,35 @@ def load_experiment(name: str) -> Experiment:
     else:
         name = path.stem
     own, config = _compose(path, folder, ())
-    config = _expand(config)
+    hand_over = own.get("hand_over", "best")
+    if hand_over not in ("best", "last"):
+        raise ExperimentError(f"{path}: hand_over must be best or last, not {hand_over!r}")
     return Experiment(
         name=name,
         path=path,
-        config=config,
+        config=_expand(config),
         stages=tuple(own.get("stages", ())),
+        hand_over=hand_over,
+        checkpoint_of=own.get("checkpoint_of"),
+        fingerprint=_fingerprint([own.get("stages"), hand_over, own.get("checkpoint_of"), without_neutral(config)]),
         published=own.get("published") or {},
         description=own.get("description", ""),
     )
+
+
+def without_neutral(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A configuration (or dotted options) without :data:`NEUTRAL_OPTIONS`."""
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        here = f"{where}.{key}" if where else str(key)
+        if any(here == option or here.startswith(f"{option}.") for option in NEUTRAL_OPTIONS):
+            continue
+        kept[key] = without_neutral(value, here) if isinstance(value, Mapping) else value
+    return kept
+
+
+def _fingerprint(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _expand(value: Any) -> Any:

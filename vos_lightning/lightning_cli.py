@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from vos_lightning.callbacks.panels import FramePanels
 from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.callbacks.preemption import StopOnSignal
 from vos_lightning.callbacks.throughput import Throughput
@@ -77,12 +78,16 @@ class VOSCommandLine(LightningCLI):
         parser.add_argument("--wandb.mode", type=WandbMode, default="auto", help="auto: online with an API key, else offline")
         parser.add_argument("--wandb.project", type=str, default="vos_lightning")
         parser.add_argument(
+            "--wandb.group", type=str | None, default=None, help="default: the experiment, so that seeds stand together"
+        )
+        parser.add_argument(
             "--initial_weights", type=str | None, default=None, help="checkpoint whose weights training starts from"
         )
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(EvaluationPictures, "pictures")
+        parser.add_lightning_class_args(FramePanels, "panels")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.set_defaults(
             {
@@ -123,7 +128,7 @@ class VOSCommandLine(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         weights = self.config_init.get("initial_weights")
         if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:
-            load_weights(self.model, Path(weights))
+            load_weights(self.model, Path(weights), start=True)
         return trainer
 
     def _loggers(self) -> list[Logger]:
@@ -131,7 +136,7 @@ class VOSCommandLine(LightningCLI):
         # One folder a start: CSVLogger deletes the metrics of a folder that exists.
         csv = CSVLogger(run.directory, name="logs", version=f"start_{run.start_number()}")
         mode: WandbMode = self.config_init["wandb"]["mode"]
-        if self.stage != "fit" or mode == "disabled" or importlib.util.find_spec("wandb") is None:
+        if self.stage != "fit" or mode == "disabled" or not has_wandb():
             return [csv]
         if mode == "auto":
             mode = "online" if has_wandb_key() else "offline"
@@ -142,6 +147,8 @@ class VOSCommandLine(LightningCLI):
             csv,
             WandbLogger(
                 name=self.name,
+                group=self.config_init["wandb"]["group"] or self.name,
+                job_type="train",
                 project=self.config_init["wandb"]["project"],
                 save_dir=run.directory,
                 # Only one process writes the file, and only that one logs.
@@ -167,6 +174,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         torch.save(checkpoint, temporary)
         os.replace(temporary, target)
+
+
+def has_wandb() -> bool:
+    """Whether Weights & Biases is installed."""
+    return importlib.util.find_spec("wandb") is not None
 
 
 def has_wandb_key() -> bool:

@@ -11,19 +11,34 @@ import yaml
 from tests.recipes.experiments import NAMES, SMOKE, fit
 from vos_lightning.cli import build, main
 from vos_lightning.experiments import ExperimentError, experiments_folder, load_experiment
+from vos_lightning.finetuning import with_model_of
 from vos_lightning.modules.loading import load_engine, load_weights
 from vos_lightning.runs import Run
 
 # The real loader of pretrained weights is tested with the backbones; no test downloads.
 OFFLINE = "--model.init_args.network.init_args.weights=null"
 SINGLE = [name for name in NAMES if not load_experiment(name).stages]
+FINE_TUNING = [name for name in NAMES if load_experiment(name).fine_tunes]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a small system, for experiments that take theirs from a checkpoint."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    fit("emvos_smoke", directory, "--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=0")
+    return Run(directory).best_checkpoint
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_every_experiment_builds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_experiment_builds(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     overrides = [OFFLINE, "--wandb.mode=disabled", "--trainer.accelerator=cpu", "--trainer.devices=1"]
-    cli = build(load_experiment(name), Run(tmp_path), overrides, "fit")
+    experiment = load_experiment(name)
+    if name in FINE_TUNING:
+        experiment = with_model_of(request.getfixturevalue("checkpoint"), experiment)
+    cli = build(experiment, Run(tmp_path), overrides, "fit")
     assert cli.trainer.max_steps > 0
     assert cli.datamodule.batch_size > 0
 
@@ -32,6 +47,12 @@ def test_stages_are_experiments() -> None:
     for name in NAMES:
         for stage in load_experiment(name).stages:
             assert stage in SINGLE, f"{name} has a stage {stage} that is no experiment"
+
+
+def test_evaluated_checkpoints_are_trained() -> None:
+    for name in NAMES:
+        evaluated = load_experiment(name).checkpoint_of
+        assert evaluated is None or (evaluated in NAMES and load_experiment(evaluated).checkpoint_of is None), name
 
 
 def test_published_blocks_say_what_they_are() -> None:
@@ -53,6 +74,12 @@ def test_smoke_recipes_fit_test_and_predict(name: str, tmp_path: Path) -> None:
     pngs = list((tmp_path / "predictions").rglob("*.png"))
     assert pngs
     assert "val_jf" in trained.trainer.callback_metrics
+    assert list((tmp_path / "panels").glob("step=*.png"))
+    video = cli.datamodule.test_videos()[0].name
+    folder = tmp_path / "visuals"
+    arguments = [name, "--run-dir", str(tmp_path), "--video", video, "--frame", "1", "2", "--output", str(folder)]
+    assert main(["visualize", *arguments]) == 0
+    assert len(list(folder.glob("*/sheet.png"))) == 2
     # The checkpoint describes itself.
     engine = load_engine(checkpoint, device="cpu")
     for key, value in trained.model.network.state_dict().items():
@@ -62,6 +89,7 @@ def test_smoke_recipes_fit_test_and_predict(name: str, tmp_path: Path) -> None:
 
 def test_every_paper_has_a_smoke_recipe() -> None:
     folders = {path.name for path in experiments_folder().iterdir() if path.is_dir() and not path.name.startswith("_")}
+    folders -= {load_experiment(name).path.parent.name for name in FINE_TUNING}
     assert {name.removesuffix("_smoke") for name in SMOKE} == folders
 
 
@@ -118,6 +146,9 @@ def test_circles_and_missing_files_are_named(folder: Path) -> None:
         (["train", "emvos_smoke", "--trainer.max_steps=-1"], "trainer.max_steps"),
         (["train", "emvos_davis17_only", OFFLINE, "--wandb.mode=disabled"], "data/DAVIS"),
         (["test", "emvos_smoke"], "no checkpoint"),
+        (["visualize", "emvos_smoke", "--video", "v", "--frame", "1", "--output", "o"], "no checkpoint"),
+        (["visualize", "--video", "v.mp4", "--frame", "1", "--output", "o"], "--checkpoint and --masks"),
+        (["visualize", "emvos_smoke", "--video", "v", "--frame", "-1", "--output", "o"], "frames count from 0"),
         (["test", "emvos_smoke", "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from tests.recipes.experiments import fit
-from vos_lightning import structures
+from vos_lightning import lightning_cli, structures
 from vos_lightning.cli import build
 from vos_lightning.experiments import ExperimentError, experiments_folder, load_experiment
 from vos_lightning.lightning_cli import AtomicCheckpointIO, condense, has_wandb_key
@@ -44,6 +44,71 @@ def test_a_wandb_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert any(isinstance(logger, CSVLogger) for logger in loggers)
         ids.append(wandb_logger._id)
     assert ids[0] == ids[1] == (tmp_path / "wandb_id").read_text()
+
+
+class WandbStandIn(CSVLogger):
+    """Takes what a WandbLogger is given, so that these tests run without wandb."""
+
+    settings: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, save_dir: Path, **settings: Any) -> None:
+        super().__init__(save_dir, name="stand_in")
+        self.settings.append(settings)
+
+
+@pytest.fixture
+def wandb_settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    monkeypatch.setattr(lightning_cli, "WandbLogger", WandbStandIn)
+    monkeypatch.setattr(lightning_cli, "has_wandb", lambda: True)
+    monkeypatch.setattr(WandbStandIn, "settings", [])
+    for variable in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    return WandbStandIn.settings
+
+
+def test_wandb_groups_seeds_and_stages(tmp_path: Path, wandb_settings: list[dict[str, Any]]) -> None:
+    built(tmp_path / "seed0", "--wandb.mode=offline")
+    built(tmp_path / "seed1", "--wandb.mode=offline", "--seed_everything=1")
+    built(tmp_path / "stage", "--wandb.mode=offline", "--wandb.group=emvos_davis17")
+    assert [settings["group"] for settings in wandb_settings] == ["emvos_smoke", "emvos_smoke", "emvos_davis17"]
+    assert {settings["name"] for settings in wandb_settings} == {"emvos_smoke"}
+    assert len({settings["id"] for settings in wandb_settings}) == 3
+
+
+def test_wandb_resumes_under_the_same_id(tmp_path: Path, wandb_settings: list[dict[str, Any]]) -> None:
+    for mode in ("offline", "online"):
+        built(tmp_path, f"--wandb.mode={mode}")
+    first, second = wandb_settings
+    assert first["id"] == second["id"] == (tmp_path / "wandb_id").read_text()
+    assert (first["offline"], second["offline"]) == (True, False)
+    for settings in wandb_settings:
+        assert settings["resume"] == "allow"  # "never" and "must" fail on the first or on a later start
+        assert settings["log_model"] is False  # raises offline, uploads every checkpoint online
+
+
+def test_one_process_names_the_wandb_run(
+    tmp_path: Path, wandb_settings: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning_cli.rank_zero_only, "rank", 1, raising=False)
+    built(tmp_path, "--wandb.mode=offline")
+    assert wandb_settings[0]["id"] is None
+    assert not (tmp_path / "wandb_id").exists()
+
+
+def test_evaluations_do_not_log_to_wandb(tmp_path: Path, wandb_settings: list[dict[str, Any]]) -> None:
+    build(load_experiment("emvos_smoke"), Run(tmp_path), ["--wandb.mode=offline"], "test")
+    assert wandb_settings == []
+
+
+def test_every_run_can_be_synchronised(tmp_path: Path) -> None:
+    """Offline runs lie in the directory of the run, which for a stage is one level deeper."""
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
+    patterns = next(line for line in makefile.splitlines() if "wandb sync" in line).split()
+    patterns = [pattern for pattern in patterns if pattern.startswith("runs/")]
+    for run in ("runs/emvos_demo", "runs/emvos_davis17/1_emvos_coco"):
+        (tmp_path / run / "wandb" / "offline-run-1").mkdir(parents=True)
+    found = {path for pattern in patterns for path in tmp_path.glob(pattern)}
+    assert len(found) == 2
 
 
 def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +218,33 @@ def test_parser_messages_become_one_line() -> None:
     assert "\n" not in condense("first\nsecond")
 
 
+def test_training_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of steps need not be a multiple of the interval at which checkpoints are written."""
+    from vos_lightning.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(Path(__file__).resolve().parents[2] / "experiments"))
+    options = [
+        "--trainer.limit_val_batches=0",
+        "--trainer.enable_progress_bar=false",
+        "--last_checkpoint.every_n_train_steps=200",
+    ]
+    assert main(["train", "emvos_smoke", "--run-dir", "run", *options]) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_one_training_a_directory(tmp_path: Path) -> None:
+    """The child of a killed command may still train; a second training beside it would spoil both."""
+    run = Run(tmp_path / "run")
+    with run.lock(), pytest.raises(ExperimentError, match=r"is being trained by process \d+"), Run(tmp_path / "run").lock():
+        pass
+    with run.lock():
+        pass
+
+
 def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage starts from the weights of the one before; finished ones are not repeated."""
-    from vos_lightning import cli
+    from vos_lightning import cli, training
 
     source = experiments_folder().resolve()
     (tmp_path / "experiments" / "emvos").mkdir(parents=True)
@@ -168,15 +257,16 @@ def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def in_process(command: list[str], check: bool) -> Any:
+    def in_process(command: list[str]) -> int:
         commands.append(command)
-        return type("Result", (), {"returncode": cli.main(command[3:])})()
+        return cli.main(command)
 
-    monkeypatch.setattr(cli.subprocess, "run", in_process)
+    monkeypatch.setattr(training, "run_command", in_process)
     options = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
     assert cli.main(["train", "emvos_staged", *options]) == 0
     assert not any("initial_weights" in argument for argument in commands[0])
     assert any(argument.startswith("--initial_weights=") and "1_emvos_smoke" in argument for argument in commands[1])
+    assert all("--wandb.group=emvos_staged" in command for command in commands)
     assert (tmp_path / "runs" / "emvos_staged" / "finished").is_file()
     commands.clear()
     assert cli.main(["train", "emvos_staged", *options]) == 0

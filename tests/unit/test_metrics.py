@@ -18,7 +18,7 @@ from tests.oracles import davis_metrics as oracle
 from tests.tolerances import assert_close
 from vos_lightning.label_io import read_label_map
 from vos_lightning.metrics import (
-    DAVISMetric,
+    VideoMetric,
     boundary_accuracy,
     decay,
     describe,
@@ -29,8 +29,8 @@ from vos_lightning.metrics import (
     region_similarity,
     summarize,
 )
-from vos_lightning.metrics.davis import check_protocol
 from vos_lightning.metrics.functional import _scores, boundary_radius
+from vos_lightning.metrics.protocols import check_protocol
 
 
 def blobs(seed: int, num_frames: int, height: int, width: int, num_objects: int) -> torch.Tensor:
@@ -247,7 +247,7 @@ def test_what_cannot_be_scored_is_said() -> None:
         evaluate_video(target, target, "davis17", "cow")
     with pytest.raises(ValueError, match="cow: 2 frames"):
         evaluate_video(target[:2], target[:2], "davis16", "cow")
-    with pytest.raises(ValueError, match="protocol must be one of davis16, davis17, not 'davis18'"):
+    with pytest.raises(ValueError, match="protocol must be one of davis16, davis17, youtube_vos18, youtube_vos19, not 'davis18'"):
         check_protocol("davis18")
 
 
@@ -256,7 +256,7 @@ def test_what_cannot_be_scored_is_said() -> None:
 VIDEOS = {"one": (1, 1), "zwei/ü": (2, 3), "three": (3, 2)}
 
 
-def feed(metric: DAVISMetric, names: list[str]) -> None:
+def feed(metric: VideoMetric, names: list[str]) -> None:
     for name in names:
         seed, num_objects = VIDEOS[name]
         target = blobs(seed, 5, 30, 40, num_objects)
@@ -265,7 +265,7 @@ def feed(metric: DAVISMetric, names: list[str]) -> None:
 
 
 def test_metric_averages_objects_and_counts_each_once() -> None:
-    metric = DAVISMetric("davis17")
+    metric = VideoMetric("davis17")
     feed(metric, ["one", "three", "zwei/ü", "three"])
     rows = metric.rows()
     assert [(row.video, row.object_id) for row in rows] == sorted((v, i) for v, (_, n) in VIDEOS.items() for i in range(1, n + 1))
@@ -281,7 +281,7 @@ def test_metric_averages_objects_and_counts_each_once() -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_metric_without_videos_is_nan() -> None:
-    assert all(torch.isnan(value) for value in DAVISMetric("davis16").compute().values())
+    assert all(torch.isnan(value) for value in VideoMetric("davis16").compute().values())
 
 
 SHARES = [[["one", "zwei/ü"], ["three", "one"]], [["one", "three", "zwei/ü"], []]]
@@ -290,7 +290,7 @@ SHARES = [[["one", "zwei/ü"], ["three", "one"]], [["one", "three", "zwei/ü"], 
 
 def gather(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    metric, results = DAVISMetric("davis17"), []
+    metric, results = VideoMetric("davis17"), []
     for shares in SHARES:
         metric.reset()
         feed(metric, shares[rank])
@@ -301,7 +301,7 @@ def gather(rank: int, folder: str) -> None:
 
 
 def test_metric_in_two_processes_equals_one(tmp_path: Path) -> None:
-    single = DAVISMetric("davis17")
+    single = VideoMetric("davis17")
     feed(single, list(VIDEOS))
     expected = {"scores": {k: v.item() for k, v in single.compute().items()}, "rows": [asdict(row) for row in single.rows()]}
     mp.start_processes(gather, (str(tmp_path),), nprocs=2, start_method="spawn")

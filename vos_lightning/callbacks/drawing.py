@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vos_lightning.label_io import overlay, write_atomically
+from vos_lightning.panels import Panel
 
 CAPTION_HEIGHT = 18
 """Pixels above a thumbnail that hold its caption."""
@@ -77,6 +78,30 @@ def sheet(rows: Sequence[Sequence[UInt8[Tensor, "3 _h _w"]]]) -> Image.Image:
             left += width + GAP
         top += row_height + GAP
     return Image.fromarray(canvas)
+
+
+def contact_sheet(panels: Sequence[Panel], columns: int = 4, height: int = 200) -> Image.Image:
+    """Panels with their titles as captions; a row of panels fills a row of the sheet, or several.
+
+    Args:
+        panels: in order; those of one row need not be neighbours.
+        columns: most panels side by side.
+        height: of a panel without its caption, in pixels.
+    """
+    named: dict[str, list[Panel]] = {}
+    for panel in panels:
+        named.setdefault(panel.row, []).append(panel)
+    rows = []
+    for row, members in named.items():
+        pictures = [_captioned(panel.image, f"{row} {panel.title}".strip(), height) for panel in members]
+        rows += [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    return sheet(rows)
+
+
+def _captioned(picture: UInt8[Tensor, "3 H W"], caption: str, height: int) -> UInt8[Tensor, "3 h w"]:
+    size = (height, max(1, round(height * picture.shape[2] / picture.shape[1])))
+    small = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
+    return torch.cat([_text_bar(caption, size[1]), small], dim=1)
 
 
 def _resize_labels(label_map: Tensor, size: tuple[int, int]) -> UInt8[Tensor, "h w"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vos_lightning.callbacks.drawing import sheet, spread, thumbnail, write_png
 from vos_lightning.label_io import overlay
-from vos_lightning.metrics.davis import ObjectScores
+from vos_lightning.metrics import ObjectScores
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
 from vos_lightning.video_files import VideoWriter

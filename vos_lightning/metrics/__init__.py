@@ -1,7 +1,8 @@
 """Metrics on label maps: exact region similarity J and boundary accuracy F, and the protocols that average them."""
 
-from vos_lightning.metrics.davis import DAVISMetric, ObjectScores, Protocol, describe, evaluate_video, summarize
 from vos_lightning.metrics.functional import boundary_accuracy, decay, mean, recall, region_and_boundary, region_similarity
+from vos_lightning.metrics.protocols import VideoMetric, describe, evaluate_video, summarize, summary_keys
+from vos_lightning.metrics.scores import ObjectScores, Protocol
 
 __all__ = [
     "region_similarity",
@@ -14,6 +15,7 @@ __all__ = [
     "ObjectScores",
     "evaluate_video",
     "summarize",
+    "summary_keys",
     "describe",
-    "DAVISMetric",
+    "VideoMetric",
 ]

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
-from vos_lightning.metrics.davis import DAVISMetric, ObjectScores, Protocol, summarize
+from vos_lightning.metrics import ObjectScores, Protocol, VideoMetric, summarize
+from vos_lightning.panels import FrameView, Panel, probability_panels
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
@@ -31,7 +32,7 @@ class VOSModule(LightningModule):
         network: the system.
         train_propagation: used by ``training_step``.
         eval_propagation: used in validation, test, prediction and by :meth:`engine`.
-        protocol: how validation and test are scored, ``davis16`` or ``davis17``.
+        protocol: how validation and test are scored, see :data:`vos_lightning.metrics.Protocol`.
         optimizer: ``adam`` (L2 penalty) or ``adamw`` (decoupled decay).
         learning_rate: base rate.
         weight_decay: see ``optimizer``.
@@ -45,6 +46,8 @@ class VOSModule(LightningModule):
     """
 
     network: VOSNetwork[Any, Any, Any]
+    new_parts: tuple[str, ...] = ()
+    """Prefixes of the parameters that this system adds to another one; training may start from a checkpoint of that one."""
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class VOSModule(LightningModule):
         self.short_side = short_side
         self.min_object_pixels = min_object_pixels
         self.protocol: Protocol = protocol
-        self.metrics = nn.ModuleDict({stage: DAVISMetric(protocol) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: VideoMetric(protocol) for stage in ("val", "test")})
         self.frame_listeners: list[FrameListener] = []
         """Called with every predicted frame of validation, test and prediction; callbacks register here."""
         self.scored_rows: list[ObjectScores] = []
@@ -113,11 +116,14 @@ class VOSModule(LightningModule):
         self.log("train/iou", iou, batch_size=size, prog_bar=True)
         return losses["loss"]
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser moves: by default one group of all trainable parameters."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam or AdamW over the trainable parameters, with a schedule counted in steps."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer_name]
-        optimizer = kind(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = kind(self.parameter_groups(), lr=self.learning_rate, weight_decay=self.weight_decay)
         # A plain function: LambdaLR would pickle anything else into the checkpoint.
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -143,10 +149,18 @@ class VOSModule(LightningModule):
             precision=precision,
         )
 
-    def metric(self, stage: str) -> DAVISMetric:
+    def panels(self, view: FrameView) -> list[Panel]:
+        """Pictures of what the network computed for a frame, from ``view.aux``.
+
+        The default shows the probability of every object; a paper adds what its ``segment`` puts into ``aux``. Where nothing was
+        predicted, as in the first frame, ``aux`` is empty.
+        """
+        return probability_panels(view)
+
+    def metric(self, stage: str) -> VideoMetric:
         """The metric of ``val`` or ``test``."""
         metric = self.metrics[stage]
-        assert isinstance(metric, DAVISMetric)
+        assert isinstance(metric, VideoMetric)
         return metric
 
     def _stream(self, video: VideoSample) -> dict[int, Tensor]:
@@ -165,14 +179,17 @@ class VOSModule(LightningModule):
             raise ValueError(f"video {video.name!r} has no targets: {stage} needs annotations of every frame (use predict)")
         order = sorted(label_maps)
         self.metric(stage).update(
-            torch.stack([label_maps[t] for t in order]), torch.stack([video.targets[t] for t in order]), video.name
+            torch.stack([label_maps[t] for t in order]),
+            torch.stack([video.targets[t] for t in order]),
+            video.name,
+            video.unseen_ids,
         )
 
     def _log_metric(self, stage: str) -> None:
         metric = self.metric(stage)
         self.scored_rows = metric.rows()
         # From the rows, which are gathered already; compute() would gather them again.
-        scores = summarize(self.scored_rows)
+        scores = summarize(self.scored_rows, self.protocol)
         metric.reset()
         # Every process computes the same rows (the metric gathers them), so nothing is left to synchronise. `jf` is the name
         # for checkpoint files: `&` and `/` do not belong into paths.
@@ -184,7 +201,7 @@ class VOSModule(LightningModule):
         self._score(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
-        """Log J, F and J&F over all videos."""
+        """Log J, F and J&F (and G, if the protocol has it) over all videos."""
         self._log_metric("val")
 
     def test_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
@@ -192,7 +209,7 @@ class VOSModule(LightningModule):
         self._score(batch, "test")
 
     def on_test_epoch_end(self) -> None:
-        """Log J, F and J&F over all videos."""
+        """Log J, F and J&F (and G, if the protocol has it) over all videos."""
         self._log_metric("test")
 
     def predict_step(self, batch: VideoSample, batch_idx: int) -> str:  # noqa: ARG002

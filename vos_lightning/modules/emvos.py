@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from vos_lightning.mask_ops import Aggregation
-from vos_lightning.metrics.davis import Protocol
+from vos_lightning.metrics import Protocol
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.networks.emvos import EMVOS
+from vos_lightning.panels import FrameView, Panel, score_panels
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
 
@@ -26,6 +27,8 @@ class EMVOSModule(VOSModule):
 
     Reference: EMVOS (Cho et al., arXiv 2209.03139), section 4.1; released code for what the paper leaves open.
     """
+
+    network: EMVOS
 
     def __init__(
         self,
@@ -61,3 +64,14 @@ class EMVOSModule(VOSModule):
             channels_last=channels_last,
         )
         self.save_hyperparameters()
+
+    def panels(self, view: FrameView) -> list[Panel]:
+        """The score maps as in Figure 4, each on its own scale, a row for every kind of matching."""
+        panels = super().panels(view)
+        if "scores" in view.aux:
+            names = self.network.score_names
+            for first in range(0, len(names), 4):
+                kind = names[first].split()[0]
+                titles = [name.removeprefix(f"{kind} ") for name in names[first : first + 4]]
+                panels += score_panels(view, view.aux["scores"][:, first : first + 4], titles, kind)
+        return panels

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import pickle
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,13 +56,11 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    target = _resolve_device(device)
+    target = resolve_device(device)
     class_path, overrides = _description(path)
     module_class = _import_class(path, class_path)
     try:
-        with warnings.catch_warnings():
-            # Lightning advises against what makes a checkpoint describe its network.
-            warnings.filterwarnings("ignore", message="Attribute 'network' is an instance of `nn.Module`")
+        with _quiet():
             module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **overrides)
     except (
         Exception
@@ -69,8 +69,37 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
     return module.to(target).eval().requires_grad_(False)
 
 
-def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
+def module_of_network(class_path: str) -> VOSModule:
+    """The LightningModule of a network class with all defaults and random weights.
+
+    Args:
+        class_path: as ``vos_lightning.networks.emvos.EMVOS``; its module is in the file of the same name in ``modules``.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    file, _, name = class_path.rpartition(".")
+    slug = file.rpartition(".")[2]
+    try:
+        network = getattr(importlib.import_module(file), name)
+        candidates = vars(importlib.import_module(f"vos_lightning.modules.{slug}")).values()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"there is no network {class_path}; name one as vos_lightning.networks.emvos.EMVOS") from error
+    module: Any = next(m for m in candidates if isinstance(m, type) and issubclass(m, VOSModule) and m is not VOSModule)
+    weights = {"weights": None} if "weights" in inspect.signature(network).parameters else {}
+    with _quiet():
+        built: VOSModule = module(network(**weights))
+    return built
+
+
+def load_weights(module: VOSModule, checkpoint: str | Path, *, start: bool = False) -> None:
     """Load the parameters of a checkpoint into a module that was built from an experiment; all names and shapes must fit.
+
+    Args:
+        module: to load into.
+        checkpoint: a ``.ckpt`` file.
+        start: a training starts from these weights: the checkpoint may be of the system that this one extends, and have none of
+            its ``new_parts``, which then start as they were initialised.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -79,10 +108,47 @@ def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    state = _read(path)["state_dict"]
+    if start and module.new_parts and not any(name.startswith(module.new_parts) for name in state):
+        state = {**{k: v for k, v in module.state_dict().items() if k.startswith(module.new_parts)}, **state}
     try:
-        module.load_state_dict(_read(path)["state_dict"])
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path}: the checkpoint does not fit this experiment's network: {_one_line(error)}") from error
+
+
+def describe_model(checkpoint: str | Path) -> dict[str, Any]:
+    """The ``model`` section of an experiment (``class_path``, ``init_args``) that builds the system of a checkpoint.
+
+    Pretrained weights are left out: those of the checkpoint replace them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, or it does not describe its module.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    class_path, _ = _description(path)
+    hyper_parameters = _read(path)[_HYPER_PARAMETERS]
+    arguments = {key: _without_pretrained(value) for key, value in hyper_parameters.items() if not key.startswith("_")}
+    return {"class_path": class_path, "init_args": arguments}
+
+
+def checkpoint_step(checkpoint: str | Path) -> int:
+    """The optimiser step in which a checkpoint was written; 0 for imported weights."""
+    return int(_read(Path(checkpoint)).get("global_step", 0))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without advice that does not apply here."""
+    with warnings.catch_warnings():
+        # Lightning advises against what makes a checkpoint describe its network.
+        warnings.filterwarnings("ignore", message="Attribute 'network' is an instance of `nn.Module`")
+        # Lightning 2.6.6 calls what jsonargparse has deprecated since.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -128,7 +194,12 @@ def _without_pretrained(value: Any) -> Any:
     return {key: None if key == "weights" else _without_pretrained(entry) for key, entry in value.items()}
 
 
-def _resolve_device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
+    """The device of a name; ``auto`` takes an accelerator if there is one.
+
+    Raises:
+        ValueError: it is unknown or not available.
+    """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device == "auto":
         return accelerator or torch.device("cpu")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from vos_lightning.mask_ops import Aggregation
-from vos_lightning.metrics.davis import Protocol
+from vos_lightning.metrics import Protocol
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.networks.pmvos import PMVOS
+from vos_lightning.panels import FrameView, Panel, score_panels
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
 
@@ -29,6 +30,8 @@ class PMVOSModule(VOSModule):
 
     Reference: PMVOS (Cho et al., arXiv 2009.08855), section 3.6; released code for the aggregation.
     """
+
+    network: PMVOS
 
     def __init__(
         self,
@@ -76,3 +79,18 @@ class PMVOSModule(VOSModule):
     def _rate_factor(self, step: int) -> float:
         factor = super()._rate_factor(step)
         return factor * self.decay ** (step // self.steps_per_epoch) if self.schedule == "constant" else factor
+
+    def panels(self, view: FrameView) -> list[Panel]:
+        """The score maps of either class, then the same after spatial and after channel attention, each on its own scale."""
+        panels = super().panels(view)
+        if "scores" not in view.aux:
+            return panels
+        kinds = self.network.kinds
+        scores, attended = view.aux["scores"], view.aux["attended"]
+        groups = {"scores": scores}
+        if attended.shape[2] > len(kinds):
+            groups["after spatial attention"], groups["after channel attention"] = attended.chunk(2, dim=2)
+        for title, maps in groups.items():
+            for k, side in enumerate(("background", "foreground")):
+                panels += score_panels(view, maps[:, k], kinds, f"{side} {title}")
+        return panels

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from vos_lightning.backbones.densenet import DenseNetPyramid, Weights
 from vos_lightning.backbones.normalization import Norm, instance_norm
@@ -127,7 +128,10 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
             if key is not None:
                 initialize(key)
         # Two frames, two classes a kind of matching; then the previous mask of two classes.
-        num_scores = 4 * len(kinds)
+        self.score_names = tuple(
+            f"{kind} {frame} {side}" for kind in kinds for frame in ("global", "local") for side in ("background", "foreground")
+        )
+        num_scores = len(self.score_names)
         self.decoder = DeconvDecoder(self.backbone.channels, num_scores + 2, decoder_channels, normalize=normalize_fusion)
         if copier_start:
             weights_of_maps = [SCORE_EVIDENCE] * (num_scores // 2) + [MASK_EVIDENCE]
@@ -150,20 +154,25 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         )
 
     def segment(self, features: Features, memory: Memory[Entry, None]) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
-        """Match the query frame to the reference and the previous frame, and decode."""
+        """Match the query frame to the reference and the previous frame, and decode.
+
+        ``aux["scores"]``, ``(B, N, M, h, w)``, holds the score maps in the order of ``score_names``.
+        """
         assert memory.previous is not None
         reference, previous = memory.reference, memory.previous
         maps: list[Tensor] = []
-        if features.cosine_key is not None:
-            maps.append(self._surjective(reference, features.cosine_key, self.reference_filter))
-            maps.append(self._surjective(previous, features.cosine_key, self.previous_filter))
-        if features.dot_key is not None:
-            maps.append(self._equalized(reference, features.dot_key))
-            maps.append(self._equalized(previous, features.dot_key))
-        masks = previous.latest.entry.masks
-        scores = torch.cat(maps, dim=2).unflatten(-1, masks.shape[-2:])
-        logits = self.decoder(features.pyramid, torch.cat([scores, torch.stack([1 - masks, masks], dim=2)], dim=2)).float()
-        return logits[:, :, 1] - logits[:, :, 0], {}
+        with record_function("vos/match"):
+            if features.cosine_key is not None:
+                maps.append(self._surjective(reference, features.cosine_key, self.reference_filter))
+                maps.append(self._surjective(previous, features.cosine_key, self.previous_filter))
+            if features.dot_key is not None:
+                maps.append(self._equalized(reference, features.dot_key))
+                maps.append(self._equalized(previous, features.dot_key))
+            masks = previous.latest.entry.masks
+            scores = torch.cat(maps, dim=2).unflatten(-1, masks.shape[-2:])
+        with record_function("vos/decode"):
+            logits = self.decoder(features.pyramid, torch.cat([scores, torch.stack([1 - masks, masks], dim=2)], dim=2)).float()
+        return logits[:, :, 1] - logits[:, :, 0], {"scores": scores}
 
     def memorize(
         self,
@@ -180,7 +189,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         self, seen: Bank[Entry], query_key: Float[Tensor, "B CK h w"], row_filter: RowFilter | None
     ) -> Float[Tensor, "B N 2 Q"]:
         assert seen.entry.cosine_key is not None
-        similarity = (dot(seen.entry.cosine_key, query_key.flatten(2)) + 1) / 2
+        similarity = dot(seen.entry.cosine_key, query_key.flatten(2)).add_(1).div_(2)
         if not self.training:
             height, width = query_key.shape[2:]
             similarity = filter_rows(similarity, row_filter, (height, width), self.stride)

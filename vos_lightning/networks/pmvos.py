@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from vos_lightning.attention.dual import DualAttention
 from vos_lightning.backbones.normalization import Norm, instance_norm
@@ -53,6 +54,8 @@ class Carry:
 
     templates: Float[Tensor, "B N 2 CK"] = per_object()  # noqa: RUF009
     """Medial templates of (background, foreground)."""
+    started: Bool[Tensor, "B N"] = per_object()  # noqa: RUF009
+    """Which objects have one; that of the others begins with the next frame."""
 
 
 class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
@@ -157,20 +160,28 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     def segment(
         self, features: Features, memory: Memory[Entry, Carry | None]
     ) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
-        """Match the query frame to the reference frames, the previous frame and the templates, and decode."""
+        """Match the query frame to the reference frames, the previous frame and the templates, and decode.
+
+        ``aux["scores"]``, ``(B, N, 2, maps, h, w)``, holds the score maps of (background, foreground) in the order of ``kinds``;
+        ``aux["attended"]``, ``(B, N, 2, maps or 2 * maps, h, w)``, the same after attention: spatial, then channel attention.
+        """
         assert memory.previous is not None
         query = features.key.flatten(2)
-        maps = [self._surjective(memory.reference, query)]
-        if "local" in self.kinds:
-            maps.append(self._surjective(memory.previous, query))
-        if memory.carry is not None:
-            maps.append(medial_match(memory.carry.templates, query))
         masks = memory.previous.latest.entry.masks
-        scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
-        # The same attention for background and foreground.
-        attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3]).flatten(2, 3)
-        logits = self.decoder(features.pyramid, torch.cat([attended, torch.stack([1 - masks, masks], dim=2)], dim=2)).float()
-        return logits[:, :, 1] - logits[:, :, 0], {}
+        with record_function("vos/match"):
+            maps = [self._surjective(memory.reference, query)]
+            if "local" in self.kinds:
+                maps.append(self._surjective(memory.previous, query))
+            if memory.carry is not None:
+                maps.append(medial_match(memory.carry.templates, query))
+            scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
+        with record_function("vos/attention"):
+            # The same attention for background and foreground.
+            attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3])
+        with record_function("vos/decode"):
+            maps_of_object = torch.cat([attended.flatten(2, 3), torch.stack([1 - masks, masks], dim=2)], dim=2)
+            logits = self.decoder(features.pyramid, maps_of_object).float()
+        return logits[:, :, 1] - logits[:, :, 0], {"scores": scores, "attended": attended}
 
     def memorize(
         self,
@@ -188,11 +199,13 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         templates = medial_template(features.key, pooled, self.medial)
         if memory is not None:
             assert memory.carry is not None
-            assert memory.previous is not None
             # Templates of objects that are not introduced yet are overwritten with every frame; nobody reads them.
-            known = memory.previous.latest.readable
-            templates = update_template(memory.carry.templates, templates, ~(known & introduced), self.medial_rate)
-        return entry, Carry(templates)
+            templates = update_template(memory.carry.templates, templates, ~memory.carry.started, self.medial_rate)
+        return entry, Carry(templates, introduced)
+
+    def forget(self, carry: Carry | None, which: Bool[Tensor, "B N"]) -> Carry | None:
+        """Templates of objects that are annotated anew begin again."""
+        return None if carry is None else Carry(carry.templates, carry.started & ~which)
 
     @staticmethod
     def _surjective(seen: Bank[Entry], query: Float[Tensor, "B CK Q"]) -> Float[Tensor, "B N 2 Q"]:

@@ -143,7 +143,9 @@ def _pad_objects(tensor: Tensor, extra: int) -> Tensor:
 
 
 def _grow(value: Any, extra: int) -> Any:
-    """Pad dimension 1 of the fields declared with ``per_object``, in nested dataclasses too."""
+    """Pad dimension 1 of the fields declared with ``per_object``, in nested dataclasses and tuples of them too."""
+    if isinstance(value, tuple):
+        return tuple(_grow(entry, extra) for entry in value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     changed: dict[str, Any] = {}

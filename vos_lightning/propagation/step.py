@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.profiler import record_function
 
 from vos_lightning.mask_ops import (
     MAX_LOGIT,
@@ -38,9 +39,9 @@ class Propagation:
     Attributes:
         policy: which frames the bank keeps.
         aggregation: how objects are merged, see :func:`vos_lightning.mask_ops.soft_aggregate`.
-        introduction: what a given mask does to the predictions of other objects in its frame. ``overwrite``: once
-            aggregated, they become zero inside given masks, then all is aggregated again. ``join``: the given mask takes part in
-            the aggregation as a saturated prediction. Either way the output of the frame shows the given mask.
+        introduction: what a given mask does to the predictions of other objects in its frame. ``overwrite``: once aggregated,
+            they become zero inside given masks, then all is aggregated again. ``join``: the given mask takes part in the
+            aggregation as a saturated prediction. Either way the output of the frame shows the given mask.
     """
 
     policy: MemoryPolicy
@@ -85,7 +86,8 @@ def encode(network: VOSNetwork[Any, Any, Any], frame: FrameInput) -> Encoded:
     if proposals is not None:
         shift = proposals.boxes.new_tensor([padding.left, padding.top, padding.left, padding.top])
         proposals = Proposals(proposals.boxes + shift, proposals.masks, proposals.scores)
-    return Encoded(network.encode(FrameInput(pad(frame.image, padding, rule.mode), proposals)), padding)
+    with record_function("vos/encode"):
+        return Encoded(network.encode(FrameInput(pad(frame.image, padding, rule.mode), proposals)), padding)
 
 
 def advance(
@@ -117,7 +119,8 @@ def advance(
     foreground: Tensor | None = None
     aux: dict[str, Any] = {}
     if state is not None:
-        foreground, aux = network.segment(features, state.memory)
+        with record_function("vos/segment"):
+            foreground, aux = network.segment(features, state.memory)
         introduced, t = state.introduced, state.t + 1
     elif given is not None:
         introduced, t = torch.zeros_like(given.which), 0
@@ -136,9 +139,12 @@ def advance(
     if network.padding.repad_masks:
         masks = pad(unpad(masks, padding), padding, mask_mode)
     known = None if state is None else state.memory
+    if known is not None and given is not None:
+        known = Memory(known.bank, known.previous, network.forget(known.carry, given.which))
     bank: Bank[Any] = Bank(()) if known is None else known.bank
     keep = network.reads_previous or given is not None or propagation.policy.wants(bank, t)
-    entry, carry = network.memorize(features, masks, known, introduced, keep)
+    with record_function("vos/memorize"):
+        entry, carry = network.memorize(features, masks, known, introduced, keep)
     previous = None
     if keep:
         assert entry is not None, "memorize must return an entry when keep is set"

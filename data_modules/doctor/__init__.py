@@ -1,0 +1,1 @@
+"""Checks data sets on disk before anything is trained on them."""

@@ -1,0 +1,348 @@
+"""Looking into the files of a split."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from data_modules.doctor.known import DAVIS_2016_VAL_FRAMES, Figures, release_of
+from data_modules.doctor.layouts import Split
+from vos_lightning.label_io import read_image, read_label_map
+from vos_lightning.structures import IGNORE_LABEL
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_IDS = 32
+"""More different values than this in a label map are grey levels, not ids."""
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+LEFT_BEHIND = "a file manager left it; readers that list folders take it for data"
+DENSE = ("davis16", "davis17", "vost", "videos", "mose")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (``problem``) or worth knowing (``note``)."""
+
+    kind: str
+    path: str
+    message: str
+    level: Literal["problem", "note"] = "problem"
+    fixable: bool = False
+
+
+@dataclass
+class Report:
+    """What a split, or a video of it, holds."""
+
+    frames: int = 0
+    masks: int = 0
+    objects: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(
+        self, kind: str, path: Path, message: str, level: Literal["problem", "note"] = "problem", fixable: bool = False
+    ) -> None:
+        """Append a finding."""
+        self.findings.append(Finding(kind, str(path), message, level, fixable))
+
+
+@dataclass
+class SplitReport:
+    """A checked split beside the figures of the release that it agrees with."""
+
+    split: Split
+    videos: int
+    total: Report
+    known: Figures | None
+
+
+def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bool = False) -> SplitReport:
+    """Check every video of a split.
+
+    Args:
+        split: see :func:`data_modules.doctor.layouts.recognise`.
+        workers: threads.
+        deep: decode every frame instead of looking at its header and its end.
+        progress: show a bar on stderr.
+    """
+    total = Report()
+    for remark in split.remarks:
+        total.add("remark", split.root, remark, "problem" if "missing" in remark else "note")
+    if split.kind == "images":
+        reports: Iterator[Report] = iter([_check_still_images(split, deep)])
+    else:
+        with ThreadPoolExecutor(max(workers, 1)) as pool:
+            checked = pool.map(lambda name: _check_video(split, name, deep), split.videos)
+            console = Console(stderr=True)
+            shown = track(checked, split.name, total=len(split.videos), console=console, transient=True, disable=not progress)
+            reports = iter(list(shown))
+        _check_folders(split, total)
+    for report in reports:
+        total.frames += report.frames
+        total.masks += report.masks
+        total.objects += report.objects
+        total.findings += report.findings
+    if split.num_objects is not None:
+        total.objects = split.num_objects
+    present = len(split.videos) - sum(finding.kind == "missing-video" for finding in total.findings)
+    known = release_of(split.kind, split.name, split.root.name, len(split.videos), total.frames, total.objects)
+    _compare(split, total, known)
+    return SplitReport(split, present, total, known)
+
+
+def _compare(split: Split, total: Report, known: Figures | None) -> None:
+    """Figures of the release beside what was found."""
+    if known is None:
+        if split.kind not in ("videos", "images"):
+            total.add("own-selection", split.root, f"{split.name}: {len(split.videos)} videos are no published split", "note")
+        return
+    for name, found, published in (("frames", total.frames, known.frames), ("objects", total.objects, known.objects)):
+        if published is not None and found != published:
+            message = f"{known.release} {known.split} has {published} {name}, here are {found}: an incomplete or altered copy"
+            total.add(f"{name[:-1]}-count", split.root, message)
+
+
+def _check_folders(split: Split, report: Report) -> None:
+    """What lies beside the video folders."""
+    for folder in (split.images, split.labels):
+        if not folder.is_dir():
+            report.add("missing-folder", folder, "there is no such folder")
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
+                report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
+
+
+def _check_video(split: Split, name: str, deep: bool) -> Report:
+    report = Report()
+    folder = split.images / name
+    if not folder.is_dir():
+        report.add("missing-video", folder, f"{split.name} names this video, but its frames are not there")
+        return report
+    frames = _files(folder, report)
+    report.frames = len(frames)
+    suffixes = Counter(path.suffix.lower() for path in frames.values())
+    if len(suffixes) > 1 or (split.kind not in ("videos", "images") and ".png" in suffixes):
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+        report.add("frame-format", folder, f"frames are {counts}; published copies hold .jpg only")
+    _check_numbers(split, name, frames, report)
+    sizes = {stem: _check_image(path, report, deep) for stem, path in frames.items()}
+    labels = _labels(split.labels / name, report)
+    report.masks = len(labels)
+    _check_labelled(split, name, frames, labels, report)
+    ids = {}
+    for stem, path in labels.items():
+        found = _check_label(path, split.kind == "davis16", report)
+        if found is None:
+            continue
+        size, ids[stem] = found
+        if sizes.get(stem) and sizes[stem] != size:
+            width, height = sizes[stem] or (0, 0)
+            report.add("size-mismatch", path, f"{size[0]} x {size[1]} pixels, its frame has {width} x {height}")
+    different = Counter(size for size in sizes.values() if size)
+    if len(different) > 1:
+        usual = different.most_common(1)[0][0]
+        stem = next(stem for stem, size in sizes.items() if size and size != usual)
+        report.add(
+            "size-mismatch", frames[stem], f"frames of this video have {len(different)} sizes, most {usual[0]} x {usual[1]}"
+        )
+    report.objects = _check_ids(split, labels, ids, report)
+    return report
+
+
+def _files(folder: Path, report: Report) -> dict[str, Path]:
+    """Image files by stem in numerical order; everything else is a finding."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: (len(path.stem), path.name)):
+        if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
+            report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
+        elif path.suffix.lower() not in FRAME_SUFFIXES:
+            report.add("unexpected-file", path, "neither a frame nor a mask", "note")
+        elif path.stem in files:
+            report.add("duplicate-frame", path, f"the same frame as {files[path.stem].name}; remove one of them")
+        else:
+            files[path.stem] = path
+    return files
+
+
+def _labels(folder: Path, report: Report) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    labels = _files(folder, report)
+    for path in list(labels.values()):
+        if path.suffix.lower() != ".png":
+            report.add("mask-format", path, "a mask must be a PNG: JPEG changes its ids")
+            del labels[path.stem]
+    return labels
+
+
+def _check_numbers(split: Split, name: str, frames: dict[str, Path], report: Report) -> None:
+    """Frames that a description names, that leave a hole in the numbers, or that a known video lacks at its end."""
+    missing = [stem for stem in split.required.get(name, ()) if stem not in frames]
+    numbers = sorted(int(stem) for stem in frames if stem.isdecimal())
+    if split.kind in DENSE and not missing and len(numbers) > 1:
+        steps = [after - before for before, after in itertools.pairwise(numbers)]
+        digits = len(next(iter(frames)))
+        holes = [n for n, step in zip(numbers, steps, strict=False) if step != min(steps)]
+        missing = [f"{n + min(steps):0{digits}d}" for n in holes]
+        if split.kind.startswith("davis") and numbers[0] != 0:
+            missing.insert(0, "00000")
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        report.add("missing-frame", split.images / name / missing[0], f"this frame{more} of {name} is missing")
+    known = DAVIS_2016_VAL_FRAMES.get(name) if split.kind.startswith("davis") else None
+    if known is not None and not missing and len(frames) != known:
+        report.add("missing-frame", split.images / name, f"{len(frames)} frames, the published video has {known}")
+
+
+def _check_labelled(split: Split, name: str, frames: dict[str, Path], labels: dict[str, Path], report: Report) -> None:
+    """Frames that should have a mask, and masks that should have a frame."""
+    folder = split.labels / name
+    orphans = [stem for stem in labels if stem not in frames]
+    if orphans and frames:
+        more = f" (and {len(orphans) - 1} more)" if len(orphans) > 1 else ""
+        report.add("missing-frame", split.images / name / orphans[0], f"the mask {labels[orphans[0]]} has no frame{more}")
+    needed: Sequence[str] = ()
+    if split.annotated == "all" or split.kind == "lvos":
+        needed = tuple(frames)
+    elif split.first_frames:
+        needed = split.first_frames.get(name, ())
+    elif split.annotated == "first":
+        needed = tuple(frames)[:1]
+    missing = [stem for stem in needed if stem not in labels]
+    if split.kind == "youtube_vos" and split.name == "train":
+        missing = [stem for stem in split.required.get(name, ()) if stem not in labels]
+    if not labels and split.kind != "lvos":
+        report.add("missing-mask", folder, f"{name} has no mask at all; the objects are given by at least one")
+    elif missing and not (split.kind == "lvos" and split.name == "test" and set(needed[:1]) <= set(labels)):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        report.add("missing-mask", folder / f"{missing[0]}.png", f"this mask{more} of {name} is missing")
+
+
+def _check_image(path: Path, report: Report, deep: bool) -> tuple[int, int] | None:
+    """Size of an image, None if it is damaged. Only the header and the end are read unless they look cut off."""
+    try:
+        with Image.open(path) as image:
+            size, actual = image.size, str(image.format)
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - 64, 0))
+            whole = ENDS.get(actual, b"") in file.read()
+        if deep or not whole:
+            read_image(path)
+    except (OSError, ValueError, SyntaxError) as error:
+        detail = str(error).removeprefix(f"{path}: ")
+        report.add("damaged-file", path, f"{detail}" if "damaged" in detail else f"damaged or no image ({detail}); copy it again")
+        return None
+    if FORMATS[path.suffix.lower()] != actual:
+        report.add("wrong-suffix", path, f"the file is {actual}, not {FORMATS[path.suffix.lower()]}")
+    return int(size[0]), int(size[1])
+
+
+def _check_label(path: Path, binary: bool, report: Report) -> tuple[tuple[int, int], frozenset[int]] | None:
+    """Size and values of a label map."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            size, mode, actual = image.size, image.mode, str(image.format)
+            counts = image.histogram()[:256] if mode in ("P", "L", "1") else []
+        if not counts:
+            values = frozenset(read_label_map(path).unique().tolist())
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        detail = str(error).removeprefix(f"{path}: ")
+        if "stray colours" in detail:
+            report.add("stray-colours", path, detail)
+        elif "mode" in detail:
+            report.add("mask-format", path, detail)
+        else:
+            report.add("damaged-file", path, detail if "damaged" in detail else f"damaged or no image ({detail}); copy it again")
+        return None
+    if actual != "PNG":
+        report.add("wrong-suffix", path, f"the file is {actual}, not PNG: its ids are not exact")
+    if counts:
+        if mode == "1":
+            counts = [counts[0], counts[255]]
+        values = frozenset(value for value, count in enumerate(counts) if count)
+        grey = (
+            values - {0, max(values)} if binary and IGNORE_LABEL in values else values if len(values) > MAX_IDS else frozenset()
+        )
+        if grey:
+            pixels = sum(counts[value] for value in grey)
+            message = f"{len(grey)} stray grey levels in {pixels} pixels: smoothed or resized with interpolation; save it without"
+            report.add("stray-colours", path, message)
+            return None
+    else:
+        report.add("colour-mask", path, f"mode {mode}: colours of the palette where indices are expected", fixable=True)
+    return (int(size[0]), int(size[1])), values
+
+
+def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[int]], report: Report) -> int:
+    """Number of objects; ids that leave gaps, come late or are not there."""
+    if not ids:
+        return 0
+    first = next(iter(labels))
+    given = ids.get(first, frozenset()) - {0, IGNORE_LABEL}
+    every = frozenset().union(*ids.values()) - {0, IGNORE_LABEL}
+    if split.kind == "davis16":
+        if first in ids and not ids[first] - {0}:
+            report.add("empty-first-mask", labels[first], "no object in the first mask")
+        return 1
+    strict: Literal["problem", "note"] = "note" if split.kind in ("youtube_vos", "lvos", "mose", "vost") else "problem"
+    if first in ids and not given:
+        if IGNORE_LABEL in ids[first]:
+            message = "0 and 255 where ids 1, 2, ... are expected: masks of DAVIS 2016 are scored with davis16"
+            report.add("binary-mask", labels[first], message)
+        else:
+            report.add("empty-first-mask", labels[first], "no object in the first mask", strict)
+    highest = max(given, default=0)
+    gaps = sorted(set(range(1, highest)) - given)
+    if gaps:
+        message = f"ids {sorted(given)} leave out {gaps}: the DAVIS protocol scores every id up to the highest"
+        report.add("id-gap", labels[first], message, strict)
+    late = sorted(every - given)
+    if late and given and split.kind == "davis17":
+        stem = next(stem for stem, found in ids.items() if late[0] in found)
+        message = f"id {late[0]} is not in the first mask: the DAVIS protocol does not score it"
+        report.add("late-id", labels[stem], message, "note")
+    return highest if split.kind == "davis17" else len(every)
+
+
+def _check_still_images(split: Split, deep: bool) -> Report:
+    """Pairs of image and mask."""
+    report = Report()
+    flat = split.images == split.labels and not split.endings[0]
+    folders = sorted({split.images / name for name in split.videos}, key=str)
+    paths = [path for folder in sorted({path.parent for path in folders}) for path in sorted(folder.iterdir())]
+    suffixes = FRAME_SUFFIXES[:2] if flat else FRAME_SUFFIXES
+    images: dict[str, Path] = {}
+    for path in paths:
+        if path.name.startswith("."):
+            report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
+        elif path.suffix.lower() in suffixes:
+            images[path.relative_to(split.images).with_suffix("").as_posix()] = path
+    for name in split.videos:
+        mask = split.labels / f"{name}.png"
+        found = _check_label(mask, False, Report())  # grey levels are meant: saliency
+        if found is None:
+            _check_image(mask, report, deep=True)
+        report.masks += 1
+        image = images.pop(split.image_of(name), None)
+        if image is None:
+            report.add("missing-frame", split.images / split.image_of(name), f"the mask {mask} has no image")
+            continue
+        report.frames += 1
+        size = _check_image(image, report, deep)
+        if found and size and found[0] != size:
+            report.add("size-mismatch", mask, f"{found[0][0]} x {found[0][1]} pixels, its image has {size[0]} x {size[1]}")
+    without = [name for name in images if name.endswith(split.endings[0])] if split.endings[0] else list(images)
+    if without and split.name != "trainval":
+        report.add("missing-mask", split.labels / f"{without[0]}.png", f"{len(without)} images have no mask", "note")
+    return report

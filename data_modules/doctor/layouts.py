@@ -1,0 +1,195 @@
+"""From a folder on disk to the splits of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_modules.doctor.known import Kind
+from data_modules.sources import read_names
+
+RESOLUTIONS = ("480p", "1080p", "Full-Resolution")
+SPLIT_FOLDERS = ("train", "valid", "val", "test")
+IMAGE_FOLDERS = (
+    ("images", "masks"), ("images", "ground_truth_mask"), ("imgs", "gt"), ("Imgs", "Imgs"), ("DUTS-TR-Image", "DUTS-TR-Mask"),
+    ("DUTS-TE-Image", "DUTS-TE-Mask"), ("datasets/imgs/pascal", "datasets/masks/pascal"), ("JPEGImages", "SegmentationObject"),
+)  # fmt: skip
+"""Folders of images and of masks that sets of still images come in."""
+ALL_FRAMES = ("valid_all_frames", "all_frames/valid_all_frames")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of a data set that is checked as one."""
+
+    root: Path
+    kind: Kind
+    name: str
+    images: Path
+    """Folder of video folders; of still images, the folder of the images."""
+    labels: Path
+    videos: tuple[str, ...]
+    """As a list or a description names them, else as found; of still images, masks relative to their folder without suffix."""
+    listed: bool = False
+    annotated: Literal["all", "first", "some"] = "all"
+    """Whether every frame, the first one, or some frames have a mask."""
+    required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Frames that a description names."""
+    first_frames: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Frames in which a description lets objects begin; their masks must be there."""
+    num_objects: int | None = None
+    """As a description counts them."""
+    remarks: tuple[str, ...] = ()
+    endings: tuple[str, str] = ("", "")
+    """What the names of still images and of their masks end in."""
+
+    def image_of(self, mask: str) -> str:
+        """Name of the still image that a mask belongs to."""
+        return mask.removesuffix(self.endings[1]) + self.endings[0]
+
+
+def recognise(root: Path) -> list[Split]:
+    """Splits of the data set in a folder, or of the data sets in its sub-folders; empty if there is none."""
+    splits = list(_recognise(root))
+    if not splits:
+        splits = [split for folder in subfolders(root) for split in _recognise(root / folder)]
+    return splits
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the visible folders in a folder, sorted."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _recognise(root: Path) -> Iterator[Split]:
+    images = root / "JPEGImages"
+    if any((images / resolution).is_dir() for resolution in RESOLUTIONS):
+        yield from _davis(root)
+    elif (root / "SegmentationObject").is_dir():
+        yield from _still_images(root)
+    elif (root / "ImageSets").is_dir() and images.is_dir() and not (root / "ImageSets" / "Segmentation").is_dir():
+        for path in sorted((root / "ImageSets").glob("*.txt")):
+            yield Split(root, "vost", path.stem, images, root / "Annotations", tuple(read_names(path)), listed=True)
+    elif subfolders(images):
+        yield _split_folder(root, root.name)
+    else:
+        parts = [root / name for name in SPLIT_FOLDERS if (root / name / "JPEGImages").is_dir()]
+        if parts:
+            yield from (_split_folder(part, part.name) for part in parts)
+        else:
+            yield from _still_images(root)
+
+
+def _davis(root: Path) -> Iterator[Split]:
+    remarks: tuple[str, ...] = ()
+    if not (root / "Annotations").is_dir() and (root / "Annotations_unsupervised").is_dir():
+        remarks = ("Annotations_unsupervised is for another task; the semi-supervised masks (Annotations) are missing",)
+    for resolution in RESOLUTIONS:
+        images, labels = root / "JPEGImages" / resolution, root / "Annotations" / resolution
+        if not images.is_dir():
+            continue
+        suffix = "" if resolution == "480p" else f" ({resolution})"
+        # The 2016 download keeps its lists by resolution, later ones by year.
+        lists = sorted((root / "ImageSets").glob("20*/*.txt")) + sorted((root / "ImageSets" / resolution).glob("*.txt"))
+        lists = [path for path in lists if not path.stem.startswith("trainval") and not path.name.startswith(".")]
+        for path in lists:
+            year = path.parent.name if path.parent.name.startswith("20") else "2016"
+            yield Split(
+                root=root,
+                kind="davis16" if year == "2016" else "davis17",
+                name=f"{path.stem}{suffix}",
+                images=images,
+                labels=labels,
+                videos=tuple(read_names(path)),
+                listed=True,
+                annotated="first" if path.stem.startswith("test") else "all",
+                remarks=remarks,
+            )
+        if not lists:
+            yield Split(root, "davis17", f"all{suffix}", images, labels, tuple(subfolders(images)), remarks=remarks)
+
+
+def _split_folder(folder: Path, name: str) -> Split:
+    """``JPEGImages/<video>`` and ``Annotations/<video>`` with or without a description: YouTube-VOS, LVOS, MOSE, one's own."""
+    images, labels = folder / "JPEGImages", folder / "Annotations"
+    split = Split(folder, "videos", name, images, labels, tuple(subfolders(images)), annotated="some")
+    if name not in SPLIT_FOLDERS:
+        return split
+    description = folder / "meta.json"
+    lvos = [path for path in (folder.parent / f"{name}_meta.json", folder / f"{name}_meta.json") if path.is_file()]
+    if description.is_file():
+        return _youtube_vos(split, json.loads(description.read_text())["videos"])
+    if lvos:
+        return _lvos(split, json.loads(lvos[0].read_text())["videos"])
+    given = all(len(list((labels / video).glob("[!.]*.png"))) <= 1 for video in split.videos)
+    return dataclasses.replace(split, kind="mose", annotated="first" if given else "all")
+
+
+def _youtube_vos(split: Split, videos: Mapping[str, Any]) -> Split:
+    objects = {name: video.get("objects") or {} for name, video in videos.items()}
+    remarks = []
+    if split.name == "valid" and not any((split.root.parent / folder).is_dir() for folder in ALL_FRAMES):
+        remarks.append(
+            "valid_all_frames is not there: videos are propagated over the frames at 6 fps, published numbers over all"
+        )
+    return dataclasses.replace(
+        split,
+        kind="youtube_vos",
+        videos=tuple(sorted(videos)),
+        listed=True,
+        required={n: tuple(sorted({f for o in entries.values() for f in o["frames"]})) for n, entries in objects.items()},
+        first_frames={n: tuple(sorted({min(o["frames"]) for o in entries.values()})) for n, entries in objects.items()},
+        num_objects=sum(map(len, objects.values())),
+        remarks=tuple(remarks),
+    )
+
+
+def _lvos(split: Split, videos: Mapping[str, Any]) -> Split:
+    ranges = {name: [entry["frame_range"] for entry in (video.get("objects") or {}).values()] for name, video in videos.items()}
+    return dataclasses.replace(
+        split,
+        kind="lvos",
+        videos=tuple(sorted(videos)),
+        listed=True,
+        # Numbers of the original 30 fps are kept, so that frames are 5 apart.
+        required={
+            name: tuple(sorted({f"{n:08d}" for r in entries for n in range(int(r["start"]), int(r["end"]) + 1, 5)}))
+            for name, entries in ranges.items()
+        },
+        first_frames={name: tuple(sorted({f"{int(r['start']):08d}" for r in entries})) for name, entries in ranges.items()},
+        num_objects=sum(map(len, ranges.values())),
+    )
+
+
+def _still_images(root: Path) -> Iterator[Split]:
+    for images, masks in IMAGE_FOLDERS:
+        if (root / images).is_dir() and (root / masks).is_dir():
+            name = (
+                "trainval" if masks == "SegmentationObject" else images.partition("-Image")[0] if "DUTS" in images else "images"
+            )
+            yield _pairs(root, name, root / images, root / masks)
+            return
+    for name in ("DUTS-TR", "DUTS-TE"):
+        if (root / name / f"{name}-Image").is_dir():
+            yield _pairs(root, name, root / name / f"{name}-Image", root / name / f"{name}-Mask")
+    if any(root.glob("[!.]*_gt.png")):  # BIG
+        yield _pairs(root, root.name, root, root, "*_gt.png", ("_im", "_gt"))
+    elif any(root.glob("[!.]*.jpg")) and any(root.glob("[!.]*.png")):
+        yield _pairs(root, "images", root, root)
+    else:
+        for inner in (root, root / "fewshot_data" / "fewshot_data"):  # FSS-1000: a folder of ten images and masks for each class
+            classes = subfolders(inner)
+            if classes and all((inner / name / "1.jpg").is_file() and (inner / name / "1.png").is_file() for name in classes):
+                yield _pairs(root, "images", inner, inner, "*/*.png")
+
+
+def _pairs(root: Path, name: str, images: Path, labels: Path, masks: str = "*.png", endings: tuple[str, str] = ("", "")) -> Split:
+    found = (path.relative_to(labels) for path in labels.glob(masks) if not path.name.startswith("."))
+    names = tuple(sorted(path.with_suffix("").as_posix() for path in found))
+    return Split(root, "images", name, images, labels, names, endings=endings)

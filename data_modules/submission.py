@@ -1,0 +1,276 @@
+"""Predictions as a zip file for an evaluation server, checked before it is written.
+
+``python -m vos_lightning submit --server davis17-testdev --predictions DIR [--data DIR] --output FILE.zip``
+
+=================  ==========================  ==========================================================================
+server             in the zip                  frames
+=================  ==========================  ==========================================================================
+davis17-testdev    ``<video>/<frame>.png``     every frame of the 30 videos
+youtube-vos18, 19  ``Annotations/<video>/...``  what ``meta.json`` names for an object of the video
+mose               ``<video>/<frame>.png``     every frame
+lvos               ``Annotations/<video>/...``  every frame
+=================  ==========================  ==========================================================================
+
+Masks are indexed PNGs in the ids of the given masks, at the size of the video. Predictions that are grey or coloured by the
+palette are written with indices; frames that the server does not ask for are left out; anything else that does not fit is
+refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import sys
+import uuid
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import Image
+from rich.console import Console
+
+from data_modules.doctor.layouts import Split, recognise, subfolders
+from data_modules.sources import IMAGE_SUFFIXES, files_by_stem
+from vos_lightning.label_io import PALETTE, read_label_map
+
+Server = Literal["davis17-testdev", "youtube-vos18", "youtube-vos19", "mose", "lvos"]
+FIXED_DATE = (1980, 1, 1, 0, 0, 0)
+"""Of every entry, so that equal predictions give equal files."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a server takes."""
+
+    kind: str
+    """Layout of its data set."""
+    splits: tuple[str, ...]
+    """Names of the split that it scores."""
+    num_videos: int | None
+    top: str
+    """Folder of the videos in the zip."""
+    stem: str
+    """Pattern of the frames' names."""
+
+
+SERVERS: dict[Server, Rules] = {
+    "davis17-testdev": Rules("davis17", ("test-dev",), 30, "", r"\d{5}"),
+    "youtube-vos18": Rules("youtube_vos", ("valid",), 474, "Annotations/", r"\d{5}"),
+    "youtube-vos19": Rules("youtube_vos", ("valid",), 507, "Annotations/", r"\d{5}"),
+    "mose": Rules("mose", ("valid", "test"), None, "", r"\d{5}"),
+    "lvos": Rules("lvos", ("test", "val", "valid"), None, "Annotations/", r"\d{8}"),
+}
+
+
+class SubmissionError(ValueError):
+    """Predictions that a server would reject or score wrongly; the message names the file and the mend."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a video needs."""
+
+    frames: tuple[str, ...]
+    size: tuple[int, int]
+    """Width and height."""
+    ids: frozenset[int]
+
+
+def write_submission(server: Server, predictions: Path, output: Path, data: Path | None = None) -> list[str]:
+    """Check a folder of predictions and zip it.
+
+    Args:
+        server: see the module.
+        predictions: folder of video folders of PNGs.
+        output: the zip file; it appears whole or not at all.
+        data: root of the data set, to check frames, sizes and ids against; without it the predictions are checked by themselves.
+
+    Returns:
+        Names in the zip.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        SubmissionError: the predictions do not fit; nothing is written.
+    """
+    rules = SERVERS[server]
+    if not predictions.is_dir():
+        raise FileNotFoundError(f"{predictions}: the folder of predictions does not exist")
+    if output.suffix != ".zip":
+        raise SubmissionError(f"{output}: servers take zip files; name it {output.with_suffix('.zip').name}")
+    videos = _video_folders(predictions, rules)
+    expected = _expected(data, rules, server) if data else {}
+    if expected:
+        _same_videos(predictions, videos, tuple(expected))
+    elif rules.num_videos is not None and len(videos) != rules.num_videos:
+        raise SubmissionError(f"{predictions}: {len(videos)} videos, the server scores {rules.num_videos}; predict all of them")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}.tmp")
+    names = []
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+            for video in videos:
+                for stem, content in _checked(predictions / video, expected.get(video), rules):
+                    names.append(f"{rules.top}{video}/{stem}.png")
+                    entry = zipfile.ZipInfo(names[-1], FIXED_DATE)
+                    entry.external_attr = 0o644 << 16
+                    archive.writestr(entry, content)
+        check_archive(temporary, server)
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return names
+
+
+def check_archive(path: Path, server: Server) -> None:
+    """Check the structure of a zip file, whoever wrote it.
+
+    Raises:
+        SubmissionError: a damaged entry, or one in the wrong place.
+    """
+    rules = SERVERS[server]
+    pattern = re.compile(rf"{rules.top}[^/.][^/]*/{rules.stem}\.png")
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        damaged = archive.testzip()
+    if damaged:
+        raise SubmissionError(f"{path}: {damaged} is damaged")
+    wrong = [name for name in names if not pattern.fullmatch(name)]
+    if wrong or not names:
+        expected = f"{rules.top}<video>/<frame>.png"
+        raise SubmissionError(
+            f"{path}: {wrong[0] if wrong else 'nothing'} where {server} wants {expected}; zip without other files"
+        )
+    videos = {name.removeprefix(rules.top).partition("/")[0] for name in names}
+    if not rules.top and len(videos) == 1:
+        raise SubmissionError(f"{path}: a single folder at the top, {videos.pop()}: the server takes it for a wrapping folder")
+
+
+def _video_folders(predictions: Path, rules: Rules) -> list[str]:
+    videos = subfolders(predictions)
+    if not videos:
+        inside = "PNG files" if any(predictions.glob("*.png")) else "no video folders"
+        raise SubmissionError(f"{predictions}: holds {inside}; give the folder of video folders")
+    for video in videos:
+        deeper = subfolders(predictions / video)
+        if deeper:
+            raise SubmissionError(
+                f"{predictions / video}: holds the folder {deeper[0]} where frames are expected; give {predictions / video}"
+            )
+        wrong = [path for path in sorted((predictions / video).iterdir()) if not path.name.startswith(".")]
+        wrong = [path for path in wrong if path.suffix != ".png" or not re.fullmatch(rules.stem, path.stem)]
+        if wrong:
+            digits = 8 if "8" in rules.stem else 5
+            raise SubmissionError(
+                f"{wrong[0]}: is not named like a frame, {digits} digits and .png; use the names of the data set"
+            )
+    return videos
+
+
+def _same_videos(predictions: Path, videos: Sequence[str], expected: Sequence[str]) -> None:
+    missing, unknown = sorted(set(expected) - set(videos)), sorted(set(videos) - set(expected))
+    if unknown:
+        raise SubmissionError(
+            f"{predictions / unknown[0]}: the data set has no such video ({len(unknown)} unknown); wrong server?"
+        )
+    if missing:
+        raise SubmissionError(f"{predictions / missing[0]}: is missing ({len(missing)} videos are); predict every video")
+
+
+def _expected(data: Path, rules: Rules, server: Server) -> dict[str, Expected]:
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data}: the folder of the data set does not exist")
+    found = [split for split in recognise(data) if split.name in rules.splits and split.kind in (rules.kind, "videos")]
+    if not found:
+        raise SubmissionError(f"{data}: has no split {' or '.join(rules.splits)} in the layout of {server}; run doctor on it")
+    split = min(found, key=lambda one: rules.splits.index(one.name))
+    if rules.num_videos not in (None, len(split.videos)):
+        raise SubmissionError(f"{data}: {split.name} has {len(split.videos)} videos, {server} scores {rules.num_videos}")
+    return {video: _expected_of(split, video) for video in split.videos}
+
+
+def _expected_of(split: Split, video: str) -> Expected:
+    given = files_by_stem(split.labels / video, (".png",))
+    if not given:
+        raise SubmissionError(f"{split.labels / video}: holds no mask; the objects of the video are not known")
+    with Image.open(next(iter(given.values()))) as image:
+        size = image.size
+    ids: set[int] = set()
+    for path in given.values():
+        ids |= set(read_label_map(path).unique().tolist())
+    frames = split.required.get(video) if split.kind == "youtube_vos" else None
+    if frames is None:
+        frames = tuple(files_by_stem(split.images / video, IMAGE_SUFFIXES))
+    return Expected(tuple(frames), (int(size[0]), int(size[1])), frozenset(ids) - {0, 255})
+
+
+def _checked(folder: Path, expected: Expected | None, rules: Rules) -> Iterator[tuple[str, bytes]]:
+    """Frame and content of every PNG that the server needs."""
+    files = files_by_stem(folder, (".png",))
+    if not files:
+        raise SubmissionError(f"{folder}: holds no PNG; predict this video")
+    wanted = expected.frames if expected else _consecutive(folder, tuple(files), rules)
+    missing = [stem for stem in wanted if stem not in files]
+    if missing:
+        raise SubmissionError(f"{folder / missing[0]}.png: is missing ({len(missing)} of {len(wanted)} frames are); predict them")
+    size = expected.size if expected else None
+    for stem in wanted:
+        path = Path(files[stem])
+        content, found, ids = _indexed(path)
+        size = size or found
+        if found != size:
+            raise SubmissionError(
+                f"{path}: {found[0]} x {found[1]} pixels where the video has {size[0]} x {size[1]}; write the size of the video"
+            )
+        strange = sorted(ids - expected.ids) if expected else sorted(ids & {255})
+        if strange:
+            known = f"{sorted(expected.ids)}" if expected else "ids from 1"
+            raise SubmissionError(f"{path}: holds id {strange[0]}, the objects of this video are {known}; write the given ids")
+        yield stem, content
+
+
+def _consecutive(folder: Path, stems: tuple[str, ...], rules: Rules) -> tuple[str, ...]:
+    """Frames without a hole, where a data set numbers them one by one; elsewhere only the data set could tell."""
+    numbers = [int(stem) for stem in stems]
+    if rules.kind in ("davis17", "mose"):
+        first = 0 if 0 in numbers else 1
+        holes = sorted(set(range(first, max(numbers))) - set(numbers))
+        if holes:
+            raise SubmissionError(f"{folder / f'{holes[0]:05d}'}.png: is missing ({len(holes)} frames are); predict every frame")
+    return stems
+
+
+def _indexed(path: Path) -> tuple[bytes, tuple[int, int], frozenset[int]]:
+    """An indexed PNG, its width and height, and its ids."""
+    label_map = read_label_map(path)
+    size = (int(label_map.shape[1]), int(label_map.shape[0]))
+    ids = frozenset(label_map.unique().tolist()) - {0}
+    with Image.open(path) as image:
+        indexed = image.mode == "P" and image.format == "PNG"
+    if indexed:
+        return path.read_bytes(), size, ids
+    rewritten = Image.fromarray(label_map.numpy())
+    rewritten.putpalette(PALETTE.tobytes())
+    buffer = io.BytesIO()
+    rewritten.save(buffer, format="PNG")
+    return buffer.getvalue(), size, ids
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning submit", description="Check predictions and zip them for an evaluation server."
+    )
+    parser.add_argument("--server", choices=get_args(Server), required=True)
+    parser.add_argument("--predictions", type=Path, required=True, help="folder of video folders of PNGs")
+    parser.add_argument("--data", type=Path, help="root of the data set: checks frames, sizes and ids against it")
+    parser.add_argument("--output", type=Path, required=True, help="the zip file")
+    known = parser.parse_args(argv)
+    names = write_submission(known.server, known.predictions, known.output, known.data)
+    videos = len({name.rpartition("/")[0] for name in names})
+    checked = "frames, sizes and ids agree with the data set" if known.data else "not compared with the data set (--data DIR)"
+    Console(file=sys.stderr).print(f"{known.output}: {len(names)} masks of {videos} videos, {checked}", highlight=False)
+    return 0

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from tests.oracles import dmn_aoa as oracle
+from tests.tolerances import assert_close
+from vos_lightning.attention.aoa import AdaptiveObjectAlignment, Sharpness
+from vos_lightning.matching.alignment import aligned_similarity, correspondence, move_blocks, pooled_similarity
+
+SHARPNESS = 8.0
+
+
+def test_correspondence_and_moved_features():
+    target, source = torch.randn(2, 5, 6), torch.randn(2, 5, 6)
+    weights = correspondence(target, source, SHARPNESS)
+    for b in range(2):
+        expected, aligned = oracle.align(target[b], source[b], SHARPNESS)
+        assert_close(weights[b], expected.t())
+        assert_close((source @ weights)[b], aligned)
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_moving_blocks(block):
+    target, source = torch.randn(1, 5, 6), torch.randn(1, 5, 6)
+    weights = correspondence(target, source, SHARPNESS)
+    fine = torch.randn(1, 3, 2 * block, 3 * block)
+    expected = oracle.move_blocks(oracle.align(target[0], source[0], SHARPNESS)[0], fine[0], block)
+    assert_close(move_blocks(weights, fine, block)[0], expected)
+
+
+def test_blocks_of_an_identical_frame_stay():
+    features = torch.randn(1, 32, 6)
+    fine = torch.randn(1, 3, 8, 12)
+    assert_close(move_blocks(correspondence(features, features, 1000.0), fine, 4), fine)
+
+
+@pytest.mark.parametrize("pool", ["mean", "flat", "masked"])
+def test_similarity_of_every_pair(pool):
+    template, proposals, weights = torch.randn(2, 3, 5, 4), torch.randn(2, 4, 5, 4), torch.rand(2, 3, 4)
+    found = aligned_similarity(template, proposals, SHARPNESS, pool, weights if pool == "masked" else None)
+    assert found.shape == (2, 3, 4)
+    for b in range(2):
+        for n in range(3):
+            for k in range(4):
+                share = weights[b, n] if pool == "masked" else None
+                assert_close(found[b, n, k], oracle.aligned_similarity(template[b, n], proposals[b, k], SHARPNESS, pool, share))
+
+
+def test_alignment_makes_a_moved_proposal_similar():
+    template = torch.randn(1, 1, 16, 9)
+    moved = template[..., torch.randperm(9)]
+    other = torch.randn(1, 1, 16, 9)
+    similarity = aligned_similarity(template, torch.cat([moved, other], dim=1), 100.0)
+    assert similarity[0, 0, 0] > 0.99
+    assert similarity[0, 0, 1] < 0.8
+
+
+def test_pooled_similarity():
+    template, proposals = torch.randn(1, 2, 5, 4), torch.randn(1, 3, 5, 4)
+    found = pooled_similarity(template, proposals)
+    for n in range(2):
+        for k in range(3):
+            assert_close(found[0, n, k], oracle.cosine(template[0, n].mean(1), proposals[0, k].mean(1)))
+
+
+def test_module_projects_then_compares():
+    aoa = AdaptiveObjectAlignment(8, 4, SHARPNESS, groups=2)
+    templates, proposals = torch.randn(1, 2, 8, 3, 3), torch.randn(1, 3, 8, 3, 3)
+    left, right = aoa.project_templates(templates), aoa.project_proposals(proposals)
+    assert_close(left[0, 1], aoa.template(templates[0, 1:])[0])
+    assert_close(right[0, 2], aoa.proposal(proposals[0, 2:])[0])
+    assert_close(aoa(left, right), aligned_similarity(left.flatten(3), right.flatten(3), SHARPNESS))
+    base = AdaptiveObjectAlignment(8, 4, SHARPNESS, align=False, groups=2)
+    assert_close(base(left, right), pooled_similarity(left.flatten(3), right.flatten(3)))
+    assert aoa(left, right[:, :0]).shape == (1, 2, 0)
+
+
+def test_sharpness_may_be_learned():
+    aoa = AdaptiveObjectAlignment(8, 4, 20.0, learned_sharpness=True, groups=2)
+    aoa(torch.randn(1, 2, 4, 3, 3), torch.randn(1, 3, 4, 3, 3)).sum().backward()
+    assert aoa.sharpness.logarithm.grad.abs() > 0
+    assert_close(aoa.sharpness().detach(), torch.tensor(20.0))
+    assert Sharpness(20.0)() == 20.0
+    with pytest.raises(ValueError, match="sharpness"):
+        Sharpness(0.0)
+
+
+def test_masked_pooling_needs_weights():
+    with pytest.raises(ValueError, match="position_weights"):
+        aligned_similarity(torch.randn(1, 1, 2, 3), torch.randn(1, 1, 2, 3), SHARPNESS, "masked")

@@ -1,0 +1,424 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.oracles import pmnet as oracle
+from tests.tolerances import assert_close
+from vos_lightning.decoders.points import PointRefiner, UncertaintyDetector
+from vos_lightning.losses.auxiliary import mean_over_objects, point_loss, uncertainty_loss
+from vos_lightning.matching.local_window import LocalMatch, best_match
+from vos_lightning.matching.points import (
+    PointMap,
+    Points,
+    cells_table,
+    enlarged_boxes,
+    match_points,
+    point_counts,
+    probability_uncertainty,
+    sample_points,
+    strided_grid,
+    take_points,
+    window_cells,
+    write_points,
+)
+from vos_lightning.matching.trajectories import AdaptiveMatching, Trajectories, gaussian_keys, read_followed, step_spread
+
+HEIGHT, WIDTH = 6, 8
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+def test_probability_uncertainty_orders_cells_as_afb_urr_does():
+    logits = torch.randn(2, 3, 4, 5) * 1.5
+    ours = probability_uncertainty(logits, torch.ones(2, 3, dtype=torch.bool))
+    for b in range(2):
+        expected = oracle.afb_uncertainty(logits[b])
+        assert torch.equal(ours[b, 0].flatten().argsort(), expected.flatten().argsort())
+        # exp(1 - p1 / p2) of our p2 / p1.
+        assert_close((1 - 1 / ours[b, 1].double()).exp().float(), expected.float())
+
+
+def test_probability_uncertainty_ignores_objects_that_do_not_exist():
+    logits = torch.randn(1, 2, 3, 3)
+    valid = torch.tensor([[True, False]])
+    assert_close(probability_uncertainty(logits, valid)[:, :1], probability_uncertainty(logits[:, :1], valid[:, :1]))
+
+
+def test_margin_is_the_distance_from_one_half():
+    logits = torch.randn(1, 2, 4, 4) * 3
+    expected = 1 - 2 * (logits.sigmoid() - 0.5).abs()
+    assert_close(probability_uncertainty(logits, torch.ones(1, 2, dtype=torch.bool), "margin"), expected)
+    with pytest.raises((ValueError, TypeError)):
+        probability_uncertainty(logits, torch.ones(1, 2, dtype=torch.bool), "entropy")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2, 1.5])
+def test_boxes_and_counts(factor):
+    masks = torch.zeros(1, 5, HEIGHT, WIDTH, dtype=torch.bool)
+    masks[0, 0, 2:4, 1:6] = True  # five cells wide: 1.2 adds one on either side
+    masks[0, 1, 0, 0] = masks[0, 1, 5, 7] = True  # corners
+    masks[0, 2, 3, 4] = True  # one cell
+    masks[0, 3, 1:5, 7] = True  # at the border
+    regions = enlarged_boxes(masks, factor)
+    for n in range(5):
+        expected = oracle.box(masks[0, n], factor)
+        assert {tuple(cell) for cell in regions[0, n].nonzero().tolist()} == expected
+        area = len(expected)
+        assert int(point_counts(regions, masks, 0.2)[0, n]) == (max(round(0.2 * area), 1) if area else 0)
+        inside = int(masks[0, n].sum())
+        assert int(point_counts(regions, masks, 0.5, "mask")[0, n]) == (max(round(0.5 * inside), 1) if inside else 0)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.1])
+def test_counts_refuse_a_fraction_out_of_range(fraction):
+    nothing = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="fraction"):
+        point_counts(nothing, nothing, fraction)
+
+
+def test_samples_are_the_largest_scores_in_order():
+    # Few distinct values, so that ties occur.
+    score = torch.randint(0, 6, (2, 3, HEIGHT, WIDTH)) / 5
+    region = torch.rand(2, 3, HEIGHT, WIDTH) < 0.6
+    region[1, 2] = False
+    counts = torch.tensor([[5, 1, 9], [3, 12, 0]])
+    points = sample_points(score, region, counts)
+    assert points.index.shape == (2, 3, 12)
+    for b in range(2):
+        for n in range(3):
+            cells = {tuple(cell) for cell in region[b, n].nonzero().tolist()}
+            expected = oracle.sample(score[b, n], cells, int(counts[b, n]))
+            assert points.index[b, n][points.valid[b, n]].tolist() == expected
+            assert len(set(points.index[b, n].tolist())) == 12
+    assert sample_points(score, region, torch.zeros_like(counts)).index.shape[2] == 0
+    assert sample_points(score, region, torch.zeros_like(counts), at_least=2).valid.any().item() is False
+
+
+def test_points_are_read_and_written_back():
+    maps = torch.randn(2, 3, HEIGHT, WIDTH)
+    before = maps.clone()
+    points = sample_points(maps, torch.ones_like(maps, dtype=torch.bool), torch.tensor([[4, 2, 3], [0, 1, 4]]))
+    values = torch.randn(points.index.shape)
+    for how in ("replace", "add"):
+        written = write_points(maps, points, values, how)
+        expected = maps.clone()
+        for b, n, k in points.valid.nonzero().tolist():
+            y, x = divmod(int(points.index[b, n, k]), WIDTH)
+            expected[b, n, y, x] = values[b, n, k] + (maps[b, n, y, x] if how == "add" else 0)
+        assert torch.equal(written, expected)
+    assert torch.equal(maps, before)
+    table = cells_table(maps.unsqueeze(2))
+    assert torch.equal(
+        take_points(table, points.index[1, 2] + 5 * HEIGHT * WIDTH)[:, 0], maps[1, 2].flatten()[points.index[1, 2]]
+    )
+
+
+def test_a_channels_last_map_is_a_table_without_a_copy():
+    maps = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    table = cells_table(maps)
+    assert table.data_ptr() == maps.data_ptr()
+    assert torch.equal(table[20 + 7], maps[1, :, 1, 2])
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_windows(window):
+    cells, inside = window_cells(torch.tensor([0, 19, 47]), HEIGHT, WIDTH, window)
+    for row, cell in enumerate((0, 19, 47)):
+        y, x = divmod(cell, WIDTH)
+        around = [(v - window // 2 + y, u - window // 2 + x) for v in range(window) for u in range(window)]
+        assert inside[row].tolist() == [0 <= v < HEIGHT and 0 <= u < WIDTH for v, u in around]
+        kept = [v * WIDTH + u for v, u in around if 0 <= v < HEIGHT and 0 <= u < WIDTH]
+        assert cells[row][inside[row]].tolist() == kept
+
+
+# Matching -------------------------------------------------------------------------------------------------------------
+
+
+def memories(batch=2, num_objects=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return PointMap(
+        torch.randn(batch, 4, HEIGHT, WIDTH, generator=generator),
+        torch.randn(batch, 3, HEIGHT, WIDTH, generator=generator),
+        torch.randn(batch, num_objects, 2, HEIGHT, WIDTH, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("similarity", ["l2", "dot", "cosine"])
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (4, 3), (1, 1)])
+def test_matching_is_the_formula(similarity, window, stride):
+    first, previous = memories(seed=1), memories(seed=2)
+    rows = torch.tensor([5, 0, 4])
+    index = torch.tensor([[0, 47, 20, 13], [7, 40, 8, 1], [2, 19, 33, 46]])
+    query = torch.randn(3, 4, 4)
+    opened = torch.tensor([[True, True, True], [True, False, True]])
+    read = match_points(
+        query, index, rows, strided_grid(first, stride), previous, window=window, similarity=similarity, grid_open=opened
+    )
+    scale = 1.0 if similarity == "cosine" else 0.5
+    for r, row in enumerate(rows.tolist()):
+        b, n = divmod(row, 3)
+        seen = [(m.key[b], torch.cat([m.shared[b], m.own[b, n]])) for m in (first, previous)]
+        for k in range(4):
+            expected = oracle.read_point(
+                query[r, k], int(index[r, k]), seen[0], seen[1], window, stride, similarity, scale, bool(opened[b, n])
+            )
+            assert_close(read[r, k], expected)
+
+
+def test_gradients_of_the_matching():
+    first, previous = (
+        PointMap(*(torch.randn(*shape, 3, 3, dtype=torch.float64) for shape in ((1, 2), (1, 1), (1, 2, 1)))) for _ in range(2)
+    )
+    leaves = [tensor.requires_grad_() for m in (first, previous) for tensor in (m.key, m.shared, m.own)]
+    query = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[3, 2], [4, 8]])
+
+    def read(query, *tensors):
+        grid, map_ = strided_grid(PointMap(*tensors[:3]), 2), PointMap(*tensors[3:])
+        return match_points(query, index, torch.tensor([1, 0]), grid, map_, window=3)
+
+    assert torch.autograd.gradcheck(read, (query, *leaves), fast_mode=True)
+
+
+def points_of(index, valid):
+    return Points(torch.tensor(index)[None], torch.tensor(valid)[None])
+
+
+def refiner(**arguments):
+    torch.manual_seed(0)
+    defaults = {"feature_channels": 3, "own_channels": 2, "decoder_channels": 5, "key_channels": 4, "value_channels": 6,
+                "aggregation": (7, 5), "prediction": (4,), "window": 3}  # fmt: skip
+    return PointRefiner(**{**defaults, **arguments})
+
+
+def test_refined_logits_are_the_formula():
+    """The fusion layer on the memory and then the weighted sum, as the paper has it."""
+    network = refiner()
+    features, decoded = torch.randn(1, 3, HEIGHT, WIDTH), torch.randn(1, 2, 5, HEIGHT, WIDTH)
+    frames = [(torch.randn(1, 3, HEIGHT, WIDTH), torch.randn(1, 2, 2, HEIGHT, WIDTH)) for _ in range(2)]
+    seen = [network.remember(*frame) for frame in frames]
+    points = points_of([[3, 20, 0], [47, 8, 12]], [[True, True, False], [True, True, True]])
+    with torch.no_grad():
+        logits = network(points, features, decoded, strided_grid(seen[0], 2), seen[1])
+    assert network.memory_key is not None
+    for n in range(2):
+        both = []
+        for x, own in frames:
+            keys = network.memory_key(x[0].flatten(1).t()).t().unflatten(1, (HEIGHT, WIDTH))
+            values = network.fusion(torch.cat([x[0], own[0, n]]).flatten(1).t()).t().unflatten(1, (HEIGHT, WIDTH))
+            both.append((keys.detach(), values.detach()))
+        for k in range(int(points.valid[0, n].sum())):
+            cell = int(points.index[0, n, k])
+            x = features[0].flatten(1)[:, cell]
+            read = oracle.read_point(network.query_key(x).detach(), cell, both[0], both[1], 3, 2, "l2", 0.5)
+            joined = network.aggregation(torch.cat([read, network.query_value(x)])) + decoded[0, n].flatten(1)[:, cell]
+            assert_close(logits[0, n, k], network.prediction(joined)[0].detach())
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 512])
+def test_chunks_and_recomputation_change_nothing(chunk):
+    results = []
+    for arguments in ({"chunk": 512, "recompute": False}, {"chunk": chunk, "recompute": True}):
+        network = refiner(**arguments)
+        torch.manual_seed(1)
+        features = torch.randn(2, 3, HEIGHT, WIDTH, requires_grad=True)
+        decoded = torch.randn(2, 2, 5, HEIGHT, WIDTH)
+        seen = network.remember(torch.randn(2, 3, HEIGHT, WIDTH), torch.randn(2, 2, 2, HEIGHT, WIDTH))
+        score = torch.rand(2, 2, HEIGHT, WIDTH)
+        points = sample_points(score, torch.ones_like(score, dtype=torch.bool), torch.tensor([[7, 0], [2, 4]]))
+        logits = network(points, features, decoded, strided_grid(seen, 2), seen)
+        (logits * points.valid).square().sum().backward()
+        results.append((logits[points.valid], features.grad, *[p.grad for p in network.parameters()]))
+    for ours, expected in zip(*results, strict=True):
+        assert_close(ours, expected)
+
+
+def test_every_parameter_takes_part_even_without_a_point():
+    network = refiner()
+    features, decoded = torch.randn(1, 3, HEIGHT, WIDTH), torch.randn(1, 2, 5, HEIGHT, WIDTH)
+    seen = network.remember(torch.randn(1, 3, HEIGHT, WIDTH), torch.randn(1, 2, 2, HEIGHT, WIDTH))
+    nothing = torch.zeros(1, 2, HEIGHT, WIDTH, dtype=torch.bool)
+    points = sample_points(torch.rand(1, 2, HEIGHT, WIDTH), nothing, torch.zeros(1, 2, dtype=torch.long), at_least=1)
+    logits = network(points, features, decoded, strided_grid(seen, 2), seen)
+    write_points(torch.randn(1, 2, HEIGHT, WIDTH), points, logits).sum().backward()
+    assert all(p.grad is not None and p.grad.eq(0).all() for p in network.parameters())
+
+
+def test_parameters_of_the_modules():
+    assert count(UncertaintyDetector()) == 158_081
+    assert count(UncertaintyDetector((256, 256, 256))) == 141_697
+    network = PointRefiner()
+    assert count(network) == 1_182_593
+    layers = (network.query_key, network.query_value, network.memory_key, network.fusion, network.aggregation, network.prediction)
+    assert [count(layer) for layer in layers] == [16_448, 131_584, 16_448, 164_352, 721_920, 131_841]
+    assert count(PointRefiner(share_key=True)) == 1_182_593 - 16_448
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"aggregation": (7, 4)}, "aggregation must end"), ({"window": 0}, "window"), ({"chunk": 0}, "chunk")],
+)
+def test_refiner_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        refiner(**arguments)
+
+
+@pytest.mark.parametrize("form", ["top_down", "top_down_3x3", "concatenated"])
+def test_detector_stops_the_gradient(form):
+    detector = UncertaintyDetector((6, 5, 4), 8, form)
+    maps = [torch.randn(2, 3, c, 2 * s, 3 * s, requires_grad=True) for c, s in ((6, 1), (5, 2), (4, 4))]
+    out = detector(*maps)
+    assert out.shape == (2, 3, 8, 12)
+    assert ((out > 0) & (out < 1)).all()
+    out.sum().backward()
+    assert all(m.grad is None for m in maps)
+    assert all(p.grad is not None for p in detector.parameters())
+
+
+def test_top_down_detector_is_its_drawing():
+    detector = UncertaintyDetector((6, 5, 4), 8)
+    maps = [torch.randn(1, 1, c, 2 * s, 3 * s) for c, s in ((6, 1), (5, 2), (4, 4))]
+
+    def conv(x, layer, padding=0):
+        return F.conv2d(x, layer.weight, layer.bias, padding=padding)
+
+    a, b, c = (
+        F.relu(conv(x[0], d)) for x, d in zip(maps, (detector.lateral16, detector.lateral8, detector.lateral4), strict=True)
+    )
+    b = F.relu(conv(F.interpolate(a, scale_factor=2, mode="bilinear") + b, detector.merge8, 1))
+    c = F.relu(conv(F.interpolate(b, scale_factor=2, mode="bilinear") + c, detector.merge4, 1))
+    expected = conv(F.relu(conv(c, detector.hidden, 1)), detector.predictor).sigmoid()
+    assert_close(detector(*maps), expected)
+
+
+# Trajectories ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["exponential", "inverse_distance", "inverse_squared_distance", "cosine"])
+@pytest.mark.parametrize("window", [3, 4])
+def test_chained_tracking_is_the_formula(form, window):
+    frames = [torch.rand(2, 4, 5, 6) + 0.1 for _ in range(4)]
+    measure = "cosine" if form == "cosine" else "l2"
+    state = Trajectories(torch.arange(30).expand(2, -1), torch.zeros(2, 30))
+    for before, after in pairwise(frames):
+        match = best_match(before, after, window, measure)
+        state = state.follow(match.index.flatten(1), step_spread(match, 8.0, form, 0.5).flatten(1))
+    for b in range(2):
+        positions, spreads = oracle.track([frame[b] for frame in frames], window, 8.0, form)
+        assert state.position[b].tolist() == positions
+        assert_close(state.spread[b], torch.tensor(spreads))
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("exponential", (6.02, 0.66, 0.66)),
+        ("inverse_squared_distance", (6.55, 2.94, 6.55)),
+        ("inverse_distance", (7.27, 5.29, 7.27)),
+    ],
+)
+def test_spreads_of_known_distances(form, expected):
+    best, second = torch.tensor([[[10.0, 10.0, 50.0]]]), torch.tensor([[[12.0, 20.0, 60.0]]])
+    match = LocalMatch(torch.zeros(1, 1, 3, dtype=torch.long), -best, -second)
+    spread = step_spread(match, 8.0, form)
+    assert [round(float(value), 2) for value in spread.flatten()] == list(expected)
+
+
+def test_spread_of_degenerate_matches():
+    """No runner-up is certain; two perfect matches are not."""
+    index = torch.zeros(1, 1, 2, dtype=torch.long)
+    match = LocalMatch(index, torch.tensor([[[-1.0, 0.0]]]), torch.tensor([[[-math.inf, 0.0]]]))
+    for form in ("exponential", "inverse_distance", "inverse_squared_distance", "cosine"):
+        assert step_spread(match, 8.0, form)[0, 0, 1] == 8
+    assert step_spread(match, 8.0, "exponential")[0, 0, 0] == 0
+
+
+@pytest.mark.parametrize("similarity", ["l2", "dot", "cosine"])
+@pytest.mark.parametrize(("top", "order"), [(None, "after"), (5, "after"), (5, "before")])
+def test_weighted_read_is_the_formula(similarity, top, order):
+    height, width, size = 4, 5, 30
+    positions, sigmas = torch.randint(0, 20, (1, size)), torch.rand(1, size) * 4
+    keys, values, query = torch.randn(1, 4, size), torch.randn(1, 2, 3, size), torch.randn(1, 4, height, width)
+    readable = torch.ones(1, 2, size, dtype=torch.bool)
+    readable[0, 1, 10:] = False
+    options = AdaptiveMatching(smallest_sigma=1.0, largest_sigma=3.0, top_k_order=order)
+    read = read_followed(
+        keys, query, values, readable, Trajectories(positions, sigmas), options, similarity=similarity, scale=0.7, top_k=top
+    )
+    clamped = [min(max(value, 1.0), 3.0) for value in sigmas[0].tolist()]
+    for n, seen in enumerate((slice(None), slice(10))):
+        memory = (keys[0, :, seen], values[0, n, :, seen], positions[0, seen].tolist(), clamped[seen])
+        assert_close(read[0, n], oracle.weighted_read(*memory, query[0].flatten(1), width, top, order, similarity, 0.7))
+
+
+@pytest.mark.parametrize(("dtype", "height", "width"), [(torch.float32, 30, 54), (torch.float64, 45, 80)])
+@pytest.mark.parametrize("spread_is", ["sigma", "variance"])
+def test_gaussian_keys_give_the_weight_at_video_size(dtype, height, width, spread_is):
+    positions, spreads = torch.randint(0, height * width, (1, 100)), torch.rand(1, 100, dtype=dtype) * 8
+    options = AdaptiveMatching(spread_is=spread_is)
+    memory, query = gaussian_keys(Trajectories(positions, spreads), height, width, options)
+    weights = (memory[0].t() @ query[0]).exp()
+    sigma = spreads.double().sqrt().clamp(1, 8**0.5) if spread_is == "variance" else spreads.double().clamp(1, 8)
+    y, x = positions[0].div(width, rounding_mode="floor"), positions[0] % width
+    v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    squared = (y[:, None] - v.flatten()) ** 2 + (x[:, None] - u.flatten()) ** 2
+    expected = (-squared / (2 * sigma[0, :, None] ** 2)).exp()
+    assert_close(weights, expected.to(dtype))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"window": 1},
+        {"beta": 0.0},
+        {"smallest_sigma": 0.0},
+        {"smallest_sigma": 3.0, "largest_sigma": 2.0},
+        {"exclusion_radius": -1},
+    ],
+)
+def test_adaptive_matching_refuses(arguments):
+    with pytest.raises(ValueError, match="adaptive"):
+        AdaptiveMatching(**arguments)
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hardest_by", ["predicted", "loss", "target"])
+@pytest.mark.parametrize("ratio", [1.0, 0.4, 0.15])
+def test_uncertainty_loss_is_the_formula(hardest_by, ratio):
+    predicted, target = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    counted = torch.rand(2, 3, 4, 5) < 0.8
+    counted[1, 0] = False
+    loss = uncertainty_loss(predicted, target, counted, ratio, hardest_by)
+    for b in range(2):
+        each = [oracle.uncertainty_loss(predicted[b, n], target[b, n], counted[b, n], ratio, hardest_by) for n in range(3)]
+        alive = [value for n, value in enumerate(each) if counted[b, n].any()]
+        assert float(loss[b]) == pytest.approx(sum(alive) / len(alive), rel=1e-5)
+    assert uncertainty_loss(predicted, target, torch.zeros_like(counted), ratio, hardest_by).eq(0).all()
+
+
+def test_point_loss_is_the_mean_over_counted_points():
+    logits, target = torch.randn(2, 2, 3), torch.randint(0, 2, (2, 2, 3)).float()
+    counted = torch.tensor([[[True, True, False], [False, False, False]], [[True, False, False], [True, True, True]]])
+    p = logits.sigmoid()
+    each = -(target * p.log() + (1 - target) * (1 - p).log())
+    expected = torch.stack([each[0, 0, :2].mean(), (each[1, 0, 0] + each[1, 1].mean()) / 2])
+    assert_close(point_loss(logits, target, counted), expected)
+    broken = torch.full((1, 1, 2), math.nan)
+    assert mean_over_objects(broken, torch.zeros(1, 1, 2, dtype=torch.bool)).eq(0).all()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.5])
+def test_uncertainty_loss_refuses_a_ratio_out_of_range(ratio):
+    maps = torch.rand(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="ratio"):
+        uncertainty_loss(maps, maps, torch.ones(1, 1, 2, 2, dtype=torch.bool), ratio)

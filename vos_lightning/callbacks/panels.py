@@ -1,0 +1,114 @@
+"""What a network computes inside, for chosen videos and frames: pictures in the run directory and in Weights & Biases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import UInt8
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from vos_lightning.callbacks.drawing import contact_sheet, write_png
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.panels import Panel, as_image, frame_view
+from vos_lightning.structures import FramePrediction, VideoSample
+
+
+class FramePanels(Callback):
+    """Draws ``VOSModule.panels`` of chosen frames in every validation and test.
+
+    ::
+
+        <default_root_dir>/panels/step=000500_<video>_<frame>.png   in validation
+        <default_root_dir>/panels/test_<video>_<frame>.png          in test
+
+    Where a ``WandbLogger`` is attached, it gets them as ``panels/<video>_<frame>``. Every process draws the videos that it
+    evaluates; sanity checks are left out.
+
+    Args:
+        videos: names; null for the first video that the first process evaluates, an empty list for none.
+        frames: indices; null for the middle of the video.
+    """
+
+    def __init__(self, videos: Sequence[str] | None = None, frames: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.videos = videos
+        self.frames = frames
+        self._module: VOSModule | None = None
+        self._first: str | None = None
+        self._written: dict[str, Path] = {}
+
+    def _start(self, trainer: Trainer, module: LightningModule, prefix: str) -> None:
+        if trainer.sanity_checking or (self.videos is None and not trainer.is_global_zero):
+            return
+        assert isinstance(module, VOSModule)
+        self._module, self._first, self._written = module, None, {}
+        self._folder, self._prefix = Path(trainer.default_root_dir) / "panels", prefix
+        module.frame_listeners.append(self._take)
+
+    def _take(self, video: VideoSample, prediction: FramePrediction) -> None:
+        """The frame listener."""
+        self._first = self._first or video.name
+        chosen = (self._first,) if self.videos is None else self.videos
+        frames = (len(video.frames) // 2,) if self.frames is None else self.frames
+        if video.name not in chosen or prediction.frame_index not in frames:
+            return
+        assert self._module is not None
+        panels = panels_of(self._module, video.frames[prediction.frame_index], prediction)
+        name = f"{video.name}_{video.frame_names[prediction.frame_index]}"
+        path = self._folder / f"{self._prefix}_{name}.png"
+        if panels:
+            write_png(path, contact_sheet(panels))
+            self._written[name] = path
+
+    def _finish(self, trainer: Trainer) -> None:
+        self._stop()
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                for name, path in self._written.items():
+                    logger.log_image(f"panels/{name}", [str(path)], step=trainer.global_step)
+        self._written = {}
+
+    def _stop(self) -> None:
+        if self._module is not None and self._take in self._module.frame_listeners:
+            self._module.frame_listeners.remove(self._take)
+        self._module = None
+
+    # Lightning hooks --------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        self._start(trainer, pl_module, f"step={trainer.global_step:06d}")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        self._start(trainer, pl_module, "test")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Show what was drawn, and stop listening."""
+        self._finish(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Show what was drawn, and stop listening."""
+        self._finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Stop listening."""
+        self._stop()
+
+
+def panels_of(module: VOSModule, frame: UInt8[Tensor, "3 H W"], prediction: FramePrediction) -> list[Panel]:
+    """The panels of a frame as it was given to the engine, RGB uint8; none where there is no object yet."""
+    network = module.network
+    return module.panels(frame_view(frame, prediction, network.padding, network.stride))
+
+
+def write_panels(folder: Path, panels: Sequence[Panel]) -> None:
+    """Write every panel at its full size, ``<row>_<title>.png``, and ``sheet.png`` with all of them."""
+    for panel in panels:
+        name = re.sub(r"[^\w.+-]+", "_", f"{panel.row} {panel.title}".strip())
+        write_png(folder / f"{name}.png", as_image(panel.image))
+    write_png(folder / "sheet.png", contact_sheet(panels))

@@ -1,0 +1,298 @@
+"""Second look at uncertain points: where a decoded mask may be wrong, and what finer features say there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vos_lightning.matching.points import (
+    CountBase,
+    PointGrid,
+    PointMap,
+    Points,
+    ProbabilityForm,
+    cells_table,
+    enlarged_boxes,
+    match_points,
+    point_counts,
+    probability_uncertainty,
+    sample_points,
+    take_points,
+)
+from vos_lightning.matching.similarity import Similarity
+
+PointSource = Literal["learned", "probabilities", "all", "none"]
+EmptyMask = Literal["skip", "whole_frame"]
+DetectorForm = Literal["top_down", "top_down_3x3", "concatenated"]
+
+
+@dataclass(frozen=True)
+class PointSampling:
+    """Which points of an object are refined.
+
+    Attributes:
+        source: the most uncertain ones by the ``learned`` map or by the predicted ``probabilities``; ``all`` cells of the frame;
+            ``none``.
+        fraction: share of an area that becomes points, in (0, 1].
+        count_base: which area: of the enlarged ``box`` (section 3.2.1 of the paper) or of the ``mask`` (section 4.1).
+        box_factor: by which height and width of the object's bounding box grow before points are looked for in it.
+        empty_mask: an object without a cell in its first mask gets no points, or they are looked for in the ``whole_frame``.
+        probability_form: see :func:`vos_lightning.matching.points.probability_uncertainty`.
+    """
+
+    source: PointSource = "learned"
+    fraction: float = 0.2
+    count_base: CountBase = "box"
+    box_factor: float = 1.2
+    empty_mask: EmptyMask = "skip"
+    probability_form: ProbabilityForm = "ratio"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("source", self.source, get_args(PointSource)),
+            ("empty_mask", self.empty_mask, get_args(EmptyMask)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"sampling.{name} must be one of {allowed}, not {value!r}")
+        if self.box_factor < 1:
+            raise ValueError(f"sampling.box_factor must be at least 1, not {self.box_factor}")
+
+    def score(self, logits: Float[Tensor, "B N h w"], introduced: Bool[Tensor, "B N"]) -> Float[Tensor, "B N h w"]:
+        """Uncertainty of the predicted probabilities."""
+        return probability_uncertainty(logits.detach(), introduced, self.probability_form)
+
+    def choose(
+        self,
+        source: PointSource,
+        score: Float[Tensor, "B N h w"],
+        logits: Float[Tensor, "B N h w"],
+        introduced: Bool[Tensor, "B N"],
+        at_least: int = 0,
+    ) -> Points:
+        """Points of the objects that are introduced.
+
+        Args:
+            source: as ``self.source``, which a training may depart from.
+            score: uncertainty; what it is with ``all`` does not matter.
+            logits: first mask of every object.
+            introduced: objects that are known.
+            at_least: see :func:`vos_lightning.matching.points.sample_points`.
+        """
+        known = introduced[:, :, None, None]
+        masks = (logits > 0) & known
+        if source == "all":
+            region = known.expand_as(masks)
+            counts = region.flatten(2).sum(dim=2)
+        else:
+            region = enlarged_boxes(masks, self.box_factor)
+            if self.empty_mask == "whole_frame":
+                empty = known & ~masks.flatten(2).any(dim=2)[:, :, None, None]
+                region, masks = region | empty, masks | empty
+            counts = point_counts(region, masks, self.fraction, self.count_base)
+        return sample_points(score, region, counts, at_least)
+
+
+class UncertaintyDetector(nn.Module):
+    """Where the mask of an object is likely to be wrong, from the decoder's features.
+
+    Features of strides 16, 8 and 4 are projected to ``width`` channels, merged to stride 4 and read out by two convolutions.
+    There is no normalisation: batches are tiny and all others have fixed statistics.
+
+    Args:
+        channels: of the decoder's features at strides 16, 8 and 4.
+        width: of the projections.
+        form: ``top_down``: 1 x 1 projections; the coarse ones are enlarged, added to the next finer and convolved;
+            ``top_down_3x3``: the same with 3 x 3 projections; ``concatenated``: all are enlarged to stride 4 and stacked.
+
+    Raises:
+        ValueError: ``form`` is unknown.
+
+    Reference: PMNet section 3.2.1, which gives inputs, output and the cost of a lightweight network and leaves its layers open.
+    """
+
+    def __init__(
+        self, channels: tuple[int, int, int] = (512, 256, 256), width: int = 64, form: DetectorForm = "top_down"
+    ) -> None:
+        super().__init__()
+        if form not in get_args(DetectorForm):
+            raise ValueError(f"form must be one of {get_args(DetectorForm)}, not {form!r}")
+        self.top_down = form != "concatenated"
+        size = 3 if form == "top_down_3x3" else 1
+        self.lateral16, self.lateral8, self.lateral4 = (nn.Conv2d(c, width, size, padding=size // 2) for c in channels)
+        self.merge8 = nn.Conv2d(width, width, 3, padding=1) if self.top_down else None
+        self.merge4 = nn.Conv2d(width if self.top_down else 3 * width, width, 3, padding=1)
+        self.hidden = nn.Conv2d(width, max(width // 2, 1), 3, padding=1)
+        self.predictor = nn.Conv2d(max(width // 2, 1), 1, 1)
+
+    def forward(
+        self, s16: Float[Tensor, "B N C16 h w"], s8: Float[Tensor, "B N C8 h8 w8"], s4: Float[Tensor, "B N C4 h4 w4"]
+    ) -> Float[Tensor, "B N h4 w4"]:
+        """Uncertainty in [0, 1] of every object; no gradient reaches the features."""
+        a, b, c = (
+            F.relu(layer(x.detach().flatten(0, 1)), inplace=True)
+            for layer, x in ((self.lateral16, s16), (self.lateral8, s8), (self.lateral4, s4))
+        )
+        if self.merge8 is not None:
+            b = F.relu(self.merge8(_enlarge(a, 2) + b), inplace=True)
+            c = _enlarge(b, 2) + c
+        else:
+            c = torch.cat([_enlarge(a, 4), _enlarge(b, 2), c], dim=1)
+        x = F.relu(self.hidden(F.relu(self.merge4(c), inplace=True)), inplace=True)
+        return self.predictor(x).float().sigmoid().squeeze(1).unflatten(0, s4.shape[:2])
+
+
+class PointRefiner(nn.Module):
+    r"""New logits at points, from features at stride 4 of the frame, of the first and of the previous one.
+
+    .. math:: l_k = B\big(A([\,F(r_k), V x_k\,]) + d_k\big)
+
+    with the frame's features :math:`x_k`, what the point reads of the memory's features :math:`r_k` (see
+    :func:`vos_lightning.matching.points.match_points`), the decoder's features :math:`d_k`, linear layers :math:`F` (fusion) and
+    :math:`V` (query value), and stacks of linear layers with rectifications between them :math:`A, B`. The paper applies the
+    fusion to the memory and then reads; as both are linear and the weights sum to 1, it is applied to what was read.
+
+    Args:
+        feature_channels: of the frame's features at stride 4.
+        own_channels: of the features at stride 4 that depend on the object.
+        decoder_channels: of the decoder's features at stride 4.
+        key_channels: of the keys of query and memory.
+        value_channels: of the query's and of the memory's value.
+        aggregation: widths of the stack A; the last must be ``decoder_channels``.
+        prediction: widths of the hidden layers of the stack B.
+        share_key: one layer for the keys of query and memory.
+        window: side of the window in the previous frame, in cells.
+        similarity: see :func:`vos_lightning.matching.points.match_points`.
+        scale: likewise.
+        chunk: points that are matched at a time: bounds the memory.
+        recompute: in training, compute a chunk again in the backward pass instead of keeping its gathered keys.
+
+    Raises:
+        ValueError: the stack A does not end with ``decoder_channels``.
+
+    Reference: PMNet sections 3.2.2 and 3.2.3 and Figure 3; the widths of the stacks and their activations are not given.
+    """
+
+    def __init__(
+        self,
+        feature_channels: int = 256,
+        own_channels: int = 64,
+        decoder_channels: int = 256,
+        key_channels: int = 64,
+        value_channels: int = 512,
+        aggregation: tuple[int, ...] = (512, 256, 256),
+        prediction: tuple[int, ...] = (256, 256),
+        share_key: bool = False,
+        window: int = 15,
+        similarity: Similarity = "l2",
+        scale: float | None = None,
+        chunk: int = 512,
+        recompute: bool = True,
+    ) -> None:
+        super().__init__()
+        if aggregation[-1] != decoder_channels:
+            raise ValueError(
+                f"the point aggregation must end with the decoder's {decoder_channels} channels, not {aggregation[-1]}"
+            )
+        if window < 1 or chunk < 1:
+            raise ValueError(f"window and chunk must be at least 1, not {window} and {chunk}")
+        self.query_key = nn.Linear(feature_channels, key_channels)
+        self.query_value = nn.Linear(feature_channels, value_channels)
+        self.memory_key = None if share_key else nn.Linear(feature_channels, key_channels)
+        self.fusion = nn.Linear(feature_channels + own_channels, value_channels)
+        self.aggregation = _stack(2 * value_channels, aggregation)
+        self.prediction = _stack(decoder_channels, (*prediction, 1))
+        self.window, self.similarity, self.scale = window, similarity, scale
+        self.chunk, self.recompute = chunk, recompute
+
+    def remember(self, features: Float[Tensor, "B C h w"], own: Float[Tensor, "B N D h w"]) -> PointMap:
+        """What points of later frames may read of this one."""
+        layer = self.query_key if self.memory_key is None else self.memory_key
+        return PointMap(F.conv2d(features, layer.weight[:, :, None, None], layer.bias), features, own)
+
+    def forward(
+        self,
+        points: Points,
+        features: Float[Tensor, "B C h w"],
+        decoded: Float[Tensor, "B N C4 h w"],
+        grid: PointGrid,
+        previous: PointMap,
+        grid_open: Bool[Tensor, "B N"] | None = None,
+    ) -> Float[Tensor, "B N K"]:
+        """Foreground logits at the points of every object.
+
+        Args:
+            points: where.
+            features: of the frame.
+            decoded: of the decoder, for every object.
+            grid: first frame of every object.
+            previous: the frame before.
+            grid_open: objects that read the grid; None for all.
+
+        Returns:
+            Float32; 0 at padding, but for numbers that nobody may read.
+        """
+        batch, num_objects, width = points.index.shape
+        index = points.index.flatten(0, 1)
+        counts: list[int] = points.valid.flatten(0, 1).sum(dim=1).tolist()
+        out = torch.zeros(index.shape, device=index.device)
+        frame_table, decoded_table = cells_table(features), cells_table(decoded)
+        start = 0
+        while start < width:
+            # Objects that have points left; one row stands in where there is none, so that every parameter takes part.
+            alive = [row for row, count in enumerate(counts) if count > start] or [0]
+            stop = min(width, start + max(1, self.chunk // len(alive)))
+            rows = torch.tensor(alive, device=index.device)
+            arguments = (rows, index[rows, start:stop], frame_table, decoded_table, grid, previous, grid_open)
+            if self.recompute and torch.is_grad_enabled():
+                refined = checkpoint(self._refine, *arguments, use_reentrant=False)
+            else:
+                refined = self._refine(*arguments)
+            out[rows, start:stop] = refined
+            start = stop
+        return out.unflatten(0, (batch, num_objects))
+
+    def _refine(
+        self,
+        rows: Int64[Tensor, " R"],
+        index: Int64[Tensor, "R K"],
+        frame_table: Float[Tensor, "frame_cells C"],
+        decoded_table: Float[Tensor, "object_cells C4"],
+        grid: PointGrid,
+        previous: PointMap,
+        grid_open: Bool[Tensor, "B N"] | None,
+    ) -> Float[Tensor, "R K"]:
+        num_objects, cells = previous.own.shape[1], previous.key.shape[-2] * previous.key.shape[-1]
+        sample = rows.div(num_objects, rounding_mode="floor")
+        x = take_points(frame_table, index + sample[:, None] * cells)
+        read = match_points(
+            self.query_key(x),
+            index,
+            rows,
+            grid,
+            previous,
+            window=self.window,
+            similarity=self.similarity,
+            scale=self.scale,
+            grid_open=grid_open,
+        )
+        joined = self.aggregation(torch.cat([self.fusion(read), self.query_value(x)], dim=2))
+        return self.prediction(joined + take_points(decoded_table, index + rows[:, None] * cells)).squeeze(2).float()
+
+
+def _stack(in_channels: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers with rectifications between them."""
+    layers: list[nn.Module] = []
+    for a, b in pairwise((in_channels, *widths)):
+        layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
+def _enlarge(x: Float[Tensor, "B C h w"], factor: int) -> Float[Tensor, "B C h2 w2"]:
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)

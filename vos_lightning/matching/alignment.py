@@ -1,0 +1,129 @@
+"""Alignment by appearance: every position of one feature map gathers its like from another."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vos_lightning.matching.similarity import cosine, l2_normalize
+
+PositionPool = Literal["mean", "flat", "masked"]
+"""Mean of the cosines of all positions; cosine of the whole maps as one vector; mean weighted by position."""
+
+
+def correspondence(
+    query: Float[Tensor, "B C Q"], source: Float[Tensor, "B C S"], sharpness: float | Float[Tensor, ""]
+) -> Float[Tensor, "B S Q"]:
+    r"""Which source positions a query position takes its features from.
+
+    .. math:: S_{ij} = \frac{\exp(\alpha \cos(i, j))}{\sum_k \exp(\alpha \cos(i, k))}
+
+    Args:
+        query: features of the map that is aligned to (template, current frame).
+        source: features of the map that is moved (proposal, reference frame).
+        sharpness: :math:`\alpha`.
+
+    Returns:
+        Weights that sum to 1 over ``S``, float32.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), equation 2.
+    """
+    return (cosine(source, query) * sharpness).softmax(dim=1)
+
+
+def move_blocks(weights: Float[Tensor, "B S Q"], source: Float[Tensor, "B C H W"], block: int) -> Float[Tensor, "B C H W"]:
+    """Move ``block x block`` pixels at a time, as the weights of coarse positions say.
+
+    A correspondence between maps at stride 16 is too large to be computed at stride 4 (its size grows with the fourth power);
+    here every coarse position hands on its pixels in their order.
+
+    Args:
+        weights: of the coarse positions, ``S = Q = (H / block) * (W / block)``.
+        source: map to move.
+        block: side of what is one position of the weights, in pixels of the source.
+
+    Returns:
+        The moved map, in the precision of ``source``.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), equation 3, for features that are finer than the correspondence.
+    """
+    blocks = F.pixel_unshuffle(source, block)
+    moved = (blocks.flatten(2) @ weights.to(source.dtype)).view_as(blocks)
+    return F.pixel_shuffle(moved, block)
+
+
+def aligned_similarity(
+    template: Float[Tensor, "B N C P"],
+    proposals: Float[Tensor, "B K C P"],
+    sharpness: float | Float[Tensor, ""],
+    pool: PositionPool = "mean",
+    position_weights: Float[Tensor, "B N P"] | None = None,
+) -> Float[Tensor, "B N K"]:
+    r"""Cosine similarity of object templates and proposals that are first aligned to them.
+
+    .. math:: P''_i = \sum_j S_{ij} P'_j, \qquad s = \frac{1}{HW} \sum_i \cos(T'_i, P''_i)
+
+    Args:
+        template: projected templates of ``N`` objects at ``P`` positions.
+        proposals: projected features of ``K`` proposals.
+        sharpness: see :func:`correspondence`.
+        pool: how the positions become one number, see :data:`PositionPool`.
+        position_weights: for ``masked``, at least 0.
+
+    Returns:
+        Similarities in [-1, 1], float32.
+
+    Raises:
+        ValueError: ``pool`` is unknown, or ``masked`` comes without weights.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), equations 2 and 3; the pooling is not stated there.
+    """
+    if pool not in get_args(PositionPool):
+        raise ValueError(f"pool must be one of {get_args(PositionPool)}, not {pool!r}")
+    batch, num_objects, _, cells = template.shape
+    num_proposals = proposals.shape[1]
+    with torch.autocast(template.device.type, enabled=False):
+        # All pairs as products of whole matrices: neither templates nor proposals are repeated.
+        unit = l2_normalize(template.transpose(1, 2).flatten(2))  # (B, C, N*P)
+        source = proposals.float()
+        flat = l2_normalize(source.transpose(1, 2).flatten(2))  # (B, C, K*P)
+        angles = (flat.transpose(1, 2) @ unit).view(batch, num_proposals, cells, num_objects * cells)
+        weights = (angles * sharpness).softmax(dim=2)
+        moved = source @ weights  # (B, K, C, N*P)
+        inner = (moved * unit[:, None]).sum(dim=2).unflatten(2, (num_objects, cells))
+        lengths = moved.square().sum(dim=2).unflatten(2, (num_objects, cells))
+        if pool == "flat":
+            # The template is not of unit length here: its cells count by their length.
+            size = template.float().norm(dim=2)[:, None]
+            norms = size.square().sum(dim=3).sqrt() * lengths.sum(dim=3).sqrt()
+            similarity = (inner * size).sum(dim=3) / norms.clamp_min(1e-6)
+        else:
+            cosines = inner / lengths.clamp_min(1e-12).sqrt()
+            if pool == "masked":
+                if position_weights is None:
+                    raise ValueError("pool 'masked' needs position_weights")
+                share = position_weights.float() / position_weights.float().sum(dim=2, keepdim=True).clamp_min(1e-6)
+                similarity = (cosines * share[:, None]).sum(dim=3)
+            else:
+                similarity = cosines.mean(dim=3)
+    return similarity.transpose(1, 2)
+
+
+def pooled_similarity(template: Float[Tensor, "B N C P"], proposals: Float[Tensor, "B K C P"]) -> Float[Tensor, "B N K"]:
+    """Cosine of the spatial means of templates and proposals: matching without alignment.
+
+    Args:
+        template: features of ``N`` objects at ``P`` positions.
+        proposals: features of ``K`` proposals.
+
+    Returns:
+        Similarities in [-1, 1], float32.
+
+    Reference: DMM-Net (Zeng et al., ICCV 2019); the base model of DMN-AOA (Liang et al., ICCV 2021), Table 3.
+    """
+    # "cosine" takes columns: means over positions, one column an object or a proposal.
+    return cosine(template.float().mean(dim=3).transpose(1, 2), proposals.float().mean(dim=3).transpose(1, 2))

@@ -1,0 +1,227 @@
+"""Trajectories of memory pixels: where each of them is now, how sure that is, and what it means for matching.
+
+A position is a cell ``row * w + column`` of an ``h x w`` map; ``S`` memory pixels of several remembered frames are followed at
+once, for all objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from vos_lightning.matching.local_window import LocalMatch
+from vos_lightning.matching.readout import read_memory
+from vos_lightning.matching.similarity import Similarity, l2_normalize, memory_logits
+
+SpreadForm = Literal["exponential", "inverse_distance", "inverse_squared_distance", "cosine"]
+
+
+SpreadIs = Literal["sigma", "variance"]
+TopKOrder = Literal["after", "before"]
+
+
+@dataclass(frozen=True)
+class AdaptiveMatching:
+    """How memory pixels are followed, and how far from where they are now they may be matched.
+
+    Attributes:
+        window: side of the window in which a pixel is looked for in the next frame, in cells.
+        beta: largest spread, in cells.
+        spread_form: see :func:`step_spread`.
+        spread_is: the standard deviation ``sigma`` of the Gaussian weights or their ``variance``.
+        smallest_sigma: bound of the standard deviation, above 0.
+        largest_sigma: likewise; None for ``beta`` (its root with ``variance``).
+        exclusion_radius: what counts as second best, see :func:`vos_lightning.matching.local_window.best_match`.
+        top_k_order: choose the ``top_k`` of the memory read by similarity and weight together (``after`` weighting) or by
+            similarity alone (``before``).
+    """
+
+    window: int = 9
+    beta: float = 8.0
+    spread_form: SpreadForm = "exponential"
+    spread_is: SpreadIs = "sigma"
+    smallest_sigma: float = 1.0
+    largest_sigma: float | None = None
+    exclusion_radius: int = 0
+    top_k_order: TopKOrder = "after"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("spread_form", self.spread_form, get_args(SpreadForm)),
+            ("spread_is", self.spread_is, get_args(SpreadIs)),
+            ("top_k_order", self.top_k_order, get_args(TopKOrder)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"adaptive.{name} must be one of {allowed}, not {value!r}")
+        if self.window < 2 or self.beta <= 0 or self.exclusion_radius < 0:
+            raise ValueError("adaptive.window must be at least 2, beta above 0 and exclusion_radius not negative")
+        if not 0 < self.smallest_sigma <= self.sigma_bound:
+            raise ValueError(f"adaptive.smallest_sigma must be in (0, {self.sigma_bound}], not {self.smallest_sigma}")
+
+    @property
+    def sigma_bound(self) -> float:
+        """Largest standard deviation."""
+        if self.largest_sigma is not None:
+            return self.largest_sigma
+        return self.beta if self.spread_is == "sigma" else self.beta**0.5
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """State of followed memory pixels."""
+
+    position: Int64[Tensor, "B S"]
+    """Cell of the present frame."""
+    spread: Float[Tensor, "B S"]
+    """The largest spread on the way, in cells; larger is less certain."""
+
+    def follow(self, step: Int64[Tensor, "B q"], spread: Float[Tensor, "B q"]) -> Trajectories:
+        """Go on to the next frame.
+
+        Args:
+            step: for every cell of the present frame its cell in the next one.
+            spread: of each of these steps.
+        """
+        return Trajectories(step.gather(1, self.position), torch.maximum(self.spread, spread.gather(1, self.position)))
+
+
+def step_spread(
+    match: LocalMatch, beta: float = 8.0, form: SpreadForm = "exponential", scale: float = 0.125
+) -> Float[Tensor, "B h w"]:
+    r"""How uncertain the best match of every cell is, from its ratio to the second best.
+
+    .. math:: \delta = \beta \exp(1 - s_1 / s_2)
+
+    The formula needs positive similarities :math:`s`; of a (negative) distance it would call clear matches uncertain. With the
+    distance :math:`d`: ``exponential`` :math:`s = \exp(-c\,d^2)`, the weights that the memory read gives before the softmax;
+    ``inverse_distance`` :math:`1 / d`; ``inverse_squared_distance`` :math:`1 / d^2`; or ``cosine``, the similarity itself.
+
+    Args:
+        match: by negative squared distance; by inner product with ``exponential`` (:math:`s = \exp(c\,\langle x, y \rangle)`); by
+            cosine with ``cosine``.
+        beta: largest spread, in cells.
+        form: see above.
+        scale: the factor :math:`c`.
+
+    Returns:
+        ``(B, h, w)`` in [0, beta].
+
+    Raises:
+        ValueError: ``form`` is unknown.
+
+    Reference: PMNet equation 9.
+    """
+    if form not in get_args(SpreadForm):
+        raise ValueError(f"form must be one of {get_args(SpreadForm)}, not {form!r}")
+    tiny = 1e-6
+    if form == "exponential":
+        ratio = (scale * (match.best - match.second)).exp()
+    elif form == "cosine":
+        ratio = match.best.clamp_min(tiny) / match.second.clamp_min(tiny)
+    else:
+        ratio = (-match.second).clamp_min(tiny) / (-match.best).clamp_min(tiny)
+        if form == "inverse_distance":
+            ratio = ratio.sqrt()
+    return beta * (1 - ratio.clamp_min(1.0)).exp()
+
+
+def gaussian_keys(
+    trajectories: Trajectories, height: int, width: int, options: AdaptiveMatching
+) -> tuple[Float[Tensor, "B 4 S"], Float[Tensor, "1 4 Q"]]:
+    r"""Vectors whose inner products are the logarithms of Gaussian weights.
+
+    .. math:: \langle a_p, b_q \rangle = -\frac{\|q - p_Q\|^2}{2 \sigma_p^2}
+
+    A memory read by inner products takes them as four more channels of its keys, and never builds a prior of ``S x Q`` numbers.
+    In float32, and in a map of 80 cells, weights near 1 are exact to about 1e-4.
+
+    Args:
+        trajectories: where each memory pixel is, and its spread.
+        height: of the query's map.
+        width: of the query's map.
+        options: what the spread is, and the bounds of :math:`\sigma`.
+
+    Returns:
+        Of the memory and of the query pixels.
+
+    Reference: PMNet equations 6 to 8.
+    """
+    sigma = trajectories.spread.sqrt() if options.spread_is == "variance" else trajectories.spread
+    precision = sigma.clamp(options.smallest_sigma, options.sigma_bound).square().reciprocal()
+    # About the centre of the map: the products stay small, so that their sum keeps its digits.
+    y = trajectories.position.div(width, rounding_mode="floor").to(sigma) - (height - 1) / 2
+    x = (trajectories.position % width).to(sigma) - (width - 1) / 2
+    memory = torch.stack([x * precision, y * precision, -0.5 * precision, -0.5 * (x.square() + y.square()) * precision], dim=1)
+    rows = (torch.arange(height, device=sigma.device).to(sigma) - (height - 1) / 2).repeat_interleave(width)
+    columns = (torch.arange(width, device=sigma.device).to(sigma) - (width - 1) / 2).repeat(height)
+    query = torch.stack([columns, rows, columns.square() + rows.square(), torch.ones_like(rows)])
+    return memory, query[None]
+
+
+def read_followed(
+    memory_key: Float[Tensor, "B CK S"],
+    query_key: Float[Tensor, "B CK h w"],
+    values: Float[Tensor, "B N CV S"],
+    readable: Bool[Tensor, "B R S"] | None,
+    trajectories: Trajectories,
+    options: AdaptiveMatching,
+    *,
+    similarity: Similarity = "l2",
+    scale: float = 0.125,
+    top_k: int | None = None,
+) -> Float[Tensor, "B N CV Q"]:
+    r"""Memory read in which every memory pixel is weighted by its distance from where it is now.
+
+    .. math:: r[q] = \sum_p v[p] \, \frac{W_{pq} \exp(c\,s[p, q])}{\sum_{p'} W_{p'q} \exp(c\,s[p', q])}, \quad
+        W_{pq} = \exp\Big(-\frac{\|q - p_Q\|^2}{2 \sigma_p^2}\Big)
+
+    The sum of logarithms is one inner product of longer keys. One set of weights serves all objects.
+
+    Args:
+        memory_key: see :func:`vos_lightning.matching.readout.read_memory`.
+        query_key: of the query frame, unflattened.
+        values: likewise.
+        readable: likewise.
+        trajectories: where the memory pixels are in the query frame.
+        options: of the weights.
+        similarity: likewise.
+        scale: the factor :math:`c`.
+        top_k: likewise; ``options.top_k_order`` says what is largest.
+
+    Reference: PMNet equations 6 to 8.
+    """
+    height, width = query_key.shape[-2:]
+    memory_part, query_part = gaussian_keys(trajectories, height, width, options)
+    query = query_key.flatten(2)
+    if top_k is not None and options.top_k_order == "before":
+        logits = memory_logits(memory_key, query, similarity, scale).unsqueeze(1)
+        if readable is not None:
+            logits = logits.masked_fill(~readable.unsqueeze(2), torch.finfo(logits.dtype).min)
+        smallest = logits.topk(min(top_k, logits.shape[3]), dim=3).values[..., -1:]
+        weights = (query_part.transpose(1, 2) @ memory_part).unsqueeze(1)
+        # Half of the lowest: a sum with a similarity must not overflow.
+        prior = torch.where(logits >= smallest, weights, torch.finfo(logits.dtype).min / 2)
+        return read_memory(
+            memory_key, query, values, readable, similarity=similarity, scale=scale, log_prior=prior.transpose(2, 3)
+        )
+    if similarity == "cosine":
+        memory_key, query = l2_normalize(memory_key), l2_normalize(query)
+    memory_key, query = scale * memory_key.to(memory_part), query.to(memory_part)
+    if similarity == "l2":
+        # 2 <x, y> - |x|^2; the norm of the query cancels.
+        norm = memory_key.square().sum(dim=1, keepdim=True) / scale
+        memory_key, query = torch.cat([2 * memory_key, -norm], dim=1), F.pad(query, (0, 0, 0, 1), value=1.0)
+    return read_memory(
+        torch.cat([memory_key, memory_part], dim=1),
+        torch.cat([query, query_part.expand(len(query), -1, -1)], dim=1),
+        values,
+        readable,
+        similarity="dot",
+        scale=1.0,
+        top_k=top_k,
+    )

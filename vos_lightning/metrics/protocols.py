@@ -1,0 +1,171 @@
+"""Protocols that average J and F over objects and videos, and a metric that follows one while a network is validated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any, get_args
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from vos_lightning.metrics import davis, youtube_vos
+from vos_lightning.metrics.scores import ObjectScores, Protocol
+
+TITLES: dict[Protocol, str] = {
+    "davis16": "DAVIS 2016",
+    "davis17": "DAVIS 2017 semi-supervised",
+    "youtube_vos18": "YouTube-VOS 2018",
+    "youtube_vos19": "YouTube-VOS 2019",
+}
+GROUPED: tuple[Protocol, ...] = ("youtube_vos18", "youtube_vos19")
+"""Protocols that tell seen from unseen categories and are summed up by G."""
+SUMMARY_KEYS = ("J&F", "J", "F", "J_recall", "J_decay", "F_recall", "F_decay")
+GROUPED_KEYS = ("G", "J_seen", "F_seen", "J_unseen", "F_unseen", "J&F", "J", "F")
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise a ``ValueError`` unless ``protocol`` is a known one."""
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}, not {protocol!r}")
+
+
+def summary_keys(protocol: Protocol) -> tuple[str, ...]:
+    """What :func:`summarize` returns, in order."""
+    return GROUPED_KEYS if protocol in GROUPED else SUMMARY_KEYS
+
+
+def evaluate_video(
+    preds: UInt8[Tensor, "T H W"],
+    target: UInt8[Tensor, "T H W"],
+    protocol: Protocol,
+    video: str = "",
+    unseen_ids: Iterable[int] = (),
+) -> list[ObjectScores]:
+    """Score a video by a protocol.
+
+    Args:
+        preds: predicted label maps of all annotated frames.
+        target: true label maps of the same frames.
+        protocol: see :data:`vos_lightning.metrics.scores.Protocol`.
+        video: its name, for the rows and for messages.
+        unseen_ids: objects whose category is not in the training set (YouTube-VOS).
+
+    Returns:
+        One row an object.
+
+    Raises:
+        ValueError: an unknown protocol, too few frames, or no object to score.
+    """
+    check_protocol(protocol)
+    if protocol in GROUPED:
+        return youtube_vos.evaluate_video(preds, target, video, unseen_ids)
+    return davis.evaluate_video(preds, target, protocol, video)
+
+
+def unique_rows(rows: Iterable[ObjectScores]) -> list[ObjectScores]:
+    """One row for each (video, object), sorted by them; of repeated ones the first."""
+    first: dict[tuple[str, int], ObjectScores] = {}
+    for row in rows:
+        first.setdefault((row.video, row.object_id), row)
+    return [first[key] for key in sorted(first)]
+
+
+def summarize(rows: Sequence[ObjectScores], protocol: Protocol = "davis17") -> dict[str, float]:
+    """Means over all objects of all videos (not over videos), and J&F, the mean of J and F; NaN without rows.
+
+    For YouTube-VOS also those over objects of seen and of unseen categories, and G, the mean of these four, which is NaN unless
+    there are objects of both kinds.
+
+    Returns:
+        The keys of :func:`summary_keys`, in their order.
+    """
+    means = {key: _mean(rows, key) for key in SUMMARY_KEYS if key != "J&F"}
+    means["J&F"] = (means["J"] + means["F"]) / 2
+    for group, unseen in (("seen", False), ("unseen", True)):
+        members = [row for row in rows if row.unseen == unseen]
+        means |= {f"{key}_{group}": _mean(members, key) for key in ("J", "F")}
+    means["G"] = (means["J_seen"] + means["F_seen"] + means["J_unseen"] + means["F_unseen"]) / 4
+    return {key: means[key] for key in summary_keys(protocol)}
+
+
+def _mean(rows: Sequence[ObjectScores], key: str) -> float:
+    return fmean(getattr(row, key) for row in rows) if rows else float("nan")
+
+
+def describe(protocol: Protocol, rows: Sequence[ObjectScores]) -> str:
+    """One line that says how scores came about, to be shown with them."""
+    counted = f"{len(rows)} objects in {len({row.video for row in rows})} videos"
+    if protocol not in GROUPED:
+        return f"{TITLES[protocol]}: first and last frame skipped, {counted}"
+    unseen = sum(row.unseen for row in rows)
+    groups = f"{unseen} of unseen categories" if unseen else "none known to be of an unseen category, so there is no G"
+    return f"{TITLES[protocol]}: annotated frames after the first of each object, {counted}, {groups}"
+
+
+class VideoMetric(Metric):
+    """J and F of whole videos by a protocol, averaged over objects (and G, for YouTube-VOS).
+
+    Processes may see different numbers of videos, none at all, or the same video (a distributed sampler repeats some): every
+    object counts once.
+
+    Args:
+        protocol: see :data:`vos_lightning.metrics.scores.Protocol`.
+        kwargs: for ``torchmetrics.Metric``.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    lines: list[Tensor] | Tensor
+
+    def __init__(self, protocol: Protocol, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_protocol(protocol)
+        self.protocol: Protocol = protocol
+        # Rows travel between processes as bytes, one line of JSON each: names of any length and full precision on any device.
+        self.add_state("lines", default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all videos."""
+        super().reset()
+        # Where a process has no video, torchmetrics would gather an empty *float* tensor, which other processes cannot match.
+        self.lines = [torch.zeros(0, dtype=torch.uint8, device=self.device)]
+
+    def update(
+        self, preds: UInt8[Tensor, "T H W"], target: UInt8[Tensor, "T H W"], video: str, unseen_ids: Iterable[int] = ()
+    ) -> None:
+        """Score one whole video.
+
+        Args:
+            preds: predicted label maps of all annotated frames in original ids.
+            target: true label maps of the same frames.
+            video: its name, unique in the data set.
+            unseen_ids: objects whose category is not in the training set (YouTube-VOS).
+        """
+        rows = evaluate_video(preds, target, self.protocol, video, unseen_ids)
+        encoded = "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
+        assert isinstance(self.lines, list)
+        self.lines.append(torch.frombuffer(bytearray(encoded), dtype=torch.uint8).to(self.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means over the objects of all processes; NaN before any video.
+
+        Returns:
+            Scalars named as in :func:`summary_keys`.
+        """
+        return {key: torch.tensor(value, device=self.device) for key, value in summarize(self._decoded(), self.protocol).items()}
+
+    def rows(self) -> list[ObjectScores]:
+        """Scores of every object of all processes; in a distributed run, every process must call this."""
+        with self.sync_context():
+            return self._decoded()
+
+    def _decoded(self) -> list[ObjectScores]:
+        content = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode()
+        return unique_rows(ObjectScores(**json.loads(line)) for line in content.splitlines())

@@ -1,0 +1,141 @@
+"""MUNet as a LightningModule: the reference frame as memory in training, hardest pixels and mask IoU as loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from vos_lightning.losses.segmentation import (
+    bootstrapped_binary_cross_entropy,
+    bootstrapped_cross_entropy,
+    mask_iou_loss,
+    trainable_labels,
+)
+from vos_lightning.mask_ops import Aggregation
+from vos_lightning.metrics.davis import Protocol
+from vos_lightning.modules.base import Schedule, VOSModule
+from vos_lightning.networks.munet import MUNet
+from vos_lightning.panels import FrameView, Panel, flow_map, heat_map
+from vos_lightning.propagation.policies import All, AnnotatedOnly, CountFrom, EveryKth
+from vos_lightning.propagation.step import Propagation, StepOutput
+from vos_lightning.structures import ClipBatch
+
+Loss = Literal["cross_entropy", "bootstrapped+iou", "binary_bootstrapped+iou"]
+TrainMemory = Literal["reference", "recurrent"]
+
+
+class MUNetModule(VOSModule):
+    r"""Training and evaluation of :class:`vos_lightning.networks.munet.MUNet`.
+
+    The loss of a frame is :math:`L_{bsce} + \lambda L_{miou}` of the aggregated probabilities. See :class:`VOSModule` for the
+    other arguments.
+
+    Args:
+        network: the network with its own options.
+        loss: ``bootstrapped+iou``: cross-entropy over background and objects of the hardest pixels, and the mask IoU of every
+            object; ``binary_bootstrapped+iou``: a binary cross-entropy for every object instead, as the paper's equation reads;
+            ``cross_entropy``: the baseline of the ablation.
+        hardest_fraction: share of the pixels that the bootstrapped loss keeps.
+        iou_weight: :math:`\lambda`.
+        train_memory: what the frames of a training clip read: the annotated frame (``reference``) or all frames before
+            (``recurrent``). The paper does not say; AFB-URR, whose recipe this is otherwise, reads the first frame.
+        memory_stride: at test time every such frame is remembered.
+        count_from: where the stride is counted from, see :class:`EveryKth`.
+        include_previous: at test time the frame before is remembered, until the next one.
+        max_memory_frames: most frames without annotation that are remembered at test time; None for all.
+        schedule: see :class:`VOSModule`; the paper states none.
+
+    Reference: MUNet (Sun et al., arXiv 2111.14646) sections 3.4 and 3.5; STM (Oh et al., ICCV 2019) for the memory at test time.
+    """
+
+    network: MUNet
+
+    def __init__(
+        self,
+        network: MUNet,
+        loss: Loss = "bootstrapped+iou",
+        hardest_fraction: float = 0.4,
+        iou_weight: float = 1.0,
+        train_memory: TrainMemory = "reference",
+        memory_stride: int = 5,
+        count_from: CountFrom = "start",
+        include_previous: bool = True,
+        max_memory_frames: int | None = None,
+        train_aggregation: Aggregation = "product",
+        eval_aggregation: Aggregation = "product",
+        protocol: Protocol = "davis17",
+        optimizer: Literal["adam", "adamw"] = "adamw",
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.5,
+        schedule: Schedule = "constant",
+        milestones: Sequence[int] = (),
+        warmup_steps: int = 0,
+        late_objects: bool = False,
+        short_side: int | None = None,
+        min_object_pixels: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        for name, value, allowed in (
+            ("loss", loss, get_args(Loss)),
+            ("train_memory", train_memory, get_args(TrainMemory)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        if not 0 < hardest_fraction <= 1:
+            raise ValueError(f"hardest_fraction must be in (0, 1], not {hardest_fraction}")
+        super().__init__(
+            network,
+            train_propagation=Propagation(
+                AnnotatedOnly("add") if train_memory == "reference" else All(), train_aggregation, "overwrite"
+            ),
+            eval_propagation=Propagation(
+                EveryKth(memory_stride, include_previous, max_memory_frames, count_from), eval_aggregation, "overwrite"
+            ),
+            protocol=protocol,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            late_objects=late_objects,
+            short_side=short_side,
+            min_object_pixels=min_object_pixels,
+            channels_last=channels_last,
+            milestones=milestones,
+        )
+        self.loss: Loss = loss
+        self.hardest_fraction = hardest_fraction
+        self.iou_weight = iou_weight
+        self.save_hyperparameters()
+
+    def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
+        """Mean loss of all predicted frames, and its parts; a clip in which no object was given does not count."""
+        if self.loss == "cross_entropy":
+            return super().clip_loss(outputs, batch)
+        pixels, overlaps = [], []
+        for t, output in enumerate(outputs[1:], start=1):
+            labels = trainable_labels(batch.label_maps[:, t], output.introduced)
+            if self.loss == "bootstrapped+iou":
+                pixels.append(bootstrapped_cross_entropy(output.logits, labels, self.hardest_fraction))
+            else:
+                pixels.append(
+                    bootstrapped_binary_cross_entropy(output.probabilities, labels, output.introduced, self.hardest_fraction)
+                )
+            overlaps.append(mask_iou_loss(output.probabilities, labels, output.introduced))
+        counts = outputs[-1].introduced.any(dim=1).float()
+        pixel, overlap = ((torch.stack(p).mean(dim=0) * counts).sum() / counts.sum().clamp_min(1) for p in (pixels, overlaps))
+        return {"loss": pixel + self.iou_weight * overlap, "bootstrapped": pixel, "mask_iou": overlap}
+
+    def panels(self, view: FrameView) -> list[Panel]:
+        """Displacement as in Figure 5 (colours are directions), uncertainty as in Figures 5 and 6, attention as in Figure 7."""
+        panels = super().panels(view)
+        if "displacement" in view.aux:
+            # The displacement points to where a pixel came from; what moves is its opposite.
+            panels.append(Panel("motion", flow_map(view.frame, -view.enlarge(view.aux["displacement"])), "motion"))
+        for name in ("uncertainty", "attention"):
+            if name in view.aux:
+                panels.append(Panel(name, heat_map(view.frame, view.enlarge(view.aux[name])[0]), "motion"))
+        return panels
