@@ -33,10 +33,10 @@ TargetProbability = Literal["object", "aggregated"]
 class PMNetModule(VOSModule):
     r"""Training and evaluation of :class:`vos_lightning.networks.pmnet.PMNet`.
 
-    Backbone :math:`\theta` and point refinement :math:`\gamma` follow the loss of the first masks and the refined points (equation
-    4), the detector :math:`\phi` the loss of its map (equation 1). No gradient of one reaches the parameters of the other, so that
-    both go through one backward pass; they are two groups of one optimiser, which keeps its moments for every parameter by itself:
-    the same steps as those of two optimisers.
+    Backbone :math:`\theta` and point refinement :math:`\gamma` follow the loss of the first masks and of the refined points
+    (equation 4), the detector :math:`\phi` the loss of its map (equation 1). No gradient of one objective reaches the parameters
+    of the other, so that both go through one backward pass. They are two groups of one optimiser, which keeps the moments of
+    every parameter by itself: the same steps as those of two optimisers.
 
     A network with ``sampling.source`` ``none`` is trained without points: only the backbone, as in the pre-training on still
     images. The parameters of points are then fixed. See :class:`VOSModule` for the arguments that are not here.
