@@ -144,9 +144,7 @@ def roi(x: Tensor, box: Tensor, grid: int, stride: int) -> Tensor:
     out = torch.zeros(x.shape[0], grid, grid)
     for i in range(grid):
         for j in range(grid):
-            samples = [
-                bilinear(x, y0 + (i + a) * cell_h, x0 + (j + b) * cell_w) for a in (0.25, 0.75) for b in (0.25, 0.75)
-            ]
+            samples = [bilinear(x, y0 + (i + a) * cell_h, x0 + (j + b) * cell_w) for a in (0.25, 0.75) for b in (0.25, 0.75)]
             out[:, i, j] = torch.stack(samples).mean(0)
     return out
 

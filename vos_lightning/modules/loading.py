@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
@@ -92,7 +93,7 @@ def module_of_network(class_path: str) -> VOSModule:
     return built
 
 
-def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
+def load_weights(module: LightningModule, checkpoint: str | Path) -> None:
     """Load the parameters of a checkpoint into a module that was built from an experiment; all names and shapes must fit.
 
     Raises:
