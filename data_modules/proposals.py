@@ -61,15 +61,24 @@ class StoredProposals(ProposalSource):
     """Proposals that were computed before, see ``python -m vos_lightning precompute-proposals``.
 
     Args:
-        root: folder with one file a video, ``<video>.npz`` (of still images one an image).
+        roots: folders with one file a video, ``<video>.npz`` (of still images one an image), searched in order.
         num_proposals: the best ones of every frame.
         truth_probability: how often a training clip gets its true objects as further proposals, in place of the last ones.
+        generator: what the files must say of where they come from; None takes any.
+
+    Raises:
+        ValueError: there is no folder, or the probability is none.
     """
 
-    def __init__(self, root: str, num_proposals: int = 30, truth_probability: float = 0.0) -> None:
+    def __init__(
+        self, roots: list[str], num_proposals: int = 30, truth_probability: float = 0.0, generator: str | None = None
+    ) -> None:
+        if not roots:
+            raise ValueError("roots must name at least one folder of proposals")
         if not 0 <= truth_probability <= 1:
             raise ValueError(f"truth_probability must be in [0, 1], not {truth_probability}")
-        self.root = Path(root)
+        self.roots = [Path(root) for root in roots]
+        self.generator = generator
         self.num_proposals = num_proposals
         self.truth_probability = truth_probability
 
@@ -78,8 +87,13 @@ class StoredProposals(ProposalSource):
 
         Raises:
             FileNotFoundError: it is missing.
+            ValueError: it comes from another generator.
         """
-        return ProposalFile(self.root / f"{video}.npz")
+        places = [root / f"{video}.npz" for root in self.roots]
+        file = ProposalFile(next((place for place in places if place.is_file()), places[-1]))
+        if self.generator is not None and file.header.get("generator") != self.generator:
+            raise ValueError(f"{file.path}: made by {file.header.get('generator')!r}, not by {self.generator!r}")
+        return file
 
     def of_clip(self, clip: RawClip, frame_names: Sequence[str]) -> ClipProposals:
         """Read the frames of the clip; they are moved with the clip."""

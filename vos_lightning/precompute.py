@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         device = _device(arguments.device)
         detector.to(device)
-        output = arguments.output / detector.identity
+        output = arguments.output
         computed = 0
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("proposals", total=len(videos))
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="folder with a folder a video (JPEGImages/480p), a folder of images, or a video",
     )
-    parser.add_argument("--output", type=Path, required=True, help="gets <generator>/<video>.npz")
+    parser.add_argument("--output", type=Path, required=True, help="folder of this generator for these videos; gets <video>.npz")
     parser.add_argument("--stills", action="store_true", help="every image is one of its own, in sub-folders too (COCO)")
     parser.add_argument("--architecture", choices=get_args(Architecture), default="resnet50")
     parser.add_argument("--pretrained", choices=["COCO_V1"], help="torchvision's weights of resnet50 or resnet50_v2")

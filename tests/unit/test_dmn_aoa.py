@@ -366,7 +366,7 @@ def test_stored_proposals_follow_the_clip(tmp_path):
         write_proposals(tmp_path / f"{exact.video_name}.npz", {"00000": rows}, {})
         frozen = _OneFrame(source, i, exact.frame_indices[0])
         part = [(frozen, still)]
-        data = ProposalsDataModule(_Parts(part, still), StoredProposals(str(tmp_path), 8))
+        data = ProposalsDataModule(_Parts(part, still), StoredProposals([str(tmp_path / "nothing"), str(tmp_path)], 8))
         samples.append(ClipDataset(data.clip_parts(), 3)[ClipKey(Draw(0, 0))])
     overlaps = best_overlaps(collate_clips(samples, 2))
     assert len(overlaps) >= 8

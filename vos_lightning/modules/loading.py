@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
@@ -92,7 +93,7 @@ def module_of_network(class_path: str) -> VOSModule:
     return built
 
 
-def load_weights(module: VOSModule, checkpoint: str | Path, *, start: bool = False) -> None:
+def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool = False) -> None:
     """Load the parameters of a checkpoint into a module that was built from an experiment; all names and shapes must fit.
 
     Args:
@@ -109,8 +110,9 @@ def load_weights(module: VOSModule, checkpoint: str | Path, *, start: bool = Fal
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     state = _read(path)["state_dict"]
-    if start and module.new_parts and not any(name.startswith(module.new_parts) for name in state):
-        state = {**{k: v for k, v in module.state_dict().items() if k.startswith(module.new_parts)}, **state}
+    new_parts = module.new_parts if isinstance(module, VOSModule) else ()
+    if start and new_parts and not any(name.startswith(new_parts) for name in state):
+        state = {**{k: v for k, v in module.state_dict().items() if k.startswith(new_parts)}, **state}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

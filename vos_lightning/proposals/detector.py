@@ -69,7 +69,8 @@ class ProposalDetector(nn.Module):
         pretrained: COCO weights of torchvision, for ``resnet50`` and ``resnet50_v2``; downloaded and cached.
         weights: file with a state dict of the model (plain, or under ``state_dict`` or ``model``), of ``architecture`` and
             ``num_classes``. Without either the detector is random.
-        num_classes: with the background; 91 for COCO, 2 for "object".
+        num_classes: with the background; 91 for COCO, 2 for "object". COCO weights of 91 classes are made into 2 by the mean over
+            the classes, a start for fine-tuning.
         selection: of the proposals.
         min_size: short side at which frames are seen, in pixels.
         max_size: largest long side.
@@ -123,7 +124,7 @@ class ProposalDetector(nn.Module):
         }
 
     @torch.inference_mode()
-    def forward(self, frames: Sequence[Float[Tensor, "3 H W"]]) -> list[Found]:
+    def forward(self, frames: Sequence[Float[Tensor, "3 _h _w"]]) -> list[Found]:
         """Proposals of every frame, best first.
 
         Args:
@@ -219,14 +220,21 @@ def _build(
         "box_score_thresh": selection.score_threshold,
         "box_detections_per_img": selection.candidates,
     }
-    if architecture in ("resnet50", "resnet50_v2"):
-        build = maskrcnn_resnet50_fpn if architecture == "resnet50" else maskrcnn_resnet50_fpn_v2
-        if pretrained is not None and num_classes != 91:
-            raise ValueError(f"COCO weights have 91 classes, not {num_classes}; fine-tune them first")
-        return build(weights=pretrained, weights_backbone=None, num_classes=num_classes, **options)
-    if pretrained is not None:
+    if pretrained is not None and architecture not in ("resnet50", "resnet50_v2"):
         raise ValueError(f"there are no COCO weights of {architecture}: use resnet50 or resnet50_v2, or a file with weights")
-    return MaskRCNN(resnet_fpn_backbone(backbone_name=architecture, weights=None), num_classes=num_classes, **options)
+    if pretrained is None and architecture != "resnet50_v2":
+        backbone = resnet_fpn_backbone(backbone_name=architecture, weights=None)
+        return MaskRCNN(backbone, num_classes=num_classes, **options)
+    build = maskrcnn_resnet50_fpn if architecture == "resnet50" else maskrcnn_resnet50_fpn_v2
+    if pretrained is None or num_classes == 91:
+        return build(weights=pretrained, weights_backbone=None, num_classes=num_classes, **options)
+    source = build(weights=pretrained, weights_backbone=None, num_classes=91, **options)
+    model = build(weights=None, weights_backbone=None, num_classes=num_classes, **options)
+    # The builder makes normalisation as the weights need it, so the heads go to where that is.
+    fitted = _fit_classes(source.state_dict(), model.state_dict())
+    source.roi_heads = model.roi_heads
+    source.load_state_dict(fitted)
+    return source
 
 
 def _load(model: nn.Module, path: Path) -> str:
@@ -237,9 +245,9 @@ def _load(model: nn.Module, path: Path) -> str:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and key in content:
             content = content[key]
-    content = {name.removeprefix("detector.").removeprefix("model."): value for name, value in content.items()}
+    content = {name.removeprefix("network.").removeprefix("model."): value for name, value in content.items()}
     try:
-        model.load_state_dict(content)
+        model.load_state_dict(_fit_classes(content, model.state_dict()))
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit this detector: {' '.join(str(error).split())[:300]}") from error
     digest = hashlib.sha256()
@@ -247,3 +255,18 @@ def _load(model: nn.Module, path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:12]
+
+
+def _fit_classes(content: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Heads of many classes made into heads of background and object: the background, and the mean of all others.
+
+    Every class has one row of scores, four of box offsets, one of masks; other tensors, and other numbers of classes, are left.
+    """
+    fitted = dict(content)
+    for name, rows in (("box_predictor.cls_score", 1), ("box_predictor.bbox_pred", 4), ("mask_predictor.mask_fcn_logits", 1)):
+        for kind in ("weight", "bias"):
+            key = f"roi_heads.{name}.{kind}"
+            if key in content and key in wanted and len(wanted[key]) == 2 * rows < len(content[key]):
+                classes = content[key].unflatten(0, (-1, rows))
+                fitted[key] = torch.cat([classes[0], classes[1:].mean(dim=0)])
+    return fitted
