@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import tempfile
@@ -15,126 +14,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from vos_lightning.experiments import (
-    Experiment,
-    ExperimentError,
-    differing_keys,
-    load_experiment,
-    with_overrides,
-)
-from vos_lightning.runs import Run, Stage, run_command, write_text
-
-# Building a trainer, a module and a data module -----------------------------------------------------------------------
-
-
-def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage) -> Any:
-    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment.
-
-    Raises:
-        ExperimentError: an option that does not exist or has a wrong value; the message names it.
-    """
-    from vos_lightning.lightning_cli import VOSCommandLine  # torch and lightning take seconds to import
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{experiment.name}.yaml"
-        file.write_text(yaml.safe_dump(with_overrides(experiment.config, overrides), sort_keys=False))
-        return VOSCommandLine(file, run, experiment.name, stage)
-
-
-def train(argv: Sequence[str]) -> int:
-    """Train an experiment, or go on where it stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning train",
-        description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated.",
-        epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
-        "--model.init_args.learning_rate=1e-5 ... `python -m vos_lightning show EXP --options` lists them all.",
-    )
-    parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
-    parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
-    parser.add_argument("--checkpoint", type=Path, help="what an experiment that fine-tunes starts from")
-    known, overrides = parser.parse_known_args(argv)
-    experiment = load_experiment(known.experiment)
-    run = Run(known.run_dir or Path("runs") / experiment.name)
-    if experiment.checkpoint_of:
-        raise ExperimentError(
-            f"{experiment.name} evaluates the checkpoint of {experiment.checkpoint_of}: train that, then test {experiment.name}"
-        )
-    if known.checkpoint and not experiment.fine_tunes:
-        raise ExperimentError(f"{experiment.name} builds its own network: --initial_weights=FILE starts it from a checkpoint")
-    if experiment.stages:
-        return _train_stages(experiment, run.directory, overrides)
-    if experiment.fine_tunes:
-        from vos_lightning.finetuning import fine_tune
-
-        return fine_tune(experiment, run, known.checkpoint, overrides, _train_one)
-    return _train_one(experiment, run, overrides)
-
-
-def _train_stages(experiment: Experiment, directory: Path, overrides: Sequence[str]) -> int:
-    """Each stage is a run of its own in a sub-directory and a process of its own, from the weights of the one before."""
-    console = Console(stderr=True)
-    for stage in experiment.stages:
-        load_experiment(stage)  # a misspelt name shows before hours of training
-    weights: Path | None = None
-    for number, stage in enumerate(experiment.stages, start=1):
-        run = stage_run(experiment, directory, number)
-        title = f"Stage {number} of {len(experiment.stages)}, {stage}"
-        if run.finished:
-            console.print(f"{title}: finished, not repeated", highlight=False)
-        else:
-            console.print(f"{title}: {run.directory}" + (f", from {weights}" if weights else ""), highlight=False)
-            own = [f"--wandb.group={experiment.name}"]
-            if weights:
-                own.append(f"--initial_weights={weights}")
-            code = run_command(["train", stage, "--run-dir", str(run.directory), *own, *overrides])
-            if code:
-                return code
-        weights = run.checkpoint(experiment.hand_over)
-    write_text(directory / "finished", f"{weights}\n")
-    return 0
-
-
-def stage_run(experiment: Experiment, directory: Path, number: int) -> Run:
-    """The run of a stage, counted from 1."""
-    return Run(directory / f"{number}_{experiment.stages[number - 1]}")
-
-
-def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> int:
-    from vos_lightning import records
-    from vos_lightning.modules.loading import checkpoint_step
-
-    console = Console(stderr=True)
-    if run.finished:
-        console.print(f"{run.directory} is finished: remove it or choose another --run-dir to train again.")
-        return 0
-    settings = {"experiment": experiment.name, "config": dict(experiment.config), "overrides": list(overrides)}
-    record = run.directory / "experiment.yaml"
-    if record.is_file():
-        changed = differing_keys(yaml.safe_load(record.read_text()), settings)
-        if changed:
-            console.print(f"[yellow]{run.directory} was started with other settings: {', '.join(changed)}.[/yellow]")
-    cli = build(experiment, run, overrides, "fit")
-    first = cli.trainer.is_global_zero
-    with run.lock() if first else contextlib.nullcontext():
-        resume = run.last_checkpoint
-        if first:
-            write_text(record, yaml.safe_dump(settings, sort_keys=False))
-            write_text(run.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
-            console.print(f"Run directory {run.directory}" + (f", going on from {resume}" if resume else ""))
-            records.started(run, experiment, overrides, cli, checkpoint_step(resume) if resume else 0)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
-        stopped = cli.stop_on_signal.stopped or cli.trainer.interrupted
-        if not stopped and (run.last_checkpoint is None or checkpoint_step(run.last_checkpoint) < cli.trainer.global_step):
-            # The number of steps need not be a multiple of the interval at which checkpoints are written.
-            cli.trainer.save_checkpoint(run.directory / "checkpoints" / "last.ckpt")
-        if first:
-            records.ended(run, cli.trainer.global_step, finished=not stopped)
-        if stopped:
-            console.print(f"Stopped at step {cli.trainer.global_step}; the same command goes on from there.")
-            return 75  # "try again": a scheduler may requeue
-        if first:
-            write_text(run.directory / "finished", f"{cli.trainer.global_step}\n")
-    return 0
+from vos_lightning.experiments import Experiment, ExperimentError, load_experiment, with_overrides
+from vos_lightning.runs import Run, Stage
+from vos_lightning.training import build, stage_run, train
 
 
 def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
@@ -246,6 +128,7 @@ def visualize(argv: Sequence[str]) -> int:
     """Draw what a network computes inside for frames of a video."""
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning visualize",
+        allow_abbrev=False,  # what is left over are options of the experiment
         description="Draw what a network computes inside (score maps ...) for frames of a video: of an experiment's test or "
         "validation videos, or of your own.",
         epilog="With EXP, every other option overrides the experiment, as in `train`.",
@@ -290,6 +173,7 @@ def benchmark(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning benchmark",
+        allow_abbrev=False,  # what is left over are options of the experiments
         description="Step networks with random weights over synthetic frames: seconds a frame and peak memory. Several networks "
         "take turns; ratios are to the first.",
         epilog="Every other option overrides the experiments: --model.init_args.network.init_args.attention=false ...",
@@ -321,6 +205,8 @@ def benchmark(argv: Sequence[str]) -> int:
         experiment = load_experiment(name)
         if experiment.stages:
             experiment = load_experiment(experiment.stages[-1])
+        if experiment.fine_tunes:
+            raise ValueError(f"{name} takes its system from a checkpoint: benchmark the experiment that trained that")
         with tempfile.TemporaryDirectory() as folder:
             modules[name] = build(experiment, Run(Path(folder)), [*_without_weights(experiment), *overrides], "test").model
     modules |= {name.rpartition(".")[2]: module_of_network(name) for name in known.network}
@@ -380,9 +266,17 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _module_main("vos_lightning.evaluate"),
         "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis17|...",
     ),
+    "curves": (
+        _module_main("vos_lightning.curves"),
+        "J of every frame over time: curves --truth D --predictions NAME=D ... --output D",
+    ),
     "import-checkpoint": (
         _module_main("vos_lightning.modules.released"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper pmvos|emvos --output OUT.ckpt",
+    ),
+    "precompute-proposals": (
+        _module_main("vos_lightning.precompute"),
+        "find object proposals, one file a video: precompute-proposals --images D --output D --pretrained COCO_V1",
     ),
     # Data sets are known by name only, as in experiments: the library does not import them.
     "doctor": (_module_main("data_modules.doctor.command"), "check data sets on disk: doctor DIR ... [--fix] [--json]"),
@@ -431,5 +325,5 @@ def _help() -> None:
     console = Console()
     console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False)
     for name, (_, text) in COMMANDS.items():
-        console.print(f"  {name:<17} {text}", highlight=False, markup=False)
+        console.print(f"  {name:<21} {text}", highlight=False, markup=False)
     console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False)

@@ -5,7 +5,7 @@ from torch import nn
 
 from tests.oracles.emvos import decode
 from tests.tolerances import assert_close
-from vos_lightning.decoders import DeconvDecoder, FusionStage
+from vos_lightning.decoders import DeconvDecoder, FusionStage, transposed_convolution
 from vos_lightning.structures import FeaturePyramid
 
 CHANNELS = (6, 5, 7)
@@ -89,3 +89,16 @@ def test_a_stage_fits_other_decoders():
         x = F.relu(stage.blend(torch.cat([F.relu(stage.lateral(feature)), maps[:, n]], dim=1)))
         assert_close(fused[:, n], stage.deconv(x))
     assert fused.shape == (1, 2, 2, 4, 5)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(4, 2, 1), (6, 4, 1), (3, 1, 1), (2, 2, 0)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_transposed_convolution_is_the_librarys(kernel, stride, padding, bias):
+    layer = nn.ConvTranspose2d(5, 2, kernel, stride, padding, bias=bias)
+    x = torch.randn(3, 5, 4, 6).to(memory_format=torch.channels_last).requires_grad_()
+    ours, theirs = transposed_convolution(x, layer), layer(x)
+    assert_close(ours, theirs)
+    upstream = torch.randn_like(theirs)
+    wanted = torch.autograd.grad(theirs, (x, *layer.parameters()), upstream)
+    for actual, expected in zip(torch.autograd.grad(ours, (x, *layer.parameters()), upstream), wanted, strict=True):
+        assert_close(actual, expected)

@@ -14,8 +14,9 @@ import torch
 from data_modules.layouts import write_davis_layout
 from data_modules.own_videos import OwnVideosDataModule
 from tests.recipes.experiments import fit
-from vos_lightning import cli, finetuning
+from vos_lightning import cli, finetuning, training
 from vos_lightning.experiments import load_experiment
+from vos_lightning.modules.loading import load_engine
 from vos_lightning.runs import Run
 
 OPTIONS = [
@@ -44,7 +45,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=["emvos", "pmvos"])
+@pytest.fixture(scope="module", params=["emvos"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp(request.param)
     fit(
@@ -73,12 +74,17 @@ def commands(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> l
     return started
 
 
+def trained_parameters(checkpoint: Path) -> list[tuple[str, torch.nn.Parameter]]:
+    """Named as in the checkpoint of the module."""
+    return [(f"network.{name}", value) for name, value in load_engine(checkpoint, device="cpu").network.named_parameters()]
+
+
 def test_before_and_after(
     checkpoint: Path, commands: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["train", "finetune_own", "--checkpoint", str(checkpoint), "--run-dir", "run"]
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_train_one", lambda *_: 75)  # stopped while it trains
+        patch.setattr(training, "_train_one", lambda *_: 75)  # stopped while it trains
         assert cli.main([*arguments, *OPTIONS]) == 75
     assert commands == ["test"]
     assert not Path("run/comparison.json").exists()
@@ -91,7 +97,9 @@ def test_before_and_after(
     assert set(comparison["all"]) == {"copy", "before", "after"}
     assert comparison["checkpoints"]["after"].endswith("last.ckpt")
     for name, path in (("before", "run/before/scores/test.json"), ("after", "run/scores/test.json")):
-        assert comparison["all"][name] == pytest.approx(json.loads(Path(path).read_text())["summary"]["J&F"])
+        scores = json.loads(Path(path).read_text())
+        assert scores["experiment"] == "finetune_own"
+        assert comparison["all"][name] == pytest.approx(scores["summary"]["J&F"])
     # It went on from the checkpoint, at the rate of the experiment, with the network of the checkpoint.
     record = json.loads(Path("run/record.json").read_text())
     assert record["initial"]["checkpoint"] == str(checkpoint)
@@ -99,14 +107,32 @@ def test_before_and_after(
     assert trained["hyper_parameters"]["learning_rate"] == 1e-5
     start = torch.load(checkpoint, weights_only=True)
     assert trained["hyper_parameters"]["network"] == start["hyper_parameters"]["network"]
-    largest = max(float((trained["state_dict"][k].float() - v.float()).abs().max()) for k, v in start["state_dict"].items())
-    assert 0 < largest < 1e-2
+    moved = [(trained["state_dict"][name] - start["state_dict"][name]).abs().max() for name, _ in trained_parameters(checkpoint)]
+    assert 0 < max(moved) < 1e-4  # two steps at 1e-5
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
     assert cli.main([*arguments, *OPTIONS]) == 0
     assert commands == ["test", "test"]
+    # The results name the run and what it was, and take it for no published row.
+    assert cli.main(["results", "--runs", "run"]) == 0
+    line = next(line for line in Path("run/results.md").read_text().splitlines() if line.startswith("| finetune_own"))
+    cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+    assert cells[3:5] == ["no published row", "2"]
+    assert cells[5].startswith("OwnVideosDataModule root=")
+    assert cells[5].endswith("(3 items)")
 
 
-@pytest.mark.parametrize("checkpoint", ["emvos"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["pmvos"], indirect=True)
+def test_another_system(checkpoint: Path, commands: list[str], tmp_path: Path) -> None:
+    experiment = finetuning.with_model_of(checkpoint, load_experiment("finetune_own"))
+    module = training.build(experiment, Run(tmp_path / "run"), OPTIONS, "fit").model
+    start = torch.load(checkpoint, weights_only=True)
+    assert type(module.network).__name__ == "PMVOS"
+    assert {name: value.shape for name, value in module.state_dict().items()} == {
+        name: value.shape for name, value in start["state_dict"].items()
+    }
+    assert module.learning_rate == 1e-5
+
+
 def test_what_cannot_be_fine_tuned(checkpoint: Path, commands: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     cases = [
         (["train", "finetune_own"], "--checkpoint FILE"),

@@ -59,10 +59,11 @@ class WandbStandIn(CSVLogger):
 @pytest.fixture
 def wandb_settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(lightning_cli, "WandbLogger", WandbStandIn)
-    monkeypatch.setattr(lightning_cli.importlib.util, "find_spec", lambda name: name == "wandb")
+    monkeypatch.setattr(lightning_cli, "has_wandb", lambda: True)
     monkeypatch.setattr(WandbStandIn, "settings", [])
     for variable in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, "")  # so that it is restored, whatever a run sets
+        monkeypatch.delenv(variable)
     return WandbStandIn.settings
 
 
@@ -84,6 +85,17 @@ def test_wandb_resumes_under_the_same_id(tmp_path: Path, wandb_settings: list[di
     for settings in wandb_settings:
         assert settings["resume"] == "allow"  # "never" and "must" fail on the first or on a later start
         assert settings["log_model"] is False  # raises offline, uploads every checkpoint online
+
+
+def test_wandb_is_online_only_with_a_key(
+    tmp_path: Path, wandb_settings: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    built(tmp_path / "without", "--wandb.mode=auto")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    built(tmp_path / "with", "--wandb.mode=auto")
+    assert [settings["offline"] for settings in wandb_settings] == [True, False]
 
 
 def test_one_process_names_the_wandb_run(
@@ -244,7 +256,7 @@ def test_one_training_a_directory(tmp_path: Path) -> None:
 
 def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage starts from the weights of the one before; finished ones are not repeated."""
-    from vos_lightning import cli
+    from vos_lightning import cli, training
 
     source = experiments_folder().resolve()
     (tmp_path / "experiments" / "emvos").mkdir(parents=True)
@@ -261,7 +273,7 @@ def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
         commands.append(command)
         return cli.main(command)
 
-    monkeypatch.setattr(cli, "run_command", in_process)
+    monkeypatch.setattr(training, "run_command", in_process)
     options = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
     assert cli.main(["train", "emvos_staged", *options]) == 0
     assert not any("initial_weights" in argument for argument in commands[0])

@@ -151,3 +151,13 @@ def test_pooling_averages_cells() -> None:
     masks = torch.rand(2, 3, 32, 48)
     assert_close(pool_to_stride(masks, 16)[1, 2, 1, 2], masks[1, 2, 16:, 32:48].mean())
     assert pool_to_stride(masks[:, :0], 16).shape == (2, 0, 2, 3)
+
+
+@pytest.mark.parametrize("num_objects", [0, 1, 3, 254])
+def test_label_map_is_the_first_of_the_most_probable(num_objects: int) -> None:
+    probabilities = torch.randint(0, 4, (2, num_objects + 1, 5, 6)).float()  # many ties
+    label_map = label_map_from_probabilities(probabilities)
+    assert label_map.dtype == torch.uint8
+    for b, y, x in itertools.product(range(2), range(5), range(6)):
+        column = probabilities[b, :, y, x].tolist()
+        assert int(label_map[b, y, x]) == column.index(max(column))

@@ -61,11 +61,17 @@ def test_similarities_are_float32_under_autocast(function):
         assert function(memory.bfloat16(), query.bfloat16()).dtype == torch.float32
 
 
+def cut(monkeypatch, chunk):
+    """Most elements of a part: 1 for one memory pixel at a time."""
+    for name in ("MAX_ELEMENTS", "MAX_ELEMENTS_ON_CPU"):
+        monkeypatch.setattr(surjective, name, chunk)
+
+
 @pytest.mark.parametrize("low", [0.0, -1.0], ids=["affinity", "raw_cosine"])
 @pytest.mark.parametrize("chunk", [surjective.MAX_ELEMENTS, 1], ids=["whole", "chunked"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_surjective_equals_the_oracle(low, chunk, grad, monkeypatch):
-    monkeypatch.setattr(surjective, "MAX_ELEMENTS", chunk)
+    cut(monkeypatch, chunk)
     similarity, masks, readable = problem(low)
     scores = surjective_match(similarity.requires_grad_(grad), masks, readable)
     assert_close(scores.detach(), oracle.surjective(similarity.detach(), masks, readable))
@@ -83,7 +89,9 @@ def test_surjective_without_objects():
     assert surjective_match(similarity, masks[:, :0], readable[:, :0]).shape == (BATCH, 0, 2, QUERY)
 
 
-def test_surjective_gradient_is_that_of_the_maximum():
+@pytest.mark.parametrize("chunk", [surjective.MAX_ELEMENTS, 1], ids=["whole", "chunked"])
+def test_surjective_gradient_is_that_of_the_maximum(chunk, monkeypatch):
+    cut(monkeypatch, chunk)
     similarity, masks, readable = problem()
     torch.manual_seed(2)
     upstream = torch.randn(BATCH, OBJECTS, 2, QUERY)

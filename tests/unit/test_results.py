@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from data_modules.doctor.known import KNOWN
 from vos_lightning.cli import main
 from vos_lightning.experiments import load_experiment
+from vos_lightning.metrics import ObjectScores, describe
+from vos_lightning.results.scores import EVALUATIONS, covered
 
 DAVIS17 = "DAVIS 2017 semi-supervised: first and last frame skipped, 61 objects in 30 videos"
 MODEL = {"model": {"class_path": "a.B"}}
@@ -157,6 +160,17 @@ def test_scores_of_a_server(runs: Path) -> None:
     assert main(["results"]) == 2
     path.write_text("{")
     assert main(["results"]) == 2
+
+
+def test_evaluations_are_recognised_by_what_the_metrics_say() -> None:
+    for dataset, protocol in (("DAVIS 2016 val", "davis16"), ("DAVIS 2017 val", "davis17")):
+        title, videos, objects = EVALUATIONS[dataset]
+        rows = [ObjectScores(f"video-{i % videos}", i, *[0.5] * 6) for i in range(objects)]
+        assert covered(describe(protocol, rows)) == (title, videos, objects)  # type: ignore[arg-type]
+        release, _, split = dataset.rpartition(" ")
+        known = next(figures for figures in KNOWN if (figures.release, figures.split) == (release, split))
+        assert (known.videos, known.objects) == (videos, objects)
+    assert covered("something else") is None
 
 
 def test_fingerprints_ignore_where_a_run_runs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

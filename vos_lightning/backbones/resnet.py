@@ -17,8 +17,9 @@ from vos_lightning.structures import FeaturePyramid
 Block = Literal["basic", "bottleneck"]
 Stage = Literal["layer3", "layer4"]
 TrainFrom = Literal["stem", "layer1", "layer2", "layer3", "layer4"]
-ResNetWeights = Literal["IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT"]
-"""Members of ``torchvision.models.ResNet50_Weights`` (``ResNet18_Weights`` has no V2)."""
+ResNetWeights = Literal["IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT", "MASK_RCNN_COCO_V1"]
+"""Members of ``torchvision.models.ResNet50_Weights`` (``ResNet18_Weights`` has no V2), or the trunk of torchvision's Mask R-CNN
+(ResNet-50, trained on COCO)."""
 _BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 _PUBLISHED: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -26,6 +27,8 @@ _PUBLISHED: dict[tuple[str, tuple[int, ...]], str] = {
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
     ("bottleneck", (3, 4, 23, 3)): "resnet101",
 }
+_DETECTORS = {"MASK_RCNN_COCO_V1": ("maskrcnn_resnet50_fpn", "COCO_V1")}
+_DETECTOR_TRUNK = "backbone.body."
 
 
 class ResNetPyramid(nn.Module):
@@ -42,7 +45,8 @@ class ResNetPyramid(nn.Module):
         width: channels of the stem; 64 but for tests.
         last: the stage whose output is ``s16``.
         weights: name of the torchvision weights (``"IMAGENET1K_V1"``), downloaded and cached by torchvision; None for
-            torchvision's random initialisation.
+            torchvision's random initialisation. ``MASK_RCNN_COCO_V1`` is the trunk of a detector, for ``norm="frozen"`` and
+            ``"frozen_statistics"``.
         train_from: the first stage that is trained; those before it keep parameters and statistics. None trains nothing.
         norm: of the trained stages. ``batch`` is ordinary batch normalisation, ``frozen`` keeps statistics and affine parameters,
             ``frozen_statistics`` the statistics only; ``instance`` puts instance normalisation in the place of all batch
@@ -78,6 +82,8 @@ class ResNetPyramid(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        if weights in _DETECTORS and not norm.startswith("frozen"):
+            raise ValueError(f"weights {weights!r} were trained with frozen batch normalisation; set norm to 'frozen_statistics'")
         if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'batch' or 'frozen'")
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
@@ -150,12 +156,31 @@ class ResNetPyramid(nn.Module):
         name = _PUBLISHED.get((block, blocks)) if width == 64 else None
         if name is None:
             raise ValueError(f"weights {weights!r} are for {tuple(_PUBLISHED.values())}; set weights to None for another size")
+        if weights in _DETECTORS:
+            if name != "resnet50":
+                raise ValueError(f"weights {weights!r} are of a resnet50, not of a {name}")
+            self._load_detector(weights)
+            return
         members = get_model_weights(name).__members__
         if weights not in members:
             raise ValueError(f"weights of {name} must be one of {tuple(members)} or None, not {weights!r}")
         source = get_model(name, weights=weights).state_dict()
         own = self.state_dict()
         self.load_state_dict({key: value for key, value in source.items() if key in own})
+
+    def _load_detector(self, weights: str) -> None:
+        name, member = _DETECTORS[weights]
+        detector = get_model(name, weights=member).state_dict()
+        trunk = {key.removeprefix(_DETECTOR_TRUNK): value for key, value in detector.items() if key.startswith(_DETECTOR_TRUNK)}
+        # Its batch normalisation is frozen (it counts no batches) and divides by the deviation without an epsilon. Ours has one:
+        # the scales make up for it, so that the features are the same whatever loads the checkpoint later.
+        for key, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                variance = trunk[f"{key}.running_var"]
+                trunk[f"{key}.weight"] = trunk[f"{key}.weight"] * ((variance + module.eps) / variance).sqrt()
+        own = self.state_dict()
+        loaded = {key: trunk[key] for key in own if not key.endswith("num_batches_tracked")}
+        self.load_state_dict({**own, **loaded})
 
 
 def _stage(

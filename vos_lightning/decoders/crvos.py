@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.decoders.deconv import FusionStage, bilinear_kernel, initialize
+from vos_lightning.decoders.deconv import FusionStage, bilinear_kernel, initialize, transposed_convolution
 from vos_lightning.structures import FeaturePyramid
 
 
@@ -52,8 +52,9 @@ class CRVOSDecoder(nn.Module):
         a = self.stage16(pyramid.s16, maps)
         b = self.stage8(pyramid.s8, a)
         c = self.stage4(pyramid.s4, b)
-        together = torch.cat([self.grow16(a.flatten(0, 1)), b.flatten(0, 1), c.flatten(0, 1)], dim=1)
-        return self.predictor(together).unflatten(0, maps.shape[:2])
+        grown = transposed_convolution(a.flatten(0, 1), self.grow16)
+        together = torch.cat([grown, b.flatten(0, 1), c.flatten(0, 1)], dim=1)
+        return transposed_convolution(together, self.predictor).unflatten(0, maps.shape[:2])
 
     @torch.no_grad()
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -15,10 +16,10 @@ from vos_lightning.losses.segmentation import (
 )
 from vos_lightning.mask_ops import Aggregation
 from vos_lightning.metrics.davis import Protocol
-from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.base import Schedule, VOSModule
 from vos_lightning.networks.munet import MUNet
 from vos_lightning.panels import FrameView, Panel, flow_map, heat_map
-from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth
+from vos_lightning.propagation.policies import All, AnnotatedOnly, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.structures import ClipBatch
 
@@ -42,11 +43,10 @@ class MUNetModule(VOSModule):
         train_memory: what the frames of a training clip read: the annotated frame (``reference``) or all frames before
             (``recurrent``). The paper does not say; AFB-URR, whose recipe this is otherwise, reads the first frame.
         memory_stride: at test time every such frame is remembered.
+        count_from: where the stride is counted from, see :class:`EveryKth`.
         include_previous: at test time the frame before is remembered, until the next one.
         max_memory_frames: most frames without annotation that are remembered at test time; None for all.
-        decay: factor of the learning rate after every ``decay_steps`` steps, with the ``constant`` schedule; 1 for none. The
-            paper states none.
-        decay_steps: see ``decay``.
+        schedule: see :class:`VOSModule`; the paper states none.
 
     Reference: MUNet (Sun et al., arXiv 2111.14646) sections 3.4 and 3.5; STM (Oh et al., ICCV 2019) for the memory at test time.
     """
@@ -61,17 +61,17 @@ class MUNetModule(VOSModule):
         iou_weight: float = 1.0,
         train_memory: TrainMemory = "reference",
         memory_stride: int = 5,
+        count_from: CountFrom = "start",
         include_previous: bool = True,
         max_memory_frames: int | None = None,
         train_aggregation: Aggregation = "product",
         eval_aggregation: Aggregation = "product",
-        decay: float = 1.0,
-        decay_steps: int = 1,
         protocol: Protocol = "davis17",
         optimizer: Literal["adam", "adamw"] = "adamw",
         learning_rate: float = 2e-5,
         weight_decay: float = 0.5,
-        schedule: Literal["constant", "cosine"] = "constant",
+        schedule: Schedule = "constant",
+        milestones: Sequence[int] = (),
         warmup_steps: int = 0,
         late_objects: bool = False,
         short_side: int | None = None,
@@ -86,15 +86,13 @@ class MUNetModule(VOSModule):
                 raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
         if not 0 < hardest_fraction <= 1:
             raise ValueError(f"hardest_fraction must be in (0, 1], not {hardest_fraction}")
-        if not 0 < decay <= 1 or decay_steps < 1:
-            raise ValueError(f"decay must be in (0, 1] and decay_steps at least 1, not {decay} and {decay_steps}")
         super().__init__(
             network,
             train_propagation=Propagation(
                 AnnotatedOnly("add") if train_memory == "reference" else All(), train_aggregation, "overwrite"
             ),
             eval_propagation=Propagation(
-                EveryKth(memory_stride, include_previous, max_memory_frames), eval_aggregation, "overwrite"
+                EveryKth(memory_stride, include_previous, max_memory_frames, count_from), eval_aggregation, "overwrite"
             ),
             protocol=protocol,
             optimizer=optimizer,
@@ -106,12 +104,11 @@ class MUNetModule(VOSModule):
             short_side=short_side,
             min_object_pixels=min_object_pixels,
             channels_last=channels_last,
+            milestones=milestones,
         )
         self.loss: Loss = loss
         self.hardest_fraction = hardest_fraction
         self.iou_weight = iou_weight
-        self.decay = decay
-        self.decay_steps = decay_steps
         self.save_hyperparameters()
 
     def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
@@ -131,10 +128,6 @@ class MUNetModule(VOSModule):
         counts = outputs[-1].introduced.any(dim=1).float()
         pixel, overlap = ((torch.stack(p).mean(dim=0) * counts).sum() / counts.sum().clamp_min(1) for p in (pixels, overlaps))
         return {"loss": pixel + self.iou_weight * overlap, "bootstrapped": pixel, "mask_iou": overlap}
-
-    def _rate_factor(self, step: int) -> float:
-        factor = super()._rate_factor(step)
-        return factor * self.decay ** (step // self.decay_steps) if self.schedule == "constant" else factor
 
     def panels(self, view: FrameView) -> list[Panel]:
         """Displacement as in Figure 5 (colours are directions), uncertainty as in Figures 5 and 6, attention as in Figure 7."""

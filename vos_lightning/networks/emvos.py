@@ -189,7 +189,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         self, seen: Bank[Entry], query_key: Float[Tensor, "B CK h w"], row_filter: RowFilter | None
     ) -> Float[Tensor, "B N 2 Q"]:
         assert seen.entry.cosine_key is not None
-        similarity = (dot(seen.entry.cosine_key, query_key.flatten(2)) + 1) / 2
+        similarity = dot(seen.entry.cosine_key, query_key.flatten(2)).add_(1).div_(2)
         if not self.training:
             height, width = query_key.shape[2:]
             similarity = filter_rows(similarity, row_filter, (height, width), self.stride)

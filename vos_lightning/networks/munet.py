@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
-from vos_lightning.attention.msam import MSAM
+from vos_lightning.attention.msam import MSAM, MotionLayer, MotionNorm
 from vos_lightning.backbones.normalization import Norm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
 from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
 from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.mask_ops import PaddingRule
-from vos_lightning.matching.local_window import (
-    Confidence,
-    OutOfFrame,
-    local_similarity,
-    match_confidence,
-    soft_displacement,
-)
+from vos_lightning.matching.local_window import Confidence, OutOfFrame
 from vos_lightning.matching.readout import read_memory
-from vos_lightning.matching.similarity import l2_normalize
 from vos_lightning.propagation.memory import Memory
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Motion = Literal["none", "displacement", "displacement+uncertainty"]
 Fusion = Literal["attention", "addition"]
-MotionNorm = Literal["none", "group"]
-
-MOTION_KERNELS = (7, 1, 3, 1, 3, 1, 3, 1)
-MOTION_CHANNELS = (3, 16, 16, 32, 32, 32, 64)
-"""Kernels, and outputs of all layers but the last, of the motion network (Table 1)."""
+DetectorEncoders = Literal["both", "query"]
 
 
 @dataclass(frozen=True)
@@ -68,88 +54,6 @@ class Carry:
 
     earlier: Float[Tensor, "B CM h w"] | None
     """Reduced features of unit length."""
-
-
-class MotionLayer(nn.Module):
-    r"""Motion-uncertainty layer: where each pixel came from and how sure that is, as a feature.
-
-    The cosines :math:`C(u, x)` of the reduced features of this frame and of a window in the one before give a displacement, the
-    mean offset under a softmax of :math:`\pm C / \tau`, and an uncertainty map, :math:`\max_u C(u, x)`. A small network lifts
-    these three channels to as many as the semantic feature has.
-
-    Args:
-        in_channels: of the semantic feature, and of the result.
-        reduced_channels: after the reduction.
-        window: side of the window in cells.
-        uncertainty: form of the second map, see :func:`match_confidence`; None leaves it out.
-        sign: of the softmax, see :func:`match_weights`.
-        temperature: likewise.
-        learn_temperature: train the logarithm of the temperature, which starts at ``temperature``.
-        normalize: divide the displacement by ``window // 2``.
-        out_of_frame: see :func:`match_weights`.
-        separate_reduction: a reduction of its own for the frame before.
-        norm: ``group`` puts a group normalisation of one group after every layer of the network but the last.
-
-    Reference: MUNet (Sun et al.) section 3.2 and Table 1.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        reduced_channels: int,
-        window: int,
-        uncertainty: Confidence | None,
-        sign: int,
-        temperature: float,
-        learn_temperature: bool,
-        normalize: bool,
-        out_of_frame: OutOfFrame,
-        separate_reduction: bool,
-        norm: MotionNorm,
-    ) -> None:
-        super().__init__()
-        self.window = window
-        self.uncertainty = uncertainty
-        self.sign = sign
-        self.normalize = normalize
-        self.out_of_frame = out_of_frame
-        self.reduction = nn.Conv2d(in_channels, reduced_channels, 1)
-        self.earlier_reduction = nn.Conv2d(in_channels, reduced_channels, 1) if separate_reduction else None
-        log_temperature = torch.tensor(math.log(temperature))
-        self.log_temperature = nn.Parameter(log_temperature) if learn_temperature else None
-        self._temperature = temperature
-        widths = (2 if uncertainty is None else 3, *MOTION_CHANNELS, in_channels)
-        layers: list[nn.Module] = []
-        for (narrow, wide), kernel in zip(itertools.pairwise(widths), MOTION_KERNELS, strict=True):
-            layers.append(nn.Conv2d(narrow, wide, kernel, padding=kernel // 2))
-            if norm == "group":
-                layers.append(nn.GroupNorm(1, wide))
-            layers.append(nn.ReLU(inplace=True))
-        # The last layer is linear.
-        self.network = nn.Sequential(*layers[: -2 if norm == "group" else -1])
-
-    @property
-    def temperature(self) -> float | Tensor:
-        """Of the softmax."""
-        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
-
-    def reduce(self, semantic: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B CM h w"], Float[Tensor, "B CM h w"]]:
-        """Reduced features of unit length of a frame as the current one and as the one before."""
-        current = l2_normalize(self.reduction(semantic))
-        if self.earlier_reduction is None:
-            return current, current
-        return current, l2_normalize(self.earlier_reduction(semantic))
-
-    def forward(
-        self, current: Float[Tensor, "B CM h w"], earlier: Float[Tensor, "B CM h w"]
-    ) -> tuple[Float[Tensor, "B C h w"], dict[str, Tensor]]:
-        """Motion feature from the reduced features of two frames; displacement and uncertainty by name."""
-        volume = local_similarity(current, earlier, self.window, "dot")
-        tau = self.temperature
-        maps = {"displacement": soft_displacement(volume, self.sign, tau, self.normalize, self.out_of_frame)}
-        if self.uncertainty is not None:
-            maps["uncertainty"] = match_confidence(volume, self.uncertainty, self.sign, tau, self.out_of_frame)
-        return self.network(torch.cat(list(maps.values()), dim=1)), maps
 
 
 class MUNet(VOSNetwork[Features, Entry, Carry]):
@@ -187,7 +91,9 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         others: a second mask channel of the reference encoder, see :class:`MaskedEncoder`; the paper has none.
         shared_projection: one projection to keys and values for memory and query, as AFB-URR.
         top_k: memory pixels that a query pixel reads, in evaluation mode only; None for all.
-        weights: of both encoders, see :class:`ResNetPyramid`; None for a random initialisation.
+        weights: of both encoders, see :class:`ResNetPyramid`; None for a random initialisation. ``MASK_RCNN_COCO_V1`` is the
+            paper's second version.
+        detector_encoders: with a detector's weights, whether the reference encoder has them too, or ImageNet's.
         norm: of both encoders.
         key_channels: of the memory's and the query's key.
         value_channels: likewise of the value.
@@ -221,6 +127,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         shared_projection: bool = False,
         top_k: int | None = None,
         weights: ResNetWeights | None = "IMAGENET1K_V1",
+        detector_encoders: DetectorEncoders = "both",
         norm: Norm = "frozen_statistics",
         key_channels: int = 128,
         value_channels: int = 512,
@@ -235,6 +142,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             ("uncertainty", uncertainty, get_args(Confidence)),
             ("out_of_frame", out_of_frame, get_args(OutOfFrame)),
             ("motion_norm", motion_norm, get_args(MotionNorm)),
+            ("detector_encoders", detector_encoders, get_args(DetectorEncoders)),
             ("displacement_sign", displacement_sign, (-1, 1)),
         ):
             if value not in allowed:
@@ -243,11 +151,15 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             raise ValueError(f"window must be an odd number of cells, not {window}")
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1 or None, not {top_k}")
         if store_motion and motion == "none":
             raise ValueError("store_motion needs motion: set motion to 'displacement+uncertainty' or 'displacement'")
         self.store_motion = store_motion
         self.top_k = top_k
         self.query_encoder = ResNetPyramid("bottleneck", blocks, width, "layer3", weights, "stem", norm)
+        if weights == "MASK_RCNN_COCO_V1" and detector_encoders == "query":
+            weights = "IMAGENET1K_V1"
         self.reference_encoder = MaskedEncoder("bottleneck", blocks, width, weights, norm, others=others)
         s16 = self.query_encoder.channels[-1]
         self.motion = self.attention = None
@@ -304,7 +216,8 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         The auxiliary outputs, at stride 16: ``displacement`` ``(B, 2, h, w)`` as (x, y), ``uncertainty`` and ``attention`` ``(B,
         1, h, w)``, as far as the network has them.
         """
-        semantic, aux = features.pyramid.s16, {}
+        semantic = features.pyramid.s16
+        aux: dict[str, Tensor] = {}
         if self.motion is not None:
             with record_function("vos/motion"):
                 motion, aux = self._motion(features, memory)

@@ -67,6 +67,12 @@ def _server_score(path: Path, content: Mapping[str, Any]) -> Score:
     )
 
 
+def covered(description: str) -> tuple[str, int, int] | None:
+    """Protocol, videos and objects that the description of an evaluation names."""
+    found = re.fullmatch(r"(.*): .* (\d+) objects? in (\d+) videos?", description)
+    return (found[1], int(found[3]), int(found[2])) if found else None
+
+
 # Judging --------------------------------------------------------------------------------------------------------------
 
 
@@ -80,9 +86,8 @@ def why_not_ours(score: Score, experiment: Experiment) -> str | None:
     else:
         if dataset not in EVALUATIONS:
             return f"{dataset} is scored by its server; measured here on other data: {score.description}"
-        protocol, videos, objects = EVALUATIONS[dataset]
-        found = re.fullmatch(r"(.*): .* (\d+) objects? in (\d+) videos?", score.description)
-        if not found or (found[1], int(found[3]), int(found[2])) != (protocol, videos, objects):
+        _, videos, objects = EVALUATIONS[dataset]
+        if covered(score.description) != EVALUATIONS[dataset]:
             return f"measured on other data: {score.description} (published: {videos} videos, {objects} objects)"
     if score.evaluation.get("departures"):
         return f"evaluated with {', '.join(score.evaluation['departures'])} changed"

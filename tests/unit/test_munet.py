@@ -1,0 +1,318 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.oracles import munet as oracle
+from tests.oracles import segmentation_losses
+from tests.tolerances import assert_close
+from tests.unit.dummies import make_video
+from vos_lightning.attention.msam import MSAM
+from vos_lightning.backbones.resnet import ResNetPyramid
+from vos_lightning.callbacks.panels import panels_of
+from vos_lightning.matching.local_window import local_similarity
+from vos_lightning.modules.munet import MUNetModule
+from vos_lightning.networks.munet import MUNet
+from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth
+from vos_lightning.propagation.step import Propagation, StepOutput, unroll
+from vos_lightning.structures import ClipBatch, FrameInput, Given
+
+SMALL = {
+    "weights": None,
+    "window": 5,
+    "reduced_channels": 6,
+    "key_channels": 6,
+    "value_channels": 8,
+    "decoder_channels": 8,
+    "blocks": (1, 1, 1, 1),
+    "width": 4,
+}
+SIZE = (48, 64)
+
+
+def small(**arguments) -> MUNet:
+    torch.manual_seed(0)
+    network = MUNet(**{**SMALL, **arguments}).eval()
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+        # Untrained convolutions of three channels leave almost nothing of the motion: what is wrong with it would not show.
+        elif name.startswith("motion.network") and parameter.ndim == 4:
+            nn.init.kaiming_normal_(parameter)
+    return network
+
+
+def boxes(*corners: tuple[int, int, int, int]) -> torch.Tensor:
+    masks = torch.zeros(1, len(corners), *SIZE)
+    for n, (top, left, bottom, right) in enumerate(corners):
+        masks[0, n, top:bottom, left:right] = 1
+    return masks
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# Parameters -----------------------------------------------------------------------------------------------------------
+
+
+def test_parameter_counts():
+    with torch.device("meta"):
+        network = MUNet(weights=None)
+        shared = MUNet(weights=None, shared_projection=True)
+        baseline = MUNet(weights=None, motion="none")
+    assert count(network) == 39_284_591
+    assert count(network.motion.reduction) == 262_400
+    layers = [layer for layer in network.motion.network if isinstance(layer, nn.Conv2d)]
+    assert [count(layer) for layer in layers] == [444, 64, 2_320, 544, 9_248, 1_056, 18_496, 66_560]
+    assert [layer.kernel_size[0] for layer in layers] == [7, 1, 3, 1, 3, 1, 3, 1]
+    assert count(network.motion.network) == 98_732
+    assert count(network.attention) == 1_025
+    assert count(shared) == 33_385_711
+    # STM without the convolution of the other objects' masks.
+    assert count(baseline) == 38_925_570 - 64 * 7 * 7
+    assert all(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first", "attention"),
+    [
+        ({}, 3, True),
+        ({"motion": "displacement"}, 2, True),
+        ({"fusion": "addition"}, 3, False),
+    ],
+)
+def test_ablation_rows_have_their_layers(arguments, first, attention):
+    network = small(**arguments)
+    assert network.motion.network[0].in_channels == first
+    assert isinstance(network.attention, MSAM) == attention
+    assert small(motion="none").motion is None
+
+
+def test_switches_have_their_parameters():
+    learned = small(learn_temperature=True).motion
+    assert learned.log_temperature.requires_grad
+    assert_close(learned.temperature.detach(), torch.tensor(0.05))
+    assert count(small(separate_reduction=True)) - count(small()) == count(small().motion.reduction)
+    assert sum(isinstance(layer, nn.GroupNorm) for layer in small(motion_norm="group").motion.network) == 7
+    assert small(others="clamped").reference_encoder.mask_conv.in_channels == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"window": 4}, "odd number of cells"),
+        ({"temperature": 0.0}, "must be positive"),
+        ({"top_k": 0}, "at least 1"),
+        ({"store_motion": True, "motion": "none"}, "store_motion needs motion"),
+    ],
+)
+def test_contradictions_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MUNet(**{**SMALL, **arguments})
+
+
+def test_detector_weights_are_for_both_encoders_or_one(monkeypatch):
+    asked = []
+
+    def record(self, weights, *size):
+        asked.append(weights)
+
+    monkeypatch.setattr(ResNetPyramid, "_load", record)
+    for encoders in ("both", "query"):
+        MUNet(**{**SMALL, "weights": "MASK_RCNN_COCO_V1"}, detector_encoders=encoders)
+    assert asked == ["MASK_RCNN_COCO_V1"] * 3 + ["IMAGENET1K_V1"]
+
+
+# Attention and motion -------------------------------------------------------------------------------------------------
+
+
+def test_motion_aware_attention_is_equation_3():
+    block = MSAM(5)
+    semantic, motion = torch.randn(1, 7, 3, 4), torch.randn(1, 5, 3, 4)
+    with torch.no_grad():
+        out, gate = block(semantic, motion)
+        assert_close(out, oracle.attend(semantic, motion, block.gate))
+        assert_close(gate, torch.sigmoid(oracle.conv(motion, block.gate)))
+
+
+@pytest.mark.parametrize(("sign", "tau", "normalize", "zero"), [(1, 0.05, True, False), (-1, 1.0, False, True)])
+def test_motion_layer_is_the_paper(sign, tau, normalize, zero):
+    network = small(
+        displacement_sign=sign, temperature=tau, normalize_displacement=normalize, out_of_frame="zero" if zero else "mask"
+    )
+    layer = network.motion
+    semantic, before = torch.rand(2, 1, layer.reduction.in_channels, 4, 6)
+    with torch.no_grad():
+        feature, maps = layer(layer.reduce(semantic)[0], layer.reduce(before)[1])
+        reduced = [oracle.conv(x, layer.reduction)[0] for x in (semantic, before)]
+        expected = oracle.motion_maps(*reduced, 5, sign, tau, normalize, zero)
+        assert_close(torch.cat([maps["displacement"], maps["uncertainty"]], dim=1)[0], expected)
+        assert_close(feature, oracle.motion_network(expected, layer.network))
+
+
+def test_reductions_may_differ():
+    network = small(separate_reduction=True)
+    with torch.no_grad():
+        features = network.encode(FrameInput(torch.rand(1, 3, *SIZE)))
+    assert not torch.equal(features.current, features.earlier)
+    shared = small().encode(FrameInput(torch.rand(1, 3, *SIZE)))
+    assert shared.current is shared.earlier
+
+
+# Network --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "motion"),
+    [
+        ({}, (1, 0.05, True, False)),
+        (
+            {"displacement_sign": -1, "temperature": 1.0, "normalize_displacement": False, "out_of_frame": "zero"},
+            (-1, 1.0, False, True),
+        ),
+        ({"fusion": "addition", "shared_projection": True}, (1, 0.05, True, False)),
+        ({"motion": "none"}, (1, 0.05, True, False)),
+    ],
+    ids=["default", "paper", "addition", "baseline"],
+)
+def test_network_is_the_paper_object_by_object(arguments, motion):
+    """Four frames, two objects, the second from frame 2 on; the memory has frames 0, 3 (every third), 2 (given), previous."""
+    network = small(**arguments)
+    frames = torch.rand(5, 3, *SIZE)
+    masks = boxes((8, 8, 30, 30), (20, 30, 44, 60))
+    given = {
+        0: Given(masks * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.tensor([[True, False]])),
+        2: Given(masks * torch.tensor([0.0, 1.0]).view(1, 2, 1, 1), torch.tensor([[False, True]])),
+    }
+    options = dict(zip(("sign", "tau", "normalize", "zero"), motion, strict=True))
+    with torch.no_grad():
+        outputs = unroll(network, Propagation(EveryKth(3, include_previous=True), "product"), frames[None], given)
+        expected = oracle.propagate(network, frames, {0: {1: masks[0, 0]}, 2: {2: masks[0, 1]}}, 3, window=5, **options)
+    assert set(expected) == {(1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (4, 2)}
+    for (t, n), probability in expected.items():
+        if t != 2:  # the output of a frame with annotations shows them
+            assert_close(outputs[t].probabilities[0, n], probability)
+    assert outputs[4].probabilities[0, 1:].std(dim=(1, 2)).min() > 1e-3
+
+
+def test_outputs_to_look_at():
+    network = small()
+    frames = torch.rand(1, 2, 3, *SIZE)
+    with torch.no_grad():
+        first, second = unroll(
+            network,
+            Propagation(AnnotatedOnly(), "product"),
+            frames,
+            {0: Given(boxes((8, 8, 30, 30)), torch.tensor([[True]]))},
+        )
+        features = [network.encode(FrameInput(frames[:, t])) for t in range(2)]
+    assert first.aux == {}
+    assert {name: tuple(value.shape) for name, value in second.aux.items()} == {
+        "displacement": (1, 2, 3, 4), "uncertainty": (1, 1, 3, 4), "attention": (1, 1, 3, 4),
+    }  # fmt: skip
+    volume = local_similarity(features[1].current, features[0].earlier, 5, "dot")
+    assert_close(second.aux["uncertainty"][:, 0], volume.amax(dim=1))
+    assert second.aux["displacement"].abs().max() <= 1
+    assert set(small(motion="displacement", fusion="addition").motion(features[0].current, features[0].earlier)[1]) == {
+        "displacement"
+    }
+
+
+def test_stored_features_may_know_the_motion():
+    frames = torch.rand(1, 3, 3, *SIZE)
+    given = {0: Given(boxes((8, 8, 30, 30), (20, 30, 44, 60)), torch.tensor([[True, True]]))}
+    networks = [small(store_motion=store) for store in (False, True)]
+    with torch.no_grad():
+        plain, stored = (unroll(n, Propagation(All(), "product"), frames, given) for n in networks)
+    # The first frame has no motion; the second is remembered with it.
+    assert_close(stored[1].probabilities, plain[1].probabilities)
+    assert not torch.allclose(stored[2].probabilities, plain[2].probabilities, atol=1e-5)
+
+
+def test_top_k_is_for_evaluation():
+    frames = torch.rand(1, 2, 3, *SIZE)
+    given = {0: Given(boxes((8, 8, 30, 30)), torch.tensor([[True]]))}
+    propagation = Propagation(AnnotatedOnly(), "product")
+
+    def run(network: MUNet) -> torch.Tensor:
+        with torch.no_grad():
+            return unroll(network, propagation, frames, given)[1].probabilities
+
+    everything, few = small(), small(top_k=2)
+    assert not torch.allclose(run(few), run(everything), atol=1e-5)
+    assert_close(run(few.train()), run(everything.train()))
+
+
+# Module ---------------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_papers():
+    module = MUNetModule(small())
+    assert (module.optimizer_name, module.learning_rate, module.weight_decay) == ("adamw", 2e-5, 0.5)
+    assert (module.hardest_fraction, module.iou_weight) == (0.4, 1.0)
+    assert module.train_propagation.policy == AnnotatedOnly("add")
+    assert module.eval_propagation.policy == EveryKth(5, include_previous=True)
+    assert module.eval_propagation.aggregation == "product"
+    assert MUNetModule(small(), train_memory="recurrent").train_propagation.policy == All()
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+
+
+def test_training_encodes_the_reference_frame_only():
+    network = small()
+    calls = []
+    network.reference_encoder.register_forward_hook(lambda *_: calls.append(1))
+    module = MUNetModule(network)
+    unroll(
+        network, module.train_propagation, torch.rand(1, 4, 3, *SIZE), {0: Given(boxes((8, 8, 30, 30)), torch.tensor([[True]]))}
+    )
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("loss", ["bootstrapped+iou", "binary_bootstrapped+iou"])
+def test_clip_loss_is_the_mean_over_frames(loss):
+    module = MUNetModule(small(), loss=loss, iou_weight=0.5)
+    labels = torch.randint(0, 3, (2, 3, 6, 7), dtype=torch.uint8)
+    logits = torch.randn(2, 3, 3, 6, 7)
+    # The second object of the first clip was never given: its pixels do not count.
+    introduced = torch.tensor([[True, False], [True, True]])
+    outputs = [StepOutput(logits[:, t], logits[:, t].softmax(dim=1), introduced) for t in range(3)]
+    batch = ClipBatch(
+        torch.rand(2, 3, 3, 6, 7), labels, torch.ones(2, 2, dtype=torch.bool), ("a", "b"), torch.zeros(2, 3, dtype=torch.int64)
+    )
+    losses = module.clip_loss(outputs, batch)
+    pixel = overlap = 0.0
+    for b, objects in enumerate(([1], [1, 2])):
+        for t in (1, 2):
+            probabilities, label = logits[b, t].softmax(dim=0), labels[b, t].clone()
+            if b == 0:
+                label[label == 2] = 255
+            if loss == "bootstrapped+iou":
+                pixel += segmentation_losses.bootstrapped(probabilities, label, 0.4) / 4
+            else:
+                pixel += segmentation_losses.bootstrapped_binary(probabilities, label, objects, 0.4) / 4
+            overlap += segmentation_losses.mask_iou(probabilities, label, objects) / 4
+    assert float(losses["bootstrapped"]) == pytest.approx(pixel, rel=1e-4)
+    assert float(losses["mask_iou"]) == pytest.approx(overlap, rel=1e-4)
+    assert float(losses["loss"]) == pytest.approx(pixel + 0.5 * overlap, rel=1e-4)
+
+
+def test_cross_entropy_is_the_baseline():
+    module = MUNetModule(small(), loss="cross_entropy")
+    logits = torch.randn(1, 2, 6, 7)
+    output = StepOutput(logits, logits.softmax(dim=1), torch.tensor([[True]]))
+    labels = torch.randint(0, 2, (1, 2, 6, 7), dtype=torch.uint8)
+    batch = ClipBatch(torch.rand(1, 2, 3, 6, 7), labels, torch.tensor([[True]]), ("a",), torch.zeros(1, 2, dtype=torch.int64))
+    losses = module.clip_loss([output, output], batch)
+    assert set(losses) == {"loss"}
+    assert_close(losses["loss"], nn.functional.cross_entropy(logits, labels[:, 1].long()))
+
+
+def test_panels_are_displacement_uncertainty_and_attention():
+    module = MUNetModule(small()).eval()
+    video = make_video("v", length=2, ids=(2, 7))
+    first, second = module.engine().run(video)
+    assert {p.title for p in panels_of(module, video.frames[0], first)} == {"probability"}
+    panels = panels_of(module, video.frames[1], second)
+    assert [p.title for p in panels if p.row == "motion"] == ["motion", "uncertainty", "attention"]
