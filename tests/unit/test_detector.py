@@ -42,7 +42,7 @@ def test_order_of_suppression_and_cut():
 
 def test_impossible_selections_are_refused():
     for options in ({"order": "best"}, {"top_k": 0}, {"nms_threshold": 0.0}, {"candidates": 10}):
-        with pytest.raises(Exception, match="order|top_k"):
+        with pytest.raises(Exception, match=r"order|top_k"):
             Selection(**options)
 
 
