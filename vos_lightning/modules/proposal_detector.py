@@ -20,9 +20,9 @@ SMALLEST = 4.0
 class ProposalDetectorModule(LightningModule):
     """Trains a :class:`ProposalDetector` to find the annotated objects of frames, whatever their class.
 
-    Every frame of a clip is an image of its own; clips of one frame and a batch of 8 are the paper's batch of 8. The losses are those
-    of Mask R-CNN, batch normalisation stays frozen. Validation logs the recall: the share of the true objects that a proposal
-    overlaps by more than one half (``val/recall``; ``val_jf`` is the same number, under the name that chooses a checkpoint).
+    Every frame of a clip is an image of its own; clips of one frame and a batch of 8 are the paper's batch. The losses are
+    those of Mask R-CNN, batch normalisation stays frozen. Validation logs the recall: the share of the true objects that a
+    proposal overlaps by more than one half (``val/recall``; ``val_jf`` is the same number, under the name that chooses a checkpoint).
     ``precompute-proposals --weights`` reads the checkpoint.
 
     Args:

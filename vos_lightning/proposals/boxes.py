@@ -41,9 +41,9 @@ def paste_masks(
     r"""Draw masks that are given inside their boxes into frames.
 
     The rule is torchvision's: the mask gets a border of one zero, the box grows with it about its centre, its corners are
-    truncated to whole pixels, the mask is enlarged bilinearly, and what lies outside of the frame is lost. As bilinear enlargement
-    is separable, all masks are drawn by two products, :math:`W_y M W_x^\top`; and as averaging over cells is, too, a coarser drawing
-    costs less and equals the average of the full one.
+    truncated to whole pixels, the mask is enlarged bilinearly, and what lies outside of the frame is lost. As bilinear
+    enlargement is separable, all masks are drawn by two products, :math:`W_y M W_x^\top`; and as averaging over cells is, too, a
+    coarser drawing costs less and equals the average of the full one.
 
     Args:
         masks: in [0, 1]; differentiable.
