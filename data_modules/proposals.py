@@ -22,7 +22,7 @@ from data_modules.transforms import RawClip
 from vos_lightning.proposals.boxes import transform_proposals
 from vos_lightning.proposals.store import ProposalFile, batch_proposals, nothing_found
 from vos_lightning.proposals.truth import EXACT, TruthNoise, proposals_from_truth
-from vos_lightning.structures import Proposals, VideoSample
+from vos_lightning.structures import LazySequence, Proposals, VideoSample
 
 DEFAULT_NOISE = TruthNoise()
 
@@ -217,7 +217,7 @@ class ProposalVideos(Sequence[VideoSample]):
         proposals: of the proposals.
     """
 
-    def __init__(self, videos: Sequence[VideoSample], proposals: ProposalSource) -> None:
+    def __init__(self, videos: LazySequence[VideoSample], proposals: ProposalSource) -> None:
         self.videos = videos
         self.proposals = proposals
 

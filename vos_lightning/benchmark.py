@@ -292,23 +292,25 @@ def report(results: Sequence[Result], options: Options, device: torch.device, fi
     height, width = options.size
     about = environment(device)
     table = Table(
-        *("network", "parameters", "objects", "precision", "median s/frame", "quartiles", "mean", "cpu", "ratio", "peak MiB"),
+        *("network", "parameters", "objects", "precision", "s/frame", "quartiles", "cpu", "ratio", "MiB"),
         title=f"{height}x{width}, {about['device_name']}, {about['threads']} threads, torch {about['torch']}",
+        caption="s/frame: median; cpu: processor time a thread; ratio: to the first network; MiB: peak memory",
     )
     for r in results:
         table.add_row(
             r.network,
-            f"{r.parameters:,}",
+            f"{r.parameters / 1e6:.2f} M",
             str(r.objects),
             r.precision,
             f"{r.median:.4f}",
             f"{r.first_quartile:.4f}-{r.third_quartile:.4f}",
-            f"{r.mean:.4f}",
             f"{r.cpu:.4f}",
             f"{r.ratio:.2f}",
             "?" if r.peak_memory is None else f"{r.peak_memory / 2**20:.0f}",
         )
     console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a log has no width
     console.print(table)
     if options.sections:
         parts = Table("network", "objects", "precision", "part", "ms/frame")

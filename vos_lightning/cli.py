@@ -128,6 +128,7 @@ def visualize(argv: Sequence[str]) -> int:
     """Draw what a network computes inside for frames of a video."""
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning visualize",
+        allow_abbrev=False,  # what is left over are options of the experiment
         description="Draw what a network computes inside (score maps ...) for frames of a video: of an experiment's test or "
         "validation videos, or of your own.",
         epilog="With EXP, every other option overrides the experiment, as in `train`.",
@@ -172,6 +173,7 @@ def benchmark(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning benchmark",
+        allow_abbrev=False,  # what is left over are options of the experiments
         description="Step networks with random weights over synthetic frames: seconds a frame and peak memory. Several networks "
         "take turns; ratios are to the first.",
         epilog="Every other option overrides the experiments: --model.init_args.network.init_args.attention=false ...",
@@ -263,6 +265,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "evaluate": (
         _module_main("vos_lightning.evaluate"),
         "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis17|...",
+    ),
+    "curves": (
+        _module_main("vos_lightning.curves"),
+        "J of every frame over time: curves --truth D --predictions NAME=D ... --output D",
     ),
     "import-checkpoint": (
         _module_main("vos_lightning.modules.released"),

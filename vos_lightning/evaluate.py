@@ -124,6 +124,27 @@ def evaluate_folder(
     return Evaluation(protocol, tuple(rows))
 
 
+def read_videos(
+    truth: PathLike, predictions: PathLike, protocol: Protocol, videos: Sequence[str] | None = None
+) -> Iterator[tuple[str, tuple[str, ...], UInt8[Tensor, "T H W"], UInt8[Tensor, "T H W"]]]:
+    """The label maps that :func:`evaluate_folder` scores: name, stems, predictions and truth of one video after the other.
+
+    Predictions of frames that the protocol skips are blank. For the arguments see :func:`evaluate_folder`.
+
+    Raises:
+        EvaluationError: files are missing or do not fit.
+    """
+    check_protocol(protocol)
+    tasks, problems = _find_tasks(Path(truth), Path(predictions), protocol, videos, {})
+    if problems:
+        raise EvaluationError(problems)
+    for task in tasks:
+        maps = _load(task, problems)
+        if maps is None:
+            raise EvaluationError(problems)
+        yield task.name, task.stems, *maps
+
+
 # Finding files --------------------------------------------------------------------------------------------------------
 
 
@@ -245,21 +266,29 @@ def _one_thread() -> None:
 def _score(task: _Task) -> tuple[list[ObjectScores], list[str]]:
     """Scores of a video, or what is wrong with its files."""
     problems: list[str] = []
+    maps = _load(task, problems)
+    if maps is None:
+        return [], problems
+    try:
+        return evaluate_video(*maps, task.protocol, task.name, task.unseen_ids), []
+    except ValueError as error:
+        return [], [f"{task.truth.parent}: {error}"]
+
+
+def _load(task: _Task, problems: list[str]) -> tuple[UInt8[Tensor, "T H W"], UInt8[Tensor, "T H W"]] | None:
+    """Predictions and truth of a video, or None and another problem."""
     target = _read([task.truth / f"{stem}.png" for stem in task.stems], None, problems)
     size = target.shape[1:] if target is not None else None
     preds = _read([task.predictions / f"{stem}.png" for stem in task.stems[task.needed]], size, problems)
     if target is None or preds is None:
-        return [], problems
+        return None
     label_maps = torch.zeros_like(target)  # blank where the protocol does not look
     label_maps[task.needed] = preds
-    preds = label_maps
-    problem = _wrong_ids(task, preds, target)
+    problem = _wrong_ids(task, label_maps, target)
     if problem:
-        return [], [problem]
-    try:
-        return evaluate_video(preds, target, task.protocol, task.name, task.unseen_ids), []
-    except ValueError as error:
-        return [], [f"{task.truth.parent}: {error}"]
+        problems.append(problem)
+        return None
+    return label_maps, target
 
 
 def _read(paths: Sequence[Path], size: Sequence[int] | None, problems: list[str]) -> UInt8[Tensor, "T H W"] | None:

@@ -127,7 +127,7 @@ class VOSCommandLine(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         weights = self.config_init.get("initial_weights")
         if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:
-            load_weights(self.model, Path(weights))
+            load_weights(self.model, Path(weights), start=True)
         return trainer
 
     def _loggers(self) -> list[Logger]:

@@ -123,7 +123,7 @@ def project(x: Tensor, block) -> Tensor:
 
 
 def bilinear(x: Tensor, y: float, column: float) -> Tensor:
-    """``(C, h, w)`` read at cell coordinates as RoIAlign does: beyond one cell outside it is 0, nearer it is the edge."""
+    """``(C, h, w)`` read at continuous cell coordinates as RoIAlign does: 0 beyond one cell outside, nearer the edge."""
     _, height, width = x.shape
     if y < -1 or y > height or column < -1 or column > width:
         return torch.zeros(x.shape[0])

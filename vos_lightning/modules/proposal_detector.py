@@ -20,9 +20,10 @@ SMALLEST = 4.0
 class ProposalDetectorModule(LightningModule):
     """Trains a :class:`ProposalDetector` to find the annotated objects of frames, whatever their class.
 
-    Every frame of a clip is an image of its own; clips of one frame and a batch of 8 are the paper's batch. The losses are
+    Every frame of a clip is an image of its own; clips of one frame and a batch of 8 are the paper's batch of 8. The losses are
     those of Mask R-CNN, batch normalisation stays frozen. Validation logs the recall: the share of the true objects that a
-    proposal overlaps by more than one half (``val/recall``; ``val_jf`` is the same number, under the name that chooses a checkpoint).
+    proposal overlaps by more than one half (``val/recall``; ``val_jf`` is the same number, under the name that chooses a
+    checkpoint).
     ``precompute-proposals --weights`` reads the checkpoint.
 
     Args:
@@ -84,7 +85,9 @@ class ProposalDetectorModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the recall of all processes."""
         counts = torch.tensor([self.found, self.true], dtype=torch.float32, device=self.device)
-        found, true = self.all_gather(counts).view(-1, 2).sum(dim=0)
+        gathered = self.all_gather(counts)
+        assert isinstance(gathered, Tensor)
+        found, true = gathered.view(-1, 2).sum(dim=0)
         self.found = self.true = 0
         recall = found / true.clamp_min(1)
         self.log("val/recall", recall, batch_size=1)
