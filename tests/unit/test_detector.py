@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,12 @@ from vos_lightning.precompute import find_videos, precompute
 from vos_lightning.proposals.boxes import paste_masks
 from vos_lightning.proposals.detector import ProposalDetector, Selection, _fit_classes, select
 from vos_lightning.proposals.store import ProposalFile
+
+
+@functools.cache
+def shared(**options) -> ProposalDetector:
+    """One that no test changes."""
+    return tiny(**options)
 
 
 def tiny(num_classes: int = 3, **options) -> ProposalDetector:
@@ -53,7 +61,7 @@ def test_impossible_selections_are_refused():
     "selection", [Selection(), Selection("top_first", tight_boxes=True), Selection("objectness")], ids=lambda s: s.order
 )
 def test_proposals_are_in_pixels_of_their_frames(selection):
-    detector = tiny(selection=selection)
+    detector = shared(selection=selection)
     frames = [torch.rand(3, 40, 60), torch.rand(3, 60, 40)]
     together = detector(frames)
     for frame, found in zip(frames, together, strict=True):
@@ -68,7 +76,7 @@ def test_proposals_are_in_pixels_of_their_frames(selection):
 
 
 def test_boxes_and_masks_are_torchvisions():
-    detector = tiny(selection=Selection(nms_threshold=1.0, top_k=100))
+    detector = shared(selection=Selection(nms_threshold=1.0, top_k=100))
     frame = torch.rand(3, 48, 64)
     with torch.inference_mode():
         (expected,) = detector.model([frame])
@@ -126,7 +134,7 @@ def write_images(folder, count: int) -> None:
 def test_precomputing_goes_on_where_it_stopped(tmp_path):
     for name in ("a", "b"):
         write_images(tmp_path / "images" / name, 3)
-    detector, output = tiny(), tmp_path / "proposals"
+    detector, output = shared(selection=Selection()), tmp_path / "proposals"
     videos = find_videos(tmp_path / "images", stills=False)
     assert [name for name, _ in videos] == ["a", "b"]
     device = torch.device("cpu")

@@ -1,4 +1,5 @@
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from data_modules.synthetic import SyntheticDataModule
 from tests.clips import given_at, random_clip
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
+from vos_lightning.callbacks.panels import panels_of
 from vos_lightning.losses.matching import matching_loss, soft_iou_loss
 from vos_lightning.modules.dmn_aoa import DMNAOAModule, memory_policy
 from vos_lightning.networks.dmn_aoa import DMNAOA, sinusoid
@@ -293,6 +295,21 @@ def test_auxiliary_losses_enter_the_loss():
     assert set(losses[0]) == {"loss", "coarse"}
     extra = 2 * losses[1]["coarse"] + 3 * losses[1]["matching"]
     assert_close(losses[1]["loss"], losses[0]["loss"] + extra)
+
+
+def test_panels_show_proposals_alignment_and_both_masks():
+    module = DMNAOAModule(small(), short_side=None)
+    frames, labels = random_clip(1, 2, 2, (40, 56))
+    frames = (frames * 255).to(torch.uint8)
+    engine = module.engine()
+    engine.step(frames[0, 0], labels[0, 0])
+    prediction = engine.step(frames[0, 1], proposals=some_proposals(1, 4, (40, 56)))
+    panels = panels_of(module, frames[0, 1], prediction)
+    titles = Counter(panel.title for panel in panels)
+    assert titles == dict.fromkeys(("probability", "coarse mask", "proposals", "alignment of the middle"), 2)
+    assert all(panel.image.shape[1] == 40 for panel in panels)
+    plain = engine.step(frames[0, 1])
+    assert {panel.title for panel in panels_of(module, frames[0, 1], plain)} == {"probability", "coarse mask"}
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
