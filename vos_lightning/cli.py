@@ -272,7 +272,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     ),
     "import-checkpoint": (
         _module_main("vos_lightning.modules.released"),
-        "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper pmvos|emvos --output OUT.ckpt",
+        "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper emvos|pmvos|stcn|stm --output OUT.ckpt",
     ),
     "precompute-proposals": (
         _module_main("vos_lightning.precompute"),
@@ -323,7 +323,7 @@ def _fail(message: str) -> int:
 
 def _help() -> None:
     console = Console()
-    console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False)
+    console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False, markup=False)
     for name, (_, text) in COMMANDS.items():
-        console.print(f"  {name:<21} {text}", highlight=False, markup=False)
-    console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False)
+        console.print(f"  {name:<21} {text}", highlight=False, markup=False, soft_wrap=True)
+    console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False, soft_wrap=True)
