@@ -103,6 +103,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "emvos_smoke", *size, "--threads", str(threads), "--json", str(file)]) == 0
     content = json.loads(file.read_text())
     assert content["environment"]["torch"] == torch.__version__
+    assert content["environment"]["convolution_gflops"] > 0
     assert content["options"]["size"] == [32, 48]
     assert [(r["network"], r["objects"], r["precision"]) for r in content["results"]] == [
         ("emvos_smoke", 1, precision) for precision in ("fp32", "bf16")
