@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.residual import ResidualBlock, shared_conv
+from vos_lightning.backbones.residual import ResidualBlock, hand_through, shared_conv
 from vos_lightning.structures import FeaturePyramid
 
 Entry = Literal["residual", "convolution"]
@@ -44,6 +45,16 @@ class RefineStage(nn.Module):
         grown = F.interpolate(coarse.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
         x = grown.unflatten(0, objects) + self.skip_block(self.skip(skip)).unsqueeze(1)
         return self.block(x.flatten(0, 1)).unflatten(0, objects)
+
+    @torch.no_grad()
+    def start_as_copier(self, carriers: int) -> None:
+        """Initialise so that the first channels of every object are enlarged and handed on; see :meth:`RefineDecoder`."""
+        assert self.skip.bias is not None
+        self.skip.weight[:carriers] = 0
+        self.skip.bias[:carriers] = 0
+        if isinstance(self.skip_block, ResidualBlock):
+            self.skip_block.start_as_copier(carriers)
+        self.block.start_as_copier(carriers)
 
 
 class RefineDecoder(nn.Module):
@@ -130,3 +141,30 @@ class RefineDecoder(nn.Module):
     def enlarge(logits: Float[Tensor, "B N h4 w4"]) -> Float[Tensor, "B N H W"]:
         """Bilinearly from stride 4 to the input's resolution."""
         return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+
+    @torch.no_grad()
+    def start_as_copier(self, evidence: float) -> None:
+        """Initialise so that the untrained decoder enlarges what the first two channels of the readout say.
+
+        These are the shares of the object and of the rest in what was read. What all other channels add starts small.
+
+        Args:
+            evidence: logit of a readout that is wholly inside of the object.
+        """
+        carriers = 2
+        if isinstance(self.entry, ResidualBlock):
+            self.entry.start_as_copier(carriers)
+        else:
+            hand_through(self.entry, carriers)
+        if isinstance(self.block16, ResidualBlock):
+            self.block16.start_as_copier(carriers)
+        self.stage8.start_as_copier(carriers)
+        self.stage4.start_as_copier(carriers)
+        classes = self.predictor.out_channels
+        assert self.predictor.bias is not None
+        self.predictor.weight *= 0.05
+        self.predictor.bias.zero_()
+        self.predictor.weight[:, :carriers] = 0
+        for row, sign in ((0, -1), (classes - 1, 1)):
+            for carrier, other in ((0, 1), (1, -1)):
+                self.predictor.weight[row, carrier, 1, 1] = sign * other * evidence / classes
