@@ -33,7 +33,11 @@ WriteBack = Literal["replace", "add", "replace_pixels"]
 DEFAULT_SAMPLING = PointSampling()
 DEFAULT_ADAPTIVE = AdaptiveMatching()
 MASK_EVIDENCE = 6.0
-"""Log-odds that a copier start gives to a pixel which reads from inside of the object only."""
+"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
+RESIDUAL_GAIN = 0.1
+"""... to what the blocks of the key encoder add to their input ..."""
+KEY_GAIN = 2.5
+"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,8 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         width: of the stems of both, likewise.
         reduction: of the channel gate in the value encoder.
         normalize_features: instance-normalise the features of a frame at every scale, before anything reads them.
-        copier_start: initialise value encoder, decoder and refinement to hand masks on: the untrained network moves masks along
-            the affinities. See :meth:`ValueEncoder.start_as_copier`.
+        copier_start: initialise so that keys follow colours and edges and the rest hands masks on: the untrained network moves
+            masks along the affinities. See :meth:`ValueEncoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
 
@@ -212,6 +216,8 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
             point_chunk,
         )
         if copier_start:
+            self.key_encoder.damp_residuals(RESIDUAL_GAIN)
+            self.projection.start_as_matcher(KEY_GAIN)
             self.value_encoder.start_as_copier()
             self.decoder.start_as_copier(MASK_EVIDENCE)
             self.refiner.start_as_copier(MASK_EVIDENCE)
