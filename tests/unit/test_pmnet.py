@@ -478,3 +478,10 @@ def test_truth_by_area_prefers_the_later_object_nowhere():
     fine = module._downsample(labels, 2)
     assert fine.masks.sum(dim=1).max() <= 1
     assert torch.equal(fine.masks, masks_from_label_map(fine.labels, 2))
+
+
+def test_a_copier_start_refines_nothing_at_first():
+    """Untrained points repeat what the untrained decoder says, but for what small weights add."""
+    network = small(normalize_features=True, copier_start=True, sampling=PointSampling(source="all"))
+    aux = run(network)[2][1].aux
+    assert (aux["refined"] - aux["coarse"]).abs().mean() < 0.1 * aux["coarse"].std()

@@ -211,6 +211,23 @@ class PointRefiner(nn.Module):
         self.window, self.similarity, self.scale = window, similarity, scale
         self.chunk, self.recompute = chunk, recompute
 
+    @torch.no_grad()
+    def start_as_copier(self, evidence: float) -> None:
+        """Initialise so that refined logits say what the decoder's first two channels say, the object and the rest.
+
+        Args:
+            evidence: see :meth:`vos_lightning.decoders.refine.RefineDecoder.start_as_copier`.
+        """
+        *hidden, last = (layer for layer in self.prediction if isinstance(layer, nn.Linear))
+        for layer in (self.aggregation[-1], *hidden):
+            layer.weight[:2] = 0
+            layer.bias[:2] = 0
+        for layer in hidden:
+            layer.weight[:2, :2].fill_diagonal_(1.0)
+        last.weight *= 0.05
+        last.weight[0, :2] = torch.tensor([evidence, -evidence])
+        last.bias.zero_()
+
     def remember(self, features: Float[Tensor, "B C h w"], own: Float[Tensor, "B N D h w"]) -> PointMap:
         """What points of later frames may read of this one."""
         layer = self.query_key if self.memory_key is None else self.memory_key

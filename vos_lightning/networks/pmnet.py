@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vos_lightning.backbones.normalization import Norm
+from vos_lightning.backbones.normalization import Norm, PyramidNorm
 from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.decoders.points import DetectorForm, PointRefiner, PointSampling, PointSource, UncertaintyDetector
 from vos_lightning.decoders.refine import RefineDecoder
@@ -32,6 +32,12 @@ Weights = Literal["IMAGENET1K_V1"]
 WriteBack = Literal["replace", "add", "replace_pixels"]
 DEFAULT_SAMPLING = PointSampling()
 DEFAULT_ADAPTIVE = AdaptiveMatching()
+MASK_EVIDENCE = 6.0
+"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
+RESIDUAL_GAIN = 0.1
+"""... to what the blocks of the key encoder add to their input ..."""
+KEY_GAIN = 2.5
+"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,11 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         value_blocks: of the value encoder's ResNet, likewise.
         width: of the stems of both, likewise.
         reduction: of the channel gate in the value encoder.
+        normalize_features: instance-normalise the features of a frame at every scale, before anything reads them.
+        copier_start: initialise so that keys follow colours and edges and the rest hands masks on: the untrained network moves
+            masks along the affinities. See :meth:`ValueEncoder.start_as_copier`.
+
+    The last two are not in the paper: they are for training without pretrained weights.
 
     Raises:
         ValueError: arguments that are unknown or contradict each other.
@@ -161,6 +172,8 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         value_blocks: tuple[int, int, int] = (2, 2, 2),
         width: int = 64,
         reduction: int = 16,
+        normalize_features: bool = False,
+        copier_start: bool = False,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -183,6 +196,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         self.write_back, self.rectify_decoded = write_back, rectify_decoded
         self.key_encoder = ResNetPyramid("bottleneck", (*blocks, 3), width, "layer3", weights, "stem", norm)
         s4, _, s16 = self.key_encoder.channels
+        self.feature_norm = PyramidNorm(self.key_encoder.channels) if normalize_features else nn.Identity()
         self.projection = KeyValueProjection(s16, key_channels, value_channels, orthogonal_key=True)
         self.value_encoder = ValueEncoder(s16, value_channels, others, weights, norm, value_blocks, width, reduction=reduction)
         self.decoder = RefineDecoder(self.key_encoder.channels, value_channels, value_channels, decoder_channels)
@@ -201,6 +215,12 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
             self.scale,
             point_chunk,
         )
+        if copier_start:
+            self.key_encoder.damp_residuals(RESIDUAL_GAIN)
+            self.projection.start_as_matcher(KEY_GAIN)
+            self.value_encoder.start_as_copier()
+            self.decoder.start_as_copier(MASK_EVIDENCE)
+            self.refiner.start_as_copier(MASK_EVIDENCE)
 
     @classmethod
     def small(cls) -> PMNet:
@@ -229,7 +249,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
     def encode(self, frame: FrameInput) -> Features:
         """Pyramid, key and query value of a frame."""
         with record_function("vos/key_encoder"):
-            pyramid = self.key_encoder(frame.image)
+            pyramid = self.feature_norm(self.key_encoder(frame.image))
             key, query_value = self.projection(pyramid.s16)
         return Features(frame.image, pyramid, key.float(), query_value)
 
