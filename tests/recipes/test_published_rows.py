@@ -20,7 +20,8 @@ OWN_ROWS: dict[str, dict[tuple[int | str, str], int]] = {
     # Table 2: MUNet and MUNet-v2 in protocol 1, MUNet in 2, 3-1 and 3-2. Table 3: with and without photographs. Table 4: a to g.
     "munet": {(2, D17): 5, (3, Y18): 2, (4, D17): 7},
     # Table 4: eight combinations. Table 5: three settings of three hyperparameters. Table 6: five window sizes, five widths; the
-    # default setting stands in several columns of a table and is one row. Table 7: five epochs. Table 8: three similarities; all of them on both data sets. Section 4.2: more points on test-dev.
+    # default setting stands in several columns of a table and is one row. Table 7: five epochs. Table 8: three similarities; all
+    # of them on both data sets. Section 4.2: more points on test-dev.
     "pmnet": {
         (1, D17): 1, (1, TEST_DEV): 1, (2, Y18): 1, (3, Y19): 1, (4, D17): 8, (4, TEST_DEV): 8, (5, D17): 7, (5, TEST_DEV): 7,
         (6, D17): 9, (6, TEST_DEV): 9, (7, D17): 5, (7, TEST_DEV): 5, (8, D17): 3, (8, TEST_DEV): 3, ("4.2, text", TEST_DEV): 1,
