@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -119,6 +120,31 @@ class RefineDecoder(nn.Module):
         x16 = self.block16(x.flatten(0, 1)).unflatten(0, readout.shape[:2])
         x8 = self.stage8(x16, pyramid.s8)
         return x16, x8, self.stage4(x8, pyramid.s4)
+
+    @torch.no_grad()
+    def start_as_copier(self, evidence: float, threshold: float) -> None:
+        """Initialise to hand on channel 0 of the readout, for training from scratch; only for STM's decoder.
+
+        Args:
+            evidence: log-odds of the foreground for each unit of the channel above ``threshold``.
+            threshold: of the channel, not negative.
+        """
+        assert isinstance(self.entry, nn.Conv2d)
+        assert self.predictor.out_channels == 2
+        assert self.entry.bias is not None
+        assert self.predictor.bias is not None
+        blocks = [self.block16, self.stage8.skip_block, self.stage8.block, self.stage4.skip_block, self.stage4.block]
+        convolutions = [self.entry, self.stage8.skip, self.stage4.skip]
+        for conv in [*convolutions, *(block.conv2 for block in blocks if isinstance(block, ResidualBlock))]:
+            conv.weight[0] = 0
+            conv.bias[0] = 0  # type: ignore[index]
+        self.entry.weight[0, 0, 1, 1] = 1
+        # What else the features hold speaks softly at first.
+        self.predictor.weight *= 0.1
+        self.predictor.weight[:, 0] = 0
+        for row, sign in enumerate((-0.5, 0.5)):
+            self.predictor.weight[row, 0, 1, 1] = sign * evidence
+            self.predictor.bias[row] = -sign * evidence * threshold
 
     def predict(self, features: Float[Tensor, "B N C4 h4 w4"]) -> Float[Tensor, "B N h4 w4"]:
         """Foreground logits at stride 4 of the features there."""

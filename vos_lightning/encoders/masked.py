@@ -90,6 +90,24 @@ class MaskedEncoder(nn.Module):
         """From stride 4 to stride 16."""
         return self.trunk.layer3(self.trunk.layer2(fine.flatten(0, 1))).unflatten(0, fine.shape[:2])
 
+    @torch.no_grad()
+    def start_as_copier(self) -> None:
+        """Initialise channel 0 of every scale to hand on the object's own mask, whatever the colours; for training from scratch.
+
+        Normalisation and rectification on the way leave a map that is largest inside the mask.
+        """
+        self.trunk.conv1.weight[0] = 0
+        self.mask_conv.weight[0] = 0
+        self.mask_conv.weight[0, 0, 2:5, 2:5] = 1 / 9
+        for stage in (self.trunk.layer1, self.trunk.layer2, self.trunk.layer3):
+            for block in stage:
+                last = block.bn3 if hasattr(block, "bn3") else block.bn2
+                last.weight[0] = 0
+                last.bias[0] = 0
+                if block.downsample is not None:
+                    block.downsample[0].weight[0] = 0
+                    block.downsample[0].weight[0, 0] = 1
+
     def _mask_channels(self, masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N E H W"]:
         own = masks.unsqueeze(2)
         if self.others is None:
