@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vos_lightning.backbones.normalization import Norm
 from vos_lightning.backbones.resnet import Block, ResNetPyramid, ResNetWeights
@@ -101,12 +102,17 @@ class MaskedEncoder(nn.Module):
         self.mask_conv.weight[0, 0, 2:5, 2:5] = 1 / 9
         for stage in (self.trunk.layer1, self.trunk.layer2, self.trunk.layer3):
             for block in stage:
-                last = block.bn3 if hasattr(block, "bn3") else block.bn2
+                assert isinstance(block, (BasicBlock, Bottleneck))
+                last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+                assert isinstance(last.weight, Tensor)
+                assert isinstance(last.bias, Tensor)
                 last.weight[0] = 0
                 last.bias[0] = 0
                 if block.downsample is not None:
-                    block.downsample[0].weight[0] = 0
-                    block.downsample[0].weight[0, 0] = 1
+                    shortcut = block.downsample[0]
+                    assert isinstance(shortcut, nn.Conv2d)
+                    shortcut.weight[0] = 0
+                    shortcut.weight[0, 0] = 1
 
     def _mask_channels(self, masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N E H W"]:
         own = masks.unsqueeze(2)
