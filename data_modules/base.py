@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import cv2
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_modules.clip_dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
 from data_modules.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.sources import folder_videos
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import LazySequence, VideoSample
 
 T_ = TypeVar("T_")
 
@@ -89,14 +88,14 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """Source of the training clips."""
 
     @abstractmethod
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """Videos of the validation split, made when they are accessed."""
 
     @abstractmethod
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """Videos of the test split."""
 
-    def predict_videos(self) -> Sequence[VideoSample]:
+    def predict_videos(self) -> LazySequence[VideoSample]:
         """Videos under ``predict_root``, or those of the test split."""
         return folder_videos(self.predict_root) if self.predict_root is not None else self.test_videos()
 
@@ -183,7 +182,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """One video at a time, this process's share."""
         return self._video_loader(self.predict_videos())
 
-    def _video_loader(self, videos: Sequence[VideoSample]) -> DataLoader[VideoSample]:
+    def _video_loader(self, videos: LazySequence[VideoSample]) -> DataLoader[VideoSample]:
         trainer = self._trainer()
         # No video twice: ranks may have different numbers of videos, unlike with a padding DistributedSampler. Frames are
         # decoded on access in this process, so there is nothing for workers to do.
@@ -216,7 +215,7 @@ def _one_thread(worker: int) -> None:  # noqa: ARG001
 
 
 class _Share(Dataset[VideoSample]):
-    def __init__(self, videos: Sequence[VideoSample], indices: range) -> None:
+    def __init__(self, videos: LazySequence[VideoSample], indices: range) -> None:
         self.videos = videos
         self.indices = indices
 

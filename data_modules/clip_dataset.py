@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from data_modules.clip_sampling import Stream, sample_generator
 from data_modules.recipe import ClipRecipe
 from data_modules.transforms import ClipTransform, RawClip
-from vos_lightning.structures import IGNORE_LABEL, ClipBatch, ClipSample
+from vos_lightning.structures import IGNORE_LABEL, ClipBatch, ClipSample, Proposals
 
 
 class ClipSource(ABC):
@@ -194,4 +194,15 @@ def collate_clips(samples: Sequence[ClipSample], num_slots: int) -> ClipBatch:
         object_valid=torch.arange(num_slots) < counts[:, None],
         video_names=tuple(sample.video_name for sample in samples),
         frame_indices=torch.tensor([sample.frame_indices for sample in samples]),
+        proposals=_collate_proposals([sample.proposals for sample in samples]),
     )
+
+
+def _collate_proposals(samples: Sequence[Proposals | None]) -> Proposals | None:
+    """Rows of all frames, time-major."""
+    known = [sample for sample in samples if sample is not None]
+    if not known:
+        return None
+    if len(known) < len(samples):
+        raise ValueError("some clips of a batch have proposals and some have none: give all parts of a mixture proposals")
+    return Proposals(*(torch.stack([getattr(p, f) for p in known], dim=1).flatten(0, 1) for f in ("boxes", "masks", "scores")))

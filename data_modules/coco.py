@@ -21,7 +21,7 @@ from data_modules.sources import check_size
 from data_modules.static_images import IMAGE_RECIPE, repeat_image
 from data_modules.transforms import RawClip
 from vos_lightning.label_io import read_pixels
-from vos_lightning.structures import IGNORE_LABEL, VideoSample
+from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 
 class CocoClips(ClipSource):
@@ -141,10 +141,10 @@ class COCODataModule(VOSDataModule):
         # The annotation file of the training set takes a while to read.
         return CocoClips(self.annotation_file, self.image_root, self.min_area, self.exclude_crowd)
 
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()
 
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()

@@ -17,6 +17,7 @@ from data_modules.scenes import SceneRecipe
 from data_modules.static_sets import LAYOUTS, StaticSet
 from data_modules.synthetic import TRAIN, VAL, SyntheticVideos, make_scene
 from vos_lightning.label_io import write_label_map
+from vos_lightning.mask_ops import object_ids_in
 from vos_lightning.structures import IGNORE_LABEL, VideoSample
 
 SMALL_SCENE = SceneRecipe(height=48, width=80, num_frames=6, num_objects=(2, 2))
@@ -126,6 +127,92 @@ def write_youtube_vos_layout(
             }
         (root / split / "meta.json").write_text(json.dumps({"videos": videos}))
     return truth
+
+
+def write_video_folders(
+    root: str | Path, split: str, num_videos: int, first_only: bool = False, scene: SceneRecipe = SMALL_SCENE, seed: int = 0
+) -> list[VideoSample]:
+    """Write ``<split>/JPEGImages/<video>`` and ``<split>/Annotations/<video>`` as MOSE does.
+
+    Args:
+        root: folder of the splits.
+        split: its name.
+        num_videos: at least 1.
+        first_only: label the first frame alone, as in the validation set.
+        scene: what the videos look like.
+        seed: decides the scenes.
+
+    Returns:
+        The videos, named ``00000000``, ``00000001``, ... on disk.
+    """
+    videos = list(SyntheticVideos(num_videos, VAL, scene, seed))
+    for index, video in enumerate(videos):
+        for t, (stem, frame) in enumerate(zip(video.frame_names, video.frames, strict=True)):
+            write_image(Path(root) / split / "JPEGImages" / f"{index:08d}" / f"{stem}.jpg", frame)
+            if t == 0 or not first_only:
+                write_label_map(Path(root) / split / "Annotations" / f"{index:08d}" / f"{stem}.png", video.targets[t])
+    return videos
+
+
+def write_lvos_layout(
+    root: str | Path, split: str, num_videos: int, scene: SceneRecipe = YOUTUBE_SCENE, seed: int = 0
+) -> list[VideoSample]:
+    """Write a split as LVOS does: frames 00000001, 00000006, ..., every label map, late objects, ``<split>_meta.json``.
+
+    Args:
+        root: folder of the splits.
+        split: its name.
+        num_videos: at least 1.
+        scene: what the videos look like.
+        seed: decides the scenes.
+
+    Returns:
+        The videos, named as on disk: ``v0000000``, ...
+    """
+    root = Path(root)
+    videos = list(SyntheticVideos(num_videos, VAL, scene, seed))
+    meta: dict[str, Any] = {}
+    for index, video in enumerate(videos):
+        name = f"v{index:07d}"
+        stems = [f"{5 * t + 1:08d}" for t in range(len(video.frames))]
+        for t, (stem, frame) in enumerate(zip(stems, video.frames, strict=True)):
+            write_image(root / split / "JPEGImages" / name / f"{stem}.jpg", frame)
+            write_label_map(root / split / "Annotations" / name / f"{stem}.png", video.targets[t])
+        first = {i: t for t, given in video.annotations.items() for i in object_ids_in(given)}
+        ranges = {str(i): {"start": stems[t], "end": stems[-1], "frame_nums": len(stems) - t} for i, t in first.items()}
+        meta[name] = {"objects": {i: {"frame_range": frame_range} for i, frame_range in ranges.items()}}
+    (root / f"{split}_meta.json").write_text(json.dumps({"videos": meta}))
+    return videos
+
+
+def write_vost_layout(root: str | Path, num_videos: int, scene: SceneRecipe = SMALL_SCENE, seed: int = 0) -> list[VideoSample]:
+    """Write videos as VOST: every other frame is annotated and in ``JPEGImages``, all are in ``JPEGImages_10fps``; 255 is void.
+
+    Args:
+        root: folder that gets ``JPEGImages``, ``JPEGImages_10fps``, ``Annotations`` and ``ImageSets`` (one list for all splits).
+        num_videos: at least 1.
+        scene: what the videos look like.
+        seed: decides the scenes.
+
+    Returns:
+        The videos, named ``0001_cut``, ``0002_cut``, ... on disk.
+    """
+    root = Path(root)
+    videos = list(SyntheticVideos(num_videos, VAL, scene, seed))
+    names = [f"{index + 1:04d}_cut" for index in range(num_videos)]
+    for name, video in zip(names, videos, strict=True):
+        for t, frame in enumerate(video.frames):
+            stem = f"frame{6 * t + 12:05d}"
+            write_image(root / "JPEGImages_10fps" / name / f"{stem}.jpg", frame)
+            if t % 2 == 0:
+                write_image(root / "JPEGImages" / name / f"{stem}.jpg", frame)
+                label_map = video.targets[t].clone()
+                label_map[:2] = IGNORE_LABEL
+                write_label_map(root / "Annotations" / name / f"{stem}.png", label_map)
+    (root / "ImageSets").mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        (root / "ImageSets" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    return videos
 
 
 def _still(index: int, scene: SceneRecipe, seed: int) -> tuple[UInt8[Tensor, "3 H W"], UInt8[Tensor, "H W"]]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from data_modules.base import VOSDataModule
 from data_modules.clip_dataset import ClipSource
 from data_modules.recipe import ClipRecipe
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import LazySequence, VideoSample
 
 
 class MixedDataModule(VOSDataModule):
@@ -81,10 +79,10 @@ class MixedDataModule(VOSDataModule):
         """Not one: see :meth:`clip_parts`."""
         raise NotImplementedError("a mixture has several sources: use clip_parts")
 
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """Validation videos of ``evaluation``."""
         return self.evaluation.val_videos()
 
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """Test videos of ``evaluation``."""
         return self.evaluation.test_videos()

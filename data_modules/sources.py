@@ -190,9 +190,10 @@ class RecordClips(ClipSource):
         for _ in range(REFERENCE_ATTEMPTS):
             chosen = choose_by_recipe(rng, len(labelled), recipe)
             indices = tuple(labelled[i] for i in chosen)
-            if object_ids_in(read_labels(record, indices[0])):
+            first_labels = read_labels(record, indices[0])
+            if ((first_labels > 0) & (first_labels != IGNORE_LABEL)).any():
                 break
-        distinct = {i: _read_pair(record, i) for i in dict.fromkeys(indices)}
+        distinct = {i: _read_pair(record, i, first_labels if i == indices[0] else None) for i in dict.fromkeys(indices)}
         first = distinct[indices[0]][0].shape
         for i, (frame, _) in distinct.items():
             check_size(record.frame_paths[i], frame.shape[:2], record.frame_paths[indices[0]], first[:2])
@@ -204,8 +205,12 @@ class RecordClips(ClipSource):
         )
 
 
-def _read_pair(record: VideoRecord, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
-    frame, label_map = read_pixels(record.frame_paths[index]), read_labels(record, index)
+def _read_pair(
+    record: VideoRecord, index: int, label_map: Tensor | None
+) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+    """Frame and label map, which is read unless it is at hand."""
+    frame = read_pixels(record.frame_paths[index])
+    label_map = read_labels(record, index) if label_map is None else label_map
     check_size(record.label_paths[index], label_map.shape, record.frame_paths[index], frame.shape[:2])
     return frame, label_map.numpy()
 

@@ -15,7 +15,7 @@ from data_modules.recipe import AffineRecipe, ClipRecipe
 from data_modules.sources import REFERENCE_ATTEMPTS, check_size
 from data_modules.transforms import RawClip
 from vos_lightning.label_io import read_label_map, read_pixels
-from vos_lightning.structures import IGNORE_LABEL, VideoSample
+from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 IMAGE_RECIPE = ClipRecipe(num_frames=5, affine=AffineRecipe())
 """EMVOS's clips of still images."""
@@ -161,10 +161,10 @@ class StaticImagesDataModule(VOSDataModule):
         """Clips of the images."""
         return ImageClips(find_pairs(self.image_root, self.mask_root), self.threshold)
 
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()
 
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()

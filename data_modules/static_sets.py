@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,7 +9,7 @@ from data_modules.base import VOSDataModule
 from data_modules.recipe import ClipRecipe
 from data_modules.sources import read_names
 from data_modules.static_images import IMAGE_RECIPE, ImageClips, MaskRule, find_pairs
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import LazySequence, VideoSample
 
 StaticSet = Literal["duts-tr", "duts-te", "msra10k", "ecssd", "hku-is", "pascal-s", "voc2012", "fss-1000", "big", "hrsod"]
 
@@ -116,10 +115,10 @@ class StaticSetDataModule(VOSDataModule):
         rule = RULES.get(self.dataset)
         return ImageClips(pairs, threshold=127) if rule is None else ImageClips(pairs, rule=rule)
 
-    def val_videos(self) -> Sequence[VideoSample]:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()
 
-    def test_videos(self) -> Sequence[VideoSample]:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """None."""
         return ()

@@ -252,10 +252,10 @@ def _indexed(path: Path) -> tuple[bytes, tuple[int, int], frozenset[int]]:
         indexed = image.mode == "P" and image.format == "PNG"
     if indexed:
         return path.read_bytes(), size, ids
-    image = Image.fromarray(label_map.numpy())
-    image.putpalette(PALETTE.tobytes())
+    rewritten = Image.fromarray(label_map.numpy())
+    rewritten.putpalette(PALETTE.tobytes())
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    rewritten.save(buffer, format="PNG")
     return buffer.getvalue(), size, ids
 
 

@@ -5,6 +5,7 @@ Flips and colours come from Albumentations behind one adapter; resampling is in 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from data_modules import clip_geometry
+from data_modules.clip_geometry import ClipProposals
 from data_modules.clip_sampling import choose_objects
 from data_modules.geometry import (
     Box,
+    draw_affine_matrices,
     pad_to,
     random_resized_box,
     random_thin_plate,
@@ -43,6 +47,8 @@ class RawClip:
     """Original ids; 255 is ignored."""
     video_name: str
     frame_indices: tuple[int, ...]
+    proposals: ClipProposals | None = None
+    """Makes the proposals of the transformed clip; None for none."""
 
 
 class SeededTransforms:
@@ -54,12 +60,20 @@ class SeededTransforms:
 
     def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
         self.compose = A.Compose(list(transforms))
+        self._seed = 0
 
     def __call__(
         self, rng: np.random.Generator, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
     ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
         """Transform frames and label maps alike."""
-        self.compose.set_random_seed(int(rng.integers(2**31)))
+        self._seed = int(rng.integers(2**31))
+        return self.again(frames, label_maps)
+
+    def again(
+        self, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
+    ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
+        """Transform others with the draws of the last call."""
+        self.compose.set_random_seed(self._seed)
         result = self.compose(images=frames, masks=label_maps)
         return np.asarray(result["images"]), np.asarray(result["masks"])
 
@@ -83,16 +97,25 @@ class ClipTransform:
         """Geometry and colours of the clip, then those of every frame; the choice of objects."""
         recipe = self.recipe
         frames, label_maps = clip.frames, clip.label_maps
+        if clip.proposals is not None:
+            clip_geometry.check_followed(recipe)
+        maps = clip_geometry.identity(len(frames))
         if recipe.ignore_as_background:
             label_maps = np.where(label_maps == IGNORE_LABEL, np.uint8(0), label_maps)
         # Of the clip.
         if recipe.affine is not None:
+            if clip.proposals is not None:
+                matrices = draw_affine_matrices(copy.deepcopy(rng), len(frames), recipe.affine)
+                maps = clip_geometry.about_centre(maps, matrices, *frames.shape[1:3])
             frames, label_maps = random_warp(rng, frames, label_maps, recipe.affine)
         object_ids: tuple[int, ...] = ()
         if not recipe.crop_per_frame:
             # The published order is flips, then crop; windows are drawn symmetrically, so this is the same and has fewer pixels.
+            before = frames.shape[1:3]
             frames, label_maps = self._resize(frames, label_maps)
-            frames, label_maps, object_ids = self._crop(rng, frames, label_maps, clip.video_name)
+            maps = clip_geometry.window(maps, (0, 0, before[1], before[0]), *frames.shape[1:3])
+            frames, label_maps, object_ids, box = self._crop(rng, frames, label_maps, clip.video_name)
+            maps = clip_geometry.window(maps, box, *frames.shape[1:3])
         frames, label_maps = self.flips(rng, frames, label_maps)
         if self.colors is not None and recipe.color is not None:
             if recipe.color.per_frame:
@@ -113,13 +136,25 @@ class ClipTransform:
         if recipe.frame_geometry:
             object_ids = choose_objects(rng, list(_pixels_by_id(label_maps[0])), recipe.max_objects)
             object_ids = self._with_late_objects(rng, label_maps, object_ids)
+        slots = torch.from_numpy(_slots(label_maps, object_ids))
+        proposals = None
+        if clip.proposals is not None:
+            maps = clip_geometry.flip(maps, *self._last_flips(), *frames.shape[1:3])
+            proposals = clip.proposals(rng, slots, maps)
         return ClipSample(
             frames=torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
-            label_maps=torch.from_numpy(_slots(label_maps, object_ids)),
+            label_maps=slots,
             object_ids=object_ids,
             video_name=clip.video_name,
             frame_indices=clip.frame_indices,
+            proposals=proposals,
         )
+
+    def _last_flips(self) -> tuple[bool, bool]:
+        """Whether the last clip was mirrored horizontally and vertically."""
+        corners = np.arange(4, dtype=np.uint8).reshape(1, 2, 2)
+        _, mirrored = self.flips.again(np.zeros((1, 2, 2, 3), np.uint8), corners)
+        return bool(mirrored[0, 0, 0] % 2), bool(mirrored[0, 0, 0] // 2)
 
     def _resize(
         self, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
@@ -139,11 +174,12 @@ class ClipTransform:
         frames: UInt8[np.ndarray, "T H W 3"],
         label_maps: UInt8[np.ndarray, "T H W"],
         name: str,
-    ) -> tuple[UInt8[np.ndarray, "T H2 W2 3"], UInt8[np.ndarray, "T H2 W2"], tuple[int, ...]]:
+    ) -> tuple[UInt8[np.ndarray, "T H2 W2 3"], UInt8[np.ndarray, "T H2 W2"], tuple[int, ...], Box]:
         recipe = self.recipe
         if recipe.crop == "none":
             object_ids = choose_objects(rng, list(_pixels_by_id(label_maps[0])), recipe.max_objects)
-            return frames, label_maps, self._with_late_objects(rng, label_maps, object_ids)
+            box = (0, 0, frames.shape[2], frames.shape[1])
+            return frames, label_maps, self._with_late_objects(rng, label_maps, object_ids), box
         size = recipe.crop_size
         if recipe.crop == "padded":
             frames, label_maps = pad_to(frames, label_maps, size)
@@ -159,7 +195,7 @@ class ClipTransform:
             if max((pixels[i] for i in object_ids), default=0) >= recipe.min_object_pixels:
                 break
         frames, label_maps = resize_box(frames, label_maps, box, size, size)
-        return frames, label_maps, self._with_late_objects(rng, label_maps, object_ids)
+        return frames, label_maps, self._with_late_objects(rng, label_maps, object_ids), box
 
     def _with_late_objects(
         self, rng: np.random.Generator, label_maps: UInt8[np.ndarray, "T H W"], object_ids: tuple[int, ...]

@@ -24,6 +24,7 @@ from torch import Tensor
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.runs import write_text
+from vos_lightning.structures import Proposals
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SECTION_PREFIX = "vos/"
@@ -180,13 +181,24 @@ def _engine(module: VOSModule, precision: str) -> InferenceEngine:
     return engine
 
 
+def random_proposals(size: tuple[int, int], count: int = 30) -> Proposals:
+    """Boxes anywhere, for the networks that read proposals; the others do not look at them."""
+    generator = torch.Generator().manual_seed(0)
+    limit = torch.tensor([size[1], size[0]])
+    low = torch.rand(1, count, 2, generator=generator) * limit * 0.7
+    high = (low + (0.05 + 0.3 * torch.rand(1, count, 2, generator=generator)) * limit).minimum(limit)
+    scores = torch.rand(1, count, generator=generator).clamp_min(0.01)
+    return Proposals(torch.cat([low, high], dim=2), torch.rand(1, count, 28, 28, generator=generator), scores)
+
+
 def _measure(engine: InferenceEngine, result: Result, options: Options) -> None:
     frames, label_map = synthetic_video(options.size, 1 + options.warmup + options.frames, result.objects)
     device = engine.network.device
+    proposals = random_proposals(options.size)
     with PeakMemory(device) as memory:
         for t, frame in enumerate(frames):
             start, cpu_start = time.perf_counter(), time.process_time()
-            engine.step(frame, label_map if t == 0 else None)
+            engine.step(frame, label_map if t == 0 else None, proposals=proposals)
             _synchronize(device)
             if t > options.warmup:
                 result.times.append(time.perf_counter() - start)
@@ -198,14 +210,15 @@ def _measure(engine: InferenceEngine, result: Result, options: Options) -> None:
 def _profile(engine: InferenceEngine, objects: int, options: Options) -> dict[str, float]:
     frames, label_map = synthetic_video(options.size, 1 + options.warmup + options.frames, objects)
     device = engine.network.device
+    proposals = random_proposals(options.size)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type != "cpu":
         activities += sorted(torch.profiler.supported_activities() - {activities[0]}, key=str)
     for frame in frames[: 1 + options.warmup]:
-        engine.step(frame, label_map if not engine.object_ids else None)
+        engine.step(frame, label_map if not engine.object_ids else None, proposals=proposals)
     with torch.profiler.profile(activities=activities) as profile:
         for frame in frames[1 + options.warmup :]:
-            engine.step(frame)
+            engine.step(frame, proposals=proposals)
         _synchronize(device)
     total = "device_time_total" if device.type != "cpu" else "cpu_time_total"
     return {
@@ -279,23 +292,25 @@ def report(results: Sequence[Result], options: Options, device: torch.device, fi
     height, width = options.size
     about = environment(device)
     table = Table(
-        *("network", "parameters", "objects", "precision", "median s/frame", "quartiles", "mean", "cpu", "ratio", "peak MiB"),
+        *("network", "parameters", "objects", "precision", "s/frame", "quartiles", "cpu", "ratio", "MiB"),
         title=f"{height}x{width}, {about['device_name']}, {about['threads']} threads, torch {about['torch']}",
+        caption="s/frame: median; cpu: processor time a thread; ratio: to the first network; MiB: peak memory",
     )
     for r in results:
         table.add_row(
             r.network,
-            f"{r.parameters:,}",
+            f"{r.parameters / 1e6:.2f} M",
             str(r.objects),
             r.precision,
             f"{r.median:.4f}",
             f"{r.first_quartile:.4f}-{r.third_quartile:.4f}",
-            f"{r.mean:.4f}",
             f"{r.cpu:.4f}",
             f"{r.ratio:.2f}",
             "?" if r.peak_memory is None else f"{r.peak_memory / 2**20:.0f}",
         )
     console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a log has no width
     console.print(table)
     if options.sections:
         parts = Table("network", "objects", "precision", "part", "ms/frame")

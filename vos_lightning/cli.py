@@ -128,6 +128,7 @@ def visualize(argv: Sequence[str]) -> int:
     """Draw what a network computes inside for frames of a video."""
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning visualize",
+        allow_abbrev=False,  # what is left over are options of the experiment
         description="Draw what a network computes inside (score maps ...) for frames of a video: of an experiment's test or "
         "validation videos, or of your own.",
         epilog="With EXP, every other option overrides the experiment, as in `train`.",
@@ -172,6 +173,7 @@ def benchmark(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning benchmark",
+        allow_abbrev=False,  # what is left over are options of the experiments
         description="Step networks with random weights over synthetic frames: seconds a frame and peak memory. Several networks "
         "take turns; ratios are to the first.",
         epilog="Every other option overrides the experiments: --model.init_args.network.init_args.attention=false ...",
@@ -272,6 +274,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _module_main("vos_lightning.modules.released"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper pmvos|emvos --output OUT.ckpt",
     ),
+    "precompute-proposals": (
+        _module_main("vos_lightning.precompute"),
+        "find object proposals, one file a video: precompute-proposals --images D --output D --pretrained COCO_V1",
+    ),
     # Data sets are known by name only, as in experiments: the library does not import them.
     "doctor": (_module_main("data_modules.doctor.command"), "check data sets on disk: doctor DIR ... [--fix] [--json]"),
     "submit": (_module_main("data_modules.submission"), "check predictions and zip them for an evaluation server"),
@@ -319,5 +325,5 @@ def _help() -> None:
     console = Console()
     console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False)
     for name, (_, text) in COMMANDS.items():
-        console.print(f"  {name:<17} {text}", highlight=False, markup=False)
+        console.print(f"  {name:<21} {text}", highlight=False, markup=False)
     console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False)

@@ -154,13 +154,17 @@ def _expand(value: Any) -> Any:
     return [_expand(entry) for entry in value] if isinstance(value, list) else value
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The same language as that of `SafeLoader`, ten times as fast where PyYAML has its C library."""
+
+
 def _compose(path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The file's own keys and the merged configuration of its chain."""
     path = path.resolve()
     if path in chain:
         raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=_LOADER)
     except OSError as error:
         raise ExperimentError(f"{chain[-1] if chain else path} extends {path}, which cannot be read") from error
     except yaml.YAMLError as error:

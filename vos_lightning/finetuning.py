@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vos_lightning.experiments import Experiment, ExperimentError
+from vos_lightning.experiments import Experiment, ExperimentError, experiment_files
 from vos_lightning.runs import Run, run_command, write_text
 
 
@@ -62,7 +62,8 @@ def fine_tune(
     complete = with_model_of(checkpoint, experiment)  # an unusable checkpoint shows before anything is written
     write_text(source, f"{checkpoint}\n")
     environment = dict(os.environ)  # a training over several devices changes it
-    name, before = str(experiment.path), Run(run.directory / "before")
+    name = experiment.name if experiment.name in experiment_files() else str(experiment.path)
+    before = Run(run.directory / "before")
 
     def test(scored: Run, weights: Path, *options: str) -> int:
         if _scores(scored).is_file():

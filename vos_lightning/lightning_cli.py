@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -26,7 +26,6 @@ from vos_lightning.callbacks.preemption import StopOnSignal
 from vos_lightning.callbacks.throughput import Throughput
 from vos_lightning.callbacks.visuals import EvaluationPictures
 from vos_lightning.experiments import ExperimentError
-from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.loading import load_weights
 from vos_lightning.runs import Run, Stage
 
@@ -59,7 +58,7 @@ class VOSCommandLine(LightningCLI):
         _quiet()
         try:
             super().__init__(
-                VOSModule,
+                LightningModule,
                 LightningDataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
@@ -128,7 +127,7 @@ class VOSCommandLine(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         weights = self.config_init.get("initial_weights")
         if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:
-            load_weights(self.model, Path(weights))
+            load_weights(self.model, Path(weights), start=True)
         return trainer
 
     def _loggers(self) -> list[Logger]:

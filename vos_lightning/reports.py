@@ -16,14 +16,14 @@ from torch import Tensor
 from vos_lightning.baselines import copy_first_mask, warp_by_flow
 from vos_lightning.label_io import write_atomically
 from vos_lightning.metrics import ObjectScores, Protocol, describe, evaluate_video, summarize
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import LazySequence, VideoSample
 
 Baseline = Callable[[VideoSample], Iterable[tuple[int, Tensor]]]
 BASELINES: dict[str, Baseline] = {"copy": copy_first_mask, "flow": warp_by_flow}
 """The first mask repeated, and warped frame by frame by OpenCV's DIS optical flow."""
 
 
-def score_baselines(videos: Sequence[VideoSample], protocol: Protocol) -> dict[str, list[ObjectScores]]:
+def score_baselines(videos: LazySequence[VideoSample], protocol: Protocol) -> dict[str, list[ObjectScores]]:
     """Rows of each baseline on videos with targets, with a progress bar."""
     rows: dict[str, list[ObjectScores]] = {name: [] for name in BASELINES}
     for video in track(videos, description="Baselines", console=Console(stderr=True), transient=True):

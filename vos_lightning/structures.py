@@ -9,14 +9,15 @@ network's stride, ``C`` channels, ``CK CV`` key and value channels, ``S = M*h*w`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 T_ = TypeVar("T_")
+LazyT = TypeVar("LazyT", covariant=True)
 
 IGNORE_LABEL = 255
 """Label-map value of pixels that neither train nor score."""
@@ -125,12 +126,26 @@ class ClipBatch(_Transferable):
     """With ``B*T`` rows, time-major (row ``t*B + b``)."""
 
 
+@runtime_checkable
+class LazySequence(Protocol[LazyT]):
+    """A sequence whose items are made when they are accessed; a list is one.
+
+    Not a ``Sequence``: checks of types in the tests would make some item of it.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> LazyT: ...
+
+    def __iter__(self) -> Iterator[LazyT]: ...
+
+
 @dataclass(frozen=True)
 class VideoSample:
     """One whole video for validation, test or prediction. The batch size is one, always."""
 
     name: str
-    frames: Sequence[UInt8[Tensor, "3 H W"]]
+    frames: LazySequence[UInt8[Tensor, "3 H W"]]
     """Decoded lazily; stays on the host."""
     annotations: Mapping[int, UInt8[Tensor, "H W"]]
     """Frame index -> label map in original ids, given to the network. Non-zero pixels introduce or re-annotate an object."""
@@ -144,6 +159,8 @@ class VideoSample:
     """Height and width of the written predictions."""
     frame_names: tuple[str, ...]
     """File stems, one a frame: predictions are written under the same stems."""
+    proposals: Mapping[int, Proposals] | None = None
+    """Frame index -> proposals of one row, in pixels of the frame as it is; made or read when they are accessed."""
     unseen_ids: tuple[int, ...] = ()
     """Ids whose category is not in the training set, where that is known (YouTube-VOS)."""
 

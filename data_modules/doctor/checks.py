@@ -24,6 +24,7 @@ MAX_IDS = 32
 """More different values than this in a label map are grey levels, not ids."""
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+LEFT_BEHIND = "a file manager left it; readers that list folders take it for data"
 DENSE = ("davis16", "davis17", "vost", "videos", "mose")
 
 
@@ -81,8 +82,9 @@ def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bo
     else:
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             checked = pool.map(lambda name: _check_video(split, name, deep), split.videos)
-            bar = {"console": Console(stderr=True), "transient": True, "disable": not progress, "total": len(split.videos)}
-            reports = iter(list(track(checked, split.name, **bar)))
+            console = Console(stderr=True)
+            shown = track(checked, split.name, total=len(split.videos), console=console, transient=True, disable=not progress)
+            reports = iter(list(shown))
         _check_folders(split, total)
     for report in reports:
         total.frames += report.frames
@@ -117,9 +119,7 @@ def _check_folders(split: Split, report: Report) -> None:
             continue
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
-                report.add(
-                    "hidden-file", path, "a file manager left it; readers that list folders take it for data", fixable=True
-                )
+                report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
 
 
 def _check_video(split: Split, name: str, deep: bool) -> Report:
@@ -164,7 +164,7 @@ def _files(folder: Path, report: Report) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: (len(path.stem), path.name)):
         if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
-            report.add("hidden-file", path, "a file manager left it; readers that list folders take it for data", fixable=True)
+            report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
         elif path.suffix.lower() not in FRAME_SUFFIXES:
             report.add("unexpected-file", path, "neither a frame nor a mask", "note")
         elif path.stem in files:
@@ -316,31 +316,33 @@ def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[i
 
 
 def _check_still_images(split: Split, deep: bool) -> Report:
-    """Pairs of image and mask with the same stem."""
+    """Pairs of image and mask."""
     report = Report()
-    flat = split.images == split.labels
-    images = {path.stem: path for path in sorted(split.images.iterdir()) if _is_frame(path, report, flat)}
-    for stem in split.videos:
-        mask = split.labels / f"{stem}.png"
+    flat = split.images == split.labels and not split.endings[0]
+    folders = sorted({split.images / name for name in split.videos}, key=str)
+    paths = [path for folder in sorted({path.parent for path in folders}) for path in sorted(folder.iterdir())]
+    suffixes = FRAME_SUFFIXES[:2] if flat else FRAME_SUFFIXES
+    images: dict[str, Path] = {}
+    for path in paths:
+        if path.name.startswith("."):
+            report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
+        elif path.suffix.lower() in suffixes:
+            images[path.relative_to(split.images).with_suffix("").as_posix()] = path
+    for name in split.videos:
+        mask = split.labels / f"{name}.png"
         found = _check_label(mask, False, Report())  # grey levels are meant: saliency
         if found is None:
             _check_image(mask, report, deep=True)
         report.masks += 1
-        if stem not in images:
-            report.add("missing-frame", split.images / f"{stem}.jpg", f"the mask {mask} has no image")
+        image = images.pop(split.image_of(name), None)
+        if image is None:
+            report.add("missing-frame", split.images / split.image_of(name), f"the mask {mask} has no image")
             continue
         report.frames += 1
-        size = _check_image(images[stem], report, deep)
+        size = _check_image(image, report, deep)
         if found and size and found[0] != size:
             report.add("size-mismatch", mask, f"{found[0][0]} x {found[0][1]} pixels, its image has {size[0]} x {size[1]}")
-    without = sorted(set(images) - set(split.videos))
+    without = [name for name in images if name.endswith(split.endings[0])] if split.endings[0] else list(images)
     if without and split.name != "trainval":
         report.add("missing-mask", split.labels / f"{without[0]}.png", f"{len(without)} images have no mask", "note")
     return report
-
-
-def _is_frame(path: Path, report: Report, flat: bool) -> bool:
-    if path.name.startswith("."):
-        report.add("hidden-file", path, "a file manager left it; readers that list folders take it for data", fixable=True)
-        return False
-    return path.suffix.lower() in ((".jpg", ".jpeg") if flat else FRAME_SUFFIXES)

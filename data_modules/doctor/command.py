@@ -92,23 +92,19 @@ def _plain(report: SplitReport) -> dict[str, Any]:
 
 
 def _table(reports: Sequence[SplitReport]) -> Table:
-    table = Table("data set", "release", "split", caption="found / published")
-    table.columns[0].overflow = "fold"
-    for header in ("videos", "frames", "masks", "objects", "problems", "notes"):
+    table = Table("split", "release", caption="found / published")
+    for header in ("videos", "frames", "masks", "objects", "problems"):
         table.add_column(header, justify="right", no_wrap=True)
     for report in reports:
         split, total, known = report.split, report.total, report.known
-        levels = [finding.level for finding in total.findings]
         table.add_row(
-            "/".join(split.root.resolve().parts[-2:]),
-            known.release if known else f"? ({split.kind})",
-            split.name,
+            split.name if split.root.name == split.name else f"{split.root.resolve().name} {split.name}",
+            known.release if known else f"none ({split.kind})",
             _beside(report.videos, known.videos if known else None),
             _beside(total.frames, known.frames if known and split.kind != "images" else None),
             str(total.masks),
             _beside(total.objects, known.objects if known else None) if split.kind != "images" else "",
-            str(levels.count("problem")),
-            str(levels.count("note")),
+            str(sum(finding.level == "problem" for finding in total.findings)),
         )
     return table
 

@@ -54,6 +54,8 @@ KNOWN = (
     Figures("images", "PASCAL-S", "images", 850),
     Figures("images", "PASCAL VOC 2012", "trainval", 2913),
     Figures("images", "FSS-1000", "images", 10000),
+    Figures("images", "BIG", "val", 50),
+    Figures("images", "BIG", "test", 100),
 )
 
 DAVIS_2016_VAL_FRAMES = {

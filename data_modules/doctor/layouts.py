@@ -33,7 +33,7 @@ class Split:
     """Folder of video folders; of still images, the folder of the images."""
     labels: Path
     videos: tuple[str, ...]
-    """As a list or a description names them, else as found; stems of still images."""
+    """As a list or a description names them, else as found; of still images, masks relative to their folder without suffix."""
     listed: bool = False
     annotated: Literal["all", "first", "some"] = "all"
     """Whether every frame, the first one, or some frames have a mask."""
@@ -44,13 +44,24 @@ class Split:
     num_objects: int | None = None
     """As a description counts them."""
     remarks: tuple[str, ...] = ()
+    endings: tuple[str, str] = ("", "")
+    """What the names of still images and of their masks end in."""
+
+    def image_of(self, mask: str) -> str:
+        """Name of the still image that a mask belongs to."""
+        return mask.removesuffix(self.endings[1]) + self.endings[0]
 
 
-def recognise(root: Path) -> list[Split]:
-    """Splits of the data set in a folder, or of the data sets in its sub-folders; empty if there is none."""
+def recognise(root: Path, depth: int = 2) -> list[Split]:
+    """Splits of the data set in a folder, or of the data sets in its sub-folders; empty if there is none.
+
+    Args:
+        root: a data set, or a folder of data sets.
+        depth: how many levels below the folder are looked at (``data/YouTube-VOS/2018`` lies two below ``data``).
+    """
     splits = list(_recognise(root))
-    if not splits:
-        splits = [split for folder in subfolders(root) for split in _recognise(root / folder)]
+    if not splits and depth:
+        splits = [split for folder in subfolders(root) for split in recognise(root / folder, depth - 1)]
     return splits
 
 
@@ -172,10 +183,18 @@ def _still_images(root: Path) -> Iterator[Split]:
     for name in ("DUTS-TR", "DUTS-TE"):
         if (root / name / f"{name}-Image").is_dir():
             yield _pairs(root, name, root / name / f"{name}-Image", root / name / f"{name}-Mask")
-    if any(root.glob("[!.]*.jpg")) and any(root.glob("[!.]*.png")):
+    if any(root.glob("[!.]*_gt.png")):  # BIG
+        yield _pairs(root, root.name, root, root, "*_gt.png", ("_im", "_gt"))
+    elif any(root.glob("[!.]*.jpg")) and any(root.glob("[!.]*.png")):
         yield _pairs(root, "images", root, root)
+    else:
+        for inner in (root, root / "fewshot_data" / "fewshot_data"):  # FSS-1000: a folder of ten images and masks for each class
+            classes = subfolders(inner)
+            if classes and all((inner / name / "1.jpg").is_file() and (inner / name / "1.png").is_file() for name in classes):
+                yield _pairs(root, "images", inner, inner, "*/*.png")
 
 
-def _pairs(root: Path, name: str, images: Path, labels: Path) -> Split:
-    stems = sorted({path.stem for path in labels.glob("[!.]*.png")})
-    return Split(root, "images", name, images, labels, tuple(stems))
+def _pairs(root: Path, name: str, images: Path, labels: Path, masks: str = "*.png", endings: tuple[str, str] = ("", "")) -> Split:
+    found = (path.relative_to(labels) for path in labels.glob(masks) if not path.name.startswith("."))
+    names = tuple(sorted(path.with_suffix("").as_posix() for path in found))
+    return Split(root, "images", name, images, labels, names, endings=endings)

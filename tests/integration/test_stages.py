@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.integration.runs import ROOT, environment
 from tests.integration.test_resume import weights
 from tests.recipes.experiments import fit
 from tests.tolerances import assert_close
+from vos_lightning import runs
 
 OPTIONS = [
     "--trainer.max_steps=40",
@@ -57,6 +59,7 @@ def kill_in(stage: Path, process: subprocess.Popen[str]) -> int:
     return step
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage(staged: Path) -> None:
     first, second = (staged / "run" / name for name in STAGES)
     step = kill_in(first, start(staged))
@@ -87,27 +90,27 @@ def test_killed_in_every_stage(staged: Path) -> None:
     assert (second / "wandb_id").exists() is False  # the recipe switches W&B off
 
 
-def test_signals_reach_the_stage(tmp_path: Path) -> None:
+def test_signals_reach_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster signals the command; the process that trains has to hear of it, and to be waited for."""
-    script = tmp_path / "parent.py"
-    script.write_text(
-        "import sys\n"
-        "from vos_lightning import runs\n"
-        f"runs.sys.executable = {str(tmp_path / 'child')!r}\n"
-        "sys.exit(runs.run_command(['train']))\n"
-    )
-    child = tmp_path / "child"
+    ready, child = tmp_path / "ready", tmp_path / "child"
     child.write_text(
         f"#!{sys.executable}\n"
-        "import signal, sys, time\n"
+        "import pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
-        "print('ready', flush=True)\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
         "time.sleep(100)\n"
     )
     child.chmod(0o755)
-    process = subprocess.Popen([sys.executable, str(script)], env=environment(), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == 75
-    process.stdout.close()
+    monkeypatch.setattr(runs.sys, "executable", str(child))
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def signal_when_ready() -> None:
+        while not ready.is_file():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=signal_when_ready)
+    thread.start()
+    assert runs.run_command(["train"]) == 75
+    thread.join()
+    assert signal.getsignal(signal.SIGUSR1) == before

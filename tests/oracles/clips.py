@@ -9,11 +9,16 @@ from torchvision.transforms.functional import affine
 
 
 def warp_with_torchvision(
-    image: np.ndarray, angle: float, scale: float, shear: tuple[float, float], fill: tuple[int, ...]
+    image: np.ndarray,
+    angle: float,
+    scale: float,
+    shear: tuple[float, float],
+    fill: tuple[int, ...],
+    translate: tuple[int, int] = (0, 0),
 ) -> np.ndarray:
     """Nearest affine warp of an ``(H, W, C)`` image about its centre; angles in degrees."""
     tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
-    warped = affine(tensor, angle, [0, 0], scale, list(shear), InterpolationMode.NEAREST, list(fill))
+    warped = affine(tensor, angle, list(translate), scale, list(shear), InterpolationMode.NEAREST, list(fill))
     return warped.numpy().transpose(1, 2, 0)
 
 
@@ -36,3 +41,17 @@ def copying_first_mask(targets: list[np.ndarray], object_id: int) -> float:
         union = (first | mask).sum()
         scores.append(1.0 if union == 0 else (first & mask).sum() / union)
     return float(np.mean(scores))
+
+
+def stcn_triples(length: int, max_skip: int) -> dict[tuple[int, int, int], float]:
+    """Every triple of frames that STCN draws, with its probability, before it may be reversed."""
+    jump = min(length, max_skip)
+    triples: dict[tuple[int, int, int], float] = {}
+    for start in range(length - jump + 1):
+        for a in range(1, jump + 2):
+            for b in range(1, jump + 2):
+                second = min(start + a, length - jump, length - 1)
+                third = min(second + b, length - jump // 2, length - 1)
+                probability = 1 / ((length - jump + 1) * (jump + 1) ** 2)
+                triples[start, second, third] = triples.get((start, second, third), 0.0) + probability
+    return triples

@@ -112,7 +112,7 @@ def track(keys: list[Tensor], window: int, beta: float, form: str) -> tuple[list
                 "exponential": lambda a, b: math.exp(a / math.sqrt(channels)) / math.exp(b / math.sqrt(channels)),
                 "inverse_distance": lambda a, b: (1 / math.sqrt(-a)) / (1 / math.sqrt(-b)),
                 "inverse_squared_distance": lambda a, b: (1 / -a) / (1 / -b),
-                "cosine": lambda a, b: a / b,
+                "cosine": lambda a, b: max(a, 1e-6) / max(b, 1e-6),
             }[form](best, second)
             positions[p] = cell
             spreads[p] = max(spreads[p], beta * math.exp(1 - ratio))

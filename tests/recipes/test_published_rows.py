@@ -43,10 +43,11 @@ CITED: dict[str, dict[str, set[float]]] = {
 def published(paper: str) -> list[dict[str, object]]:
     if not (experiments_folder() / paper).is_dir():
         pytest.skip(f"there are no experiments of {paper} yet")
-    blocks = [load_experiment(name).published for name in NAMES if load_experiment(name).path.parent.name == paper]
-    if not any(blocks):
+    experiments = [load_experiment(name) for name in NAMES if name.startswith(f"{paper}_")]
+    blocks = [dict(one.published) for one in experiments if one.published and one.path.parent.name == paper]
+    if not blocks:
         pytest.skip(f"the experiments of {paper} have no published rows yet")
-    return [dict(block) for block in blocks if block]
+    return blocks
 
 
 @pytest.mark.parametrize("paper", sorted(OWN_ROWS))

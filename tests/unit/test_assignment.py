@@ -4,7 +4,8 @@ from scipy.optimize import linear_sum_assignment
 
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
-from vos_lightning.matching.assignment import greedy_assignment, prune, relaxed_assignment
+from vos_lightning.losses.matching import greedy_assignment
+from vos_lightning.matching.assignment import prune, relaxed_assignment
 
 OUTPUTS = ("mean_pre", "mean_post", "last")
 

@@ -97,7 +97,9 @@ def test_before_and_after(
     assert set(comparison["all"]) == {"copy", "before", "after"}
     assert comparison["checkpoints"]["after"].endswith("last.ckpt")
     for name, path in (("before", "run/before/scores/test.json"), ("after", "run/scores/test.json")):
-        assert comparison["all"][name] == pytest.approx(json.loads(Path(path).read_text())["summary"]["J&F"])
+        scores = json.loads(Path(path).read_text())
+        assert scores["experiment"] == "finetune_own"
+        assert comparison["all"][name] == pytest.approx(scores["summary"]["J&F"])
     # It went on from the checkpoint, at the rate of the experiment, with the network of the checkpoint.
     record = json.loads(Path("run/record.json").read_text())
     assert record["initial"]["checkpoint"] == str(checkpoint)
@@ -110,6 +112,13 @@ def test_before_and_after(
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
     assert cli.main([*arguments, *OPTIONS]) == 0
     assert commands == ["test", "test"]
+    # The results name the run and what it was, and take it for no published row.
+    assert cli.main(["results", "--runs", "run"]) == 0
+    line = next(line for line in Path("run/results.md").read_text().splitlines() if line.startswith("| finetune_own"))
+    cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+    assert cells[3:5] == ["no published row", "2"]
+    assert cells[5].startswith("OwnVideosDataModule root=")
+    assert cells[5].endswith("(3 items)")
 
 
 @pytest.mark.parametrize("checkpoint", ["pmvos"], indirect=True)

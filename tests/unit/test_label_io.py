@@ -12,7 +12,16 @@ from PIL import Image
 
 from tests.tolerances import assert_close
 from vos_lightning import label_io
-from vos_lightning.label_io import PALETTE, colorize, overlay, read_image, read_label_map, write_atomically, write_label_map
+from vos_lightning.label_io import (
+    PALETTE,
+    colorize,
+    overlay,
+    read_image,
+    read_label_map,
+    read_pixels,
+    write_atomically,
+    write_label_map,
+)
 
 
 def save(path: Path, array: np.ndarray, **options: object) -> Path:
@@ -160,3 +169,36 @@ def test_overlay_blends_inside_and_draws_the_outline() -> None:
     assert drawn[:, 1, 1].tolist() == [128, 0, 0]
     assert drawn[:, 3, 3].tolist() == [182, 150, 150]
     assert drawn[:, 2, 2].tolist() == [182, 150, 150]
+
+
+# JPEGs ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpegs_are_decoded_as_by_pillow(tmp_path: Path, mode: str, subsampling: int) -> None:
+    ramp = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    image = Image.fromarray(ramp).resize((123, 77), Image.Resampling.BICUBIC).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a turned camera
+    path = tmp_path / "frame.jpg"
+    image.save(path, quality=90, subsampling=subsampling, exif=exif)
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    assert np.array_equal(read_pixels(path), expected)
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected)
+
+
+def test_broken_jpegs_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "frame.jpg"
+    Image.new("RGB", (64, 64), (200, 30, 90)).save(path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-2][:300], b"", b"no image", whole[:4] + b"\xff\xd9"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"frame\.jpg: the image is damaged or truncated"):
+            read_pixels(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"frame\.jpg"):
+        read_pixels(path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "really.png")
+    (tmp_path / "really.png").rename(path)
+    assert read_pixels(path).shape == (8, 8, 3)

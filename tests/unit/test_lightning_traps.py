@@ -62,7 +62,8 @@ def wandb_settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(lightning_cli, "has_wandb", lambda: True)
     monkeypatch.setattr(WandbStandIn, "settings", [])
     for variable in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, "")  # so that it is restored, whatever a run sets
+        monkeypatch.delenv(variable)
     return WandbStandIn.settings
 
 
@@ -84,6 +85,17 @@ def test_wandb_resumes_under_the_same_id(tmp_path: Path, wandb_settings: list[di
     for settings in wandb_settings:
         assert settings["resume"] == "allow"  # "never" and "must" fail on the first or on a later start
         assert settings["log_model"] is False  # raises offline, uploads every checkpoint online
+
+
+def test_wandb_is_online_only_with_a_key(
+    tmp_path: Path, wandb_settings: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    built(tmp_path / "without", "--wandb.mode=auto")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    built(tmp_path / "with", "--wandb.mode=auto")
+    assert [settings["offline"] for settings in wandb_settings] == [True, False]
 
 
 def test_one_process_names_the_wandb_run(

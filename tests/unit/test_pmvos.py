@@ -14,8 +14,8 @@ from vos_lightning.matching.medial import medial_match, medial_template, update_
 from vos_lightning.modules.pmvos import PMVOSModule
 from vos_lightning.networks.pmvos import PMVOS
 from vos_lightning.propagation.policies import AnnotatedOnly
-from vos_lightning.propagation.step import Propagation, unroll
-from vos_lightning.structures import FeaturePyramid, Given
+from vos_lightning.propagation.step import Propagation, advance, unroll
+from vos_lightning.structures import FeaturePyramid, FrameInput, Given
 
 SMALL = {"weights": None, "blocks": (1, 1, 1, 2), "width": 4, "key_channels": 8, "lateral_channels": 8, "decoder_channels": 8}
 SIZE = (48, 64)
@@ -271,6 +271,30 @@ def test_five_frames_with_a_late_object_equal_the_literal_computation(matching, 
             assert_close(outputs[t].probabilities[0, n + 1], foreground)
     spread = torch.stack([expected[4, n] for n in range(3)]).flatten(1).std(dim=1)
     assert (spread > 1e-3).all(), "flat predictions would compare nothing"
+
+
+def test_an_object_that_is_annotated_again_gets_a_new_template():
+    network = small().eval()
+    randomize(network)
+    frames = torch.rand(4, 1, 3, *SIZE)
+    masks = boxes((5, 3, 30, 28), (20, 30, 47, 60))
+    again = boxes((12, 8, 40, 35), (0, 0, 0, 0))
+    given = {
+        0: Given(masks, torch.tensor([[True, True]])),
+        2: Given(again, torch.tensor([[True, False]])),
+    }
+    state, carries = None, []
+    with torch.no_grad():
+        for t, frame in enumerate(frames):
+            _, state = advance(network, Propagation(AnnotatedOnly(), "minimum", "join"), state, FrameInput(frame), given.get(t))
+            entry = state.memory.previous.latest.entry
+            carries.append((state.memory.carry.templates[0], medial_template(entry.key, entry.masks)[0]))
+    for t in (1, 2, 3):
+        for n in range(2):
+            new = carries[t][1][n]
+            expected = new if (t, n) == (2, 0) else 0.9 * carries[t - 1][0][n] + 0.1 * new
+            assert_close(carries[t][0][n], expected)
+    assert (carries[2][1][0] - carries[1][0][0]).abs().max() > 1e-3, "nothing to restart from would compare nothing"
 
 
 def test_gradient_flows_through_templates_masks_and_keys():

@@ -77,6 +77,14 @@ class TestLoading:
         assert not any(p.requires_grad for p in engine.network.parameters())
         assert engine.propagation.aggregation == "minimum"
 
+    def test_nothing_is_warned_of(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lightning calls what jsonargparse has deprecated; that is nobody's business who loads a checkpoint."""
+        monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            load_engine(checkpoint, device="cpu")
+        assert [str(w.message) for w in caught] == []
+
     def test_arguments_win(self, checkpoint: Path) -> None:
         engine = load_engine(str(checkpoint), device="cpu", precision=torch.bfloat16, short_side=None)
         assert (engine.short_side, engine.precision) == (None, torch.bfloat16)

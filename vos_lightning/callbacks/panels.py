@@ -42,9 +42,8 @@ class FramePanels(Callback):
         self._written: dict[str, Path] = {}
 
     def _start(self, trainer: Trainer, module: LightningModule, prefix: str) -> None:
-        if trainer.sanity_checking or (self.videos is None and not trainer.is_global_zero):
+        if trainer.sanity_checking or (self.videos is None and not trainer.is_global_zero) or not isinstance(module, VOSModule):
             return
-        assert isinstance(module, VOSModule)
         self._module, self._first, self._written = module, None, {}
         self._folder, self._prefix = Path(trainer.default_root_dir) / "panels", prefix
         module.frame_listeners.append(self._take)

@@ -51,12 +51,12 @@ class EvaluationPictures(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen, if it is this validation's turn."""
-        if trainer.sanity_checking:
+        # Other modules (a detector's) segment no videos.
+        if trainer.sanity_checking or not isinstance(pl_module, VOSModule):
             return
         self._active = self._count % self.every_n_validations == 0
         self._count += 1
         if self._active and trainer.is_global_zero:
-            assert isinstance(pl_module, VOSModule)
             self._folder = Path(trainer.default_root_dir) / "pictures"
             pl_module.frame_listeners.append(self._take)
 
@@ -115,8 +115,7 @@ class EvaluationPictures(Callback):
         self._stop(pl_module)
 
     def _stop(self, module: LightningModule) -> None:
-        assert isinstance(module, VOSModule)
-        if self._take in module.frame_listeners:
+        if isinstance(module, VOSModule) and self._take in module.frame_listeners:
             module.frame_listeners.remove(self._take)
         self._drop_video()
 

@@ -133,8 +133,8 @@ class ReferenceRefineDecoder(nn.Module):
     def start_as_copier(self) -> None:
         """Initialise so that the untrained decoder hands on the sign of the coarse mask.
 
-        In every block two channels carry the coarse mask and its opposite, nothing else feeds them, residual blocks start near the
-        identity, and the last convolution reads little else. The two carriers cancel in the mean that the group normalisation
+        In every block two channels carry the coarse mask and its opposite and nothing else feeds them; residual blocks start near
+        the identity, and the last convolution reads little else. The two carriers cancel in the mean that the group normalisation
         subtracts, so that a probability of one half stays at zero.
         """
         for fusion in (self.fuse16, self.fuse8, self.fuse4):

@@ -63,6 +63,8 @@ def relaxed_assignment(
     if output not in get_args(AssignmentOutput):
         raise ValueError(f"output must be one of {get_args(AssignmentOutput)}, not {output!r}")
     num_objects, num_proposals = similarity.shape[1:]
+    if num_proposals == 0:
+        return similarity.float()
     with torch.autocast(similarity.device.type, enabled=False):
         extra = max(0, num_objects + 1 - num_proposals)
         cost = F.pad(-similarity.float(), (0, extra))
@@ -110,29 +112,6 @@ def prune(assignment: Float[Tensor, "B N K"], hard: bool) -> Float[Tensor, "B N 
         largest = assignment.amax(dim=2, keepdim=True) if assignment.shape[2] else assignment
         return assignment * (assignment == largest)
     return assignment * (assignment > PRUNED)
-
-
-def greedy_assignment(overlap: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-    """One-hot rows: the pair of the largest overlap first, then the largest among the objects and proposals that are left.
-
-    Args:
-        overlap: of true objects and proposals, at least 0; pairs with 0 are never assigned.
-
-    Returns:
-        0 and 1; the target of a matching loss.
-
-    Reference: DMM-Net (Zeng et al., ICCV 2019), released code.
-    """
-    chosen = torch.zeros_like(overlap)
-    num_objects, num_proposals = overlap.shape[1:]
-    for _ in range(min(num_objects, num_proposals)):
-        flat = overlap.flatten(1)
-        best, index = flat.max(dim=1)
-        pick = F.one_hot(index, flat.shape[1]).view_as(overlap) * (best > 0)[:, None, None]
-        chosen = chosen + pick
-        taken = (pick.sum(dim=2, keepdim=True) > 0) | (pick.sum(dim=1, keepdim=True) > 0)
-        overlap = overlap.masked_fill(taken, 0.0)
-    return chosen
 
 
 def _active_columns(proposal_valid: Bool[Tensor, "B K"], object_valid: Bool[Tensor, "B N"]) -> Bool[Tensor, "B K"]:

@@ -46,6 +46,8 @@ class VOSModule(LightningModule):
     """
 
     network: VOSNetwork[Any, Any, Any]
+    new_parts: tuple[str, ...] = ()
+    """Prefixes of the parameters that this system adds to another one; training may start from a checkpoint of that one."""
 
     def __init__(
         self,
@@ -114,11 +116,14 @@ class VOSModule(LightningModule):
         self.log("train/iou", iou, batch_size=size, prog_bar=True)
         return losses["loss"]
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser moves: by default one group of all trainable parameters."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam or AdamW over the trainable parameters, with a schedule counted in steps."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer_name]
-        optimizer = kind(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = kind(self.parameter_groups(), lr=self.learning_rate, weight_decay=self.weight_decay)
         # A plain function: LambdaLR would pickle anything else into the checkpoint.
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
@@ -92,8 +93,14 @@ def module_of_network(class_path: str) -> VOSModule:
     return built
 
 
-def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
+def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool = False) -> None:
     """Load the parameters of a checkpoint into a module that was built from an experiment; all names and shapes must fit.
+
+    Args:
+        module: to load into.
+        checkpoint: a ``.ckpt`` file.
+        start: a training starts from these weights: the checkpoint may be of the system that this one extends, and have none of
+            its ``new_parts``, which then start as they were initialised.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,8 +109,12 @@ def load_weights(module: VOSModule, checkpoint: str | Path) -> None:
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    state = _read(path)["state_dict"]
+    new_parts = module.new_parts if isinstance(module, VOSModule) else ()
+    if start and new_parts and not any(name.startswith(new_parts) for name in state):
+        state = {**{k: v for k, v in module.state_dict().items() if k.startswith(new_parts)}, **state}
     try:
-        module.load_state_dict(_read(path)["state_dict"])
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path}: the checkpoint does not fit this experiment's network: {_one_line(error)}") from error
 
@@ -137,6 +148,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Lightning advises against what makes a checkpoint describe its network.
         warnings.filterwarnings("ignore", message="Attribute 'network' is an instance of `nn.Module`")
+        # Lightning 2.6.6 calls what jsonargparse has deprecated since.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
         yield
 
 

@@ -93,8 +93,8 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
 
     Objects are matched to proposals of an instance detector. A memory of each object, seen in its own boxes, is read with the
     features in its last box and gives a template for the current frame; every proposal is aligned to the template before the two
-    are compared; a relaxed assignment weighs the masks of the proposals into a coarse mask, which is refined with the first and the
-    previous frame, aligned to the current one.
+    are compared; a relaxed assignment weighs the masks of the proposals into a coarse mask, which is refined with the first and
+    the previous frame, aligned to the current one.
 
     The authors have published no code. What the paper leaves open is an argument. An object in a frame without any proposal keeps
     the mask of the frame before as its coarse mask. An object that has vanished is looked for where it was last seen, and frames
@@ -192,6 +192,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             raise ValueError(f"iou_weight must be in [0, 1], not {iou_weight}")
         self.channels = channels
         self.grid = grid
+        self.projected_channels = projected_channels
         self.box_scale = box_scale
         self.offset_unit = offset_unit
         self.template_source: Template = template
@@ -280,7 +281,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         return Proposals(image.new_zeros(batch, 0, 4), image.new_zeros(batch, 0, 28, 28), image.new_zeros(batch, 0))
 
     def _no_features(self, like: Tensor) -> Tensor:
-        return like.new_zeros(like.shape[0], 0, 1, self.grid, self.grid)
+        return like.new_zeros(like.shape[0], 0, self.projected_channels, self.grid, self.grid)
 
     def _object_features(self, pyramid: FeaturePyramid, boxes: Float[Tensor, "B K 4"]) -> Float[Tensor, "B K C g g"]:
         """Features of all scales inside boxes, fused."""

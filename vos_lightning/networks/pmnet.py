@@ -169,6 +169,8 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1 or None, not {top_k}")
         if grid_stride < 1:
             raise ValueError(f"grid_stride must be at least 1 cell, not {grid_stride}")
         if adaptive is not None and adaptive.spread_form.startswith("inverse") and similarity != "l2":
@@ -202,7 +204,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
 
     @classmethod
     def small(cls) -> PMNet:
-        """A random network of some 40 thousand parameters."""
+        """A random network of some 110 thousand parameters."""
         return cls(
             point_window=5,
             point_aggregation=(16, 8),
@@ -213,7 +215,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
             decoder_channels=(8, 8, 8),
             blocks=(1, 1, 1),
             value_blocks=(1, 1, 1),
-            width=4,
+            width=8,
             reduction=2,
         )
 

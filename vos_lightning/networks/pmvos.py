@@ -54,6 +54,8 @@ class Carry:
 
     templates: Float[Tensor, "B N 2 CK"] = per_object()  # noqa: RUF009
     """Medial templates of (background, foreground)."""
+    started: Bool[Tensor, "B N"] = per_object()  # noqa: RUF009
+    """Which objects have one; that of the others begins with the next frame."""
 
 
 class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
@@ -197,11 +199,13 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         templates = medial_template(features.key, pooled, self.medial)
         if memory is not None:
             assert memory.carry is not None
-            assert memory.previous is not None
             # Templates of objects that are not introduced yet are overwritten with every frame; nobody reads them.
-            known = memory.previous.latest.readable
-            templates = update_template(memory.carry.templates, templates, ~(known & introduced), self.medial_rate)
-        return entry, Carry(templates)
+            templates = update_template(memory.carry.templates, templates, ~memory.carry.started, self.medial_rate)
+        return entry, Carry(templates, introduced)
+
+    def forget(self, carry: Carry | None, which: Bool[Tensor, "B N"]) -> Carry | None:
+        """Templates of objects that are annotated anew begin again."""
+        return None if carry is None else Carry(carry.templates, carry.started & ~which)
 
     @staticmethod
     def _surjective(seen: Bank[Entry], query: Float[Tensor, "B CK Q"]) -> Float[Tensor, "B N 2 Q"]:

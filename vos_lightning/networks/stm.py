@@ -111,7 +111,7 @@ class STM(VOSNetwork[Features, Entry, None]):
 
     @classmethod
     def small(cls) -> STM:
-        """A random network of some 60 thousand parameters."""
+        """A random network of some 47 thousand parameters."""
         return cls(weights=None, key_channels=8, value_channels=8, decoder_channels=8, blocks=(1, 1, 1), width=4)
 
     def encode(self, frame: FrameInput) -> Features:

@@ -82,7 +82,7 @@ class InferenceEngine:
             frame: RGB ``(3, H, W)``, uint8 or float in [0, 1], on any device.
             masks: annotations of this frame: a uint8 label map ``(H, W)`` in original ids (0 and 255 say nothing), or object id
                 -> mask ``(H, W)``. Ids that are not yet known start to be tracked; known ones are corrected.
-            proposals: for networks that want them.
+            proposals: one row, in pixels of the frame, for networks that want them.
 
         Returns:
             Label map and probabilities at the size of the frame, on the host. Frames before the first annotation are empty.
@@ -102,6 +102,8 @@ class InferenceEngine:
         inner = self._inner_size(size)
         if inner != size:
             image = F.interpolate(image, size=inner, mode="bicubic", align_corners=False)
+        if proposals is not None:
+            proposals = _resize_proposals(proposals.to(image.device), size, inner)
         given = None if annotation is None else self._given(annotation, inner)
         with self._autocast():
             state = self._state if self._state is None else grow(self._state, len(self._slots))
@@ -128,7 +130,8 @@ class InferenceEngine:
         self.reset()
         self._keep_size = self._has_tiny_object(video)
         for index in range(len(video.frames)):
-            yield self.step(video.frames[index], video.annotations.get(index))
+            proposals = None if video.proposals is None else video.proposals.get(index)
+            yield self.step(video.frames[index], video.annotations.get(index), proposals=proposals)
 
     # Details ----------------------------------------------------------------------------------------------------------
 
@@ -222,3 +225,11 @@ def _as_label_map(masks: Tensor | Mapping[int, Tensor], size: tuple[int, int]) -
             raise ValueError(f"the mask of object {object_id} is empty: annotate it in a frame where it is visible")
         label_map[mask.cpu() > 0.5] = object_id
     return label_map
+
+
+def _resize_proposals(proposals: Proposals, size: tuple[int, int], inner: tuple[int, int]) -> Proposals:
+    """Proposals in pixels of a resized frame."""
+    if inner == size:
+        return proposals
+    scale = proposals.boxes.new_tensor([inner[1] / size[1], inner[0] / size[0]] * 2)
+    return Proposals(proposals.boxes * scale, proposals.masks, proposals.scores)

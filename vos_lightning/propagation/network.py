@@ -62,6 +62,13 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
             keep: whether the entry will be read by anyone. If False, None may be returned in its place.
         """
 
+    def forget(self, carry: CarryT, which: Bool[Tensor, "B N"]) -> CarryT:  # noqa: ARG002
+        """The carry without what was folded of the objects ``which``: they are annotated anew, before ``memorize`` sees them.
+
+        The default keeps everything.
+        """
+        return carry
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""

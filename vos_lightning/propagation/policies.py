@@ -133,3 +133,16 @@ class All(MemoryPolicy):
     def keeps(self, t: int) -> bool:  # noqa: ARG002
         """Always."""
         return True
+
+
+@dataclass(frozen=True)
+class PreviousOnly(MemoryPolicy):
+    """Nothing but the previous frame, annotated or not (an ablation of DMN-AOA)."""
+
+    def keeps(self, t: int) -> bool:  # noqa: ARG002
+        """Always, until the next frame."""
+        return True
+
+    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:  # noqa: ARG002
+        """The frame alone."""
+        return Bank((slot,))

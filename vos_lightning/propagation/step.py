@@ -139,6 +139,8 @@ def advance(
     if network.padding.repad_masks:
         masks = pad(unpad(masks, padding), padding, mask_mode)
     known = None if state is None else state.memory
+    if known is not None and given is not None:
+        known = Memory(known.bank, known.previous, network.forget(known.carry, given.which))
     bank: Bank[Any] = Bank(()) if known is None else known.bank
     keep = network.reads_previous or given is not None or propagation.policy.wants(bank, t)
     with record_function("vos/memorize"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.ops import roi_align
@@ -16,8 +17,8 @@ def tight_boxes(masks: Float[Tensor, "B N H W"], threshold: float = 0.5) -> tupl
         threshold: pixels above it count.
 
     Returns:
-        Corners ``x0 y0 x1 y1`` in pixels (a single pixel at ``(x, y)`` has ``x y x+1 y+1``), and which masks have such pixels; the
-        boxes of the others are 0.
+        Corners ``x0 y0 x1 y1`` in pixels (a single pixel at ``(x, y)`` has ``x y x+1 y+1``), and which masks have such pixels;
+        the boxes of the others are 0.
     """
     inside = masks > threshold
     edges = []
@@ -39,10 +40,10 @@ def paste_masks(
 ) -> Float[Tensor, "B K H W"]:
     r"""Draw masks that are given inside their boxes into frames.
 
-    The rule is torchvision's: the mask gets a border of one zero, the box grows with it about its centre, its corners are truncated
-    to whole pixels, the mask is enlarged bilinearly, and what lies outside of the frame is lost. As bilinear enlargement is
-    separable, all masks are drawn by two products, :math:`W_y M W_x^\top`; and as averaging over cells is, too, a coarser drawing
-    costs less and equals the average of the full one.
+    The rule is torchvision's: the mask gets a border of one zero, the box grows with it about its centre, its corners are
+    truncated to whole pixels, the mask is enlarged bilinearly, and what lies outside of the frame is lost. As bilinear
+    enlargement is separable, all masks are drawn by two products, :math:`W_y M W_x^\top`; and as averaging over cells is, too, a
+    coarser drawing costs less and equals the average of the full one.
 
     Args:
         masks: in [0, 1]; differentiable.
@@ -120,3 +121,58 @@ def box_features(
     index = torch.arange(batch, device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, count, 1)
     rois = torch.cat([index, boxes], dim=2).flatten(0, 1).to(features.dtype)
     return roi_align(features, rois, size, scale, sampling_ratio=2, aligned=True).unflatten(0, (batch, count))
+
+
+def transform_proposals(
+    boxes: Float[Tensor, "B K 4"],
+    masks: Float[Tensor, "B K m m"],
+    forward: Float[Tensor, "B 2 3"],
+    height: int,
+    width: int,
+    threshold: float = 0.4,
+) -> tuple[Float[Tensor, "B K 4"], Float[Tensor, "B K m m"], Bool[Tensor, "B K"]]:
+    r"""Move proposals as an affine map moves their frame; boxes are made tight around the moved masks.
+
+    The mask is sampled on a grid in the bounding box of the moved box, twice as fine as itself. What lies outside of the new
+    frame is cut off; the cells above the threshold give the new box, in which the mask is sampled again.
+
+    Args:
+        boxes: corners ``x0 y0 x1 y1`` in pixels.
+        masks: in [0, 1], inside the boxes.
+        forward: from ``(x, y, 1)`` in pixels of the old frame to pixels of the new one.
+        height: of the new frame.
+        width: likewise.
+        threshold: of the pixels that a tight box contains (DMM-Net: 0.4).
+
+    Returns:
+        Boxes, masks, and which proposals are left; the others are 0.
+
+    Reference: DMM-Net (Zeng et al., ICCV 2019), released code, which warps whole pasted masks.
+    """
+    linear, shift = forward[:, None, :, :2], forward[:, None, :, 2]
+    inverse = torch.linalg.inv(linear)
+    x0, y0, x1, y1 = boxes.unbind(dim=2)
+    corners = torch.stack([torch.stack([x, y], dim=2) for x in (x0, x1) for y in (y0, y1)], dim=2)  # (B, K, 4, 2)
+    moved = corners @ linear.transpose(2, 3) + shift.unsqueeze(2)
+    limit = boxes.new_tensor([width, height])
+    hull_low, hull_high = (moved.amin(dim=2).clamp_min(0)).minimum(limit), (moved.amax(dim=2)).minimum(limit).clamp_min(0)
+
+    def sample(low: Tensor, high: Tensor, size: int) -> Tensor:
+        step = (torch.arange(size, device=boxes.device, dtype=boxes.dtype) + 0.5) / size
+        x = low[..., 0, None] + step * (high - low)[..., 0, None]
+        y = low[..., 1, None] + step * (high - low)[..., 1, None]
+        grid = torch.stack([x.unsqueeze(2).expand(-1, -1, size, -1), y.unsqueeze(3).expand(-1, -1, -1, size)], dim=4)
+        source = (grid - shift[:, :, None, None]) @ inverse.unsqueeze(2).transpose(3, 4)
+        extent = (boxes[..., 2:] - boxes[..., :2]).clamp_min(1e-6)
+        inside = (source - boxes[..., None, None, :2]) / extent[..., None, None, :]
+        read = F.grid_sample(masks.flatten(0, 1).unsqueeze(1), 2 * inside.flatten(0, 1) - 1, mode="bilinear", align_corners=False)
+        return read.squeeze(1).unflatten(0, boxes.shape[:2])
+
+    size = masks.shape[-1]
+    fine = 2 * size
+    cells, left = tight_boxes(sample(hull_low, hull_high, fine), threshold)
+    scale = ((hull_high - hull_low) / fine).repeat(1, 1, 2)
+    new = (hull_low.repeat(1, 1, 2) + cells * scale) * left.unsqueeze(2)
+    left = left & (new[..., 2] > new[..., 0]) & (new[..., 3] > new[..., 1])
+    resampled = sample(new[..., :2], new[..., 2:], size)
+    return new * left.unsqueeze(2), resampled * left[..., None, None], left

@@ -348,6 +348,13 @@ def test_youtube_vos(tmp_path: Path) -> None:
     assert "00020.png" in problems["missing-mask"][0]
 
 
+def test_data_sets_below_a_folder(tmp_path: Path) -> None:
+    youtube(tmp_path / "YouTube-VOS" / "2018")
+    write_split(tmp_path / "mine", {"v": {"1": 1, "2": 0, "3": 1}})
+    assert [split.kind for split in recognise(tmp_path)] == ["youtube_vos", "videos"]
+    assert recognise(tmp_path, depth=0) == []
+
+
 def test_mose_lvos_vost_and_own_videos(tmp_path: Path) -> None:
     write_split(tmp_path / "mose" / "valid", {"v": {"00000": 2, "00001": 0}})
     write_split(tmp_path / "lvos" / "val", {"v": {"00000001": 1, "00000006": 1, "00000011": 1}})
@@ -367,6 +374,37 @@ def test_mose_lvos_vost_and_own_videos(tmp_path: Path) -> None:
     (tmp_path / "lvos" / "val" / "JPEGImages" / "v" / "00000006.jpg").unlink()
     (tmp_path / "photographs" / "images" / "00001.jpg").unlink()
     assert len(examine(tmp_path)[1]["missing-frame"]) == 3  # LVOS: the frame, and the mask that has none
+
+
+def test_still_images(tmp_path: Path) -> None:
+    write_static_images(tmp_path / "source", 2)
+    image, mask = tmp_path / "source" / "images" / "00000.jpg", tmp_path / "source" / "masks" / "00000.png"
+    placed = {
+        "ECSSD": ("images/1.jpg", "ground_truth_mask/1.png"),
+        "HKU-IS": ("imgs/1.png", "gt/1.png"),
+        "MSRA10K": ("Imgs/1.jpg", "Imgs/1.png"),
+        "DUTS": ("DUTS-TR/DUTS-TR-Image/1.jpg", "DUTS-TR/DUTS-TR-Mask/1.png"),
+        "VOC2012": ("JPEGImages/1.jpg", "SegmentationObject/1.png"),
+        "ecssd": ("1.jpg", "1.png"),
+        "fss": ("abacus/1.jpg", "abacus/1.png"),
+        "BIG/val": ("1_im.png", "1_gt.png"),
+    }
+    for folder, (to_image, to_mask) in placed.items():
+        for source, target in ((image, to_image), (mask, to_mask)):
+            path = tmp_path / "sets" / folder / target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(source) as opened:
+                opened.save(path)
+    roots = [tmp_path / "sets" / folder for folder in placed]
+    assert main([str(root) for root in roots]) == 0
+    for root, (to_image, _) in zip(roots, placed.values(), strict=True):
+        splits = recognise(root)
+        assert [(split.kind, len(split.videos)) for split in splits] == [("images", 1)], root
+        shutil.copy(root / placed[root.relative_to(tmp_path / "sets").as_posix()][1], splits[0].labels / "other.png")
+        (root / to_image).write_bytes((root / to_image).read_bytes()[:-200])
+        code, problems, _ = examine(root)
+        assert code == 1
+        assert str(root / to_image) in problems["damaged-file"][0]
 
 
 def test_binary_masks_of_davis_2016(tmp_path: Path) -> None:

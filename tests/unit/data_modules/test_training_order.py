@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from data_modules.base import split_batch
 from data_modules.clip_dataset import ClipBatchSampler, ClipDataset, ClipKey, Draw, collate_clips
 from data_modules.recipe import AffineRecipe, ClipRecipe, ColorRecipe
 from data_modules.scenes import SceneRecipe
 from data_modules.synthetic import SyntheticClips, SyntheticDataModule
 from tests.unit.data_modules.helpers import Recorder, trainer
+from vos_lightning.structures import ClipBatch
 
 # Lightning 2.6.6 on newer torch, and checkpoints that are looked at twice.
 pytestmark = [
@@ -71,6 +74,71 @@ def test_one_process_and_two_draw_the_same() -> None:
     assert 0 < len(swapped) < 9
     for batch in swapped:
         assert [key.partner for key in batch] == [batch[j - 1].draw for j in range(6)]
+
+
+@pytest.mark.parametrize(("world_size", "parts"), [(1, 2), (1, 6), (2, 3), (3, 1), (3, 2)])
+def test_a_step_has_the_same_clips_however_it_is_split(world_size: int, parts: int) -> None:
+    def steps(world_size: int, parts: int) -> list[list[ClipKey]]:
+        ranks = [
+            list(ClipBatchSampler(7, 9 * parts, 6, 1, 0.5, rank=rank, world_size=world_size, accumulate=parts))
+            for rank in range(world_size)
+        ]
+        return [[key for part in range(parts) for rank in ranks for key in rank[step * parts + part]] for step in range(9)]
+
+    assert steps(world_size, parts) == steps(1, 1)
+    assert [step[0].progress for step in steps(world_size, parts)] == [step / 9 for step in range(9)]
+
+
+def test_batches_are_split_into_parts_that_fit(tmp_path: Path) -> None:
+    assert [split_batch(16, world_size, 4) for world_size in (1, 2, 4, 8)] == [4, 2, 1, 1]
+    assert split_batch(12, 1, 5) == 3  # parts are equal
+    assert split_batch(7, 1, 3) == 7
+    with pytest.raises(ValueError, match=r"batch_size 6 .* not a multiple of 4 processes"):
+        split_batch(6, 4, 1)
+    with pytest.raises(ValueError, match="max_device_batch must be at least 1"):
+        data_module(max_device_batch=0)
+
+
+def test_a_split_training_sees_the_same_clips_and_ends_where_it_should(tmp_path: Path) -> None:
+    whole = fit(tmp_path)
+    module, fit_trainer = Recorder(), trainer(tmp_path, val_check_interval=3)
+    fit_trainer.fit(module, datamodule=data_module(max_device_batch=1))
+    assert (fit_trainer.global_step, fit_trainer.accumulate_grad_batches) == (6, 2)
+    pairs = zip(module.batches[::2], module.batches[1::2], strict=True)
+    assert [one[:1] + other[:1] + one[1:] + other[1:] for one, other in pairs] == whole
+    assert len(module.videos) == 4  # two validations of two videos, after steps 3 and 6
+    fit_trainer.save_checkpoint(tmp_path / "split.ckpt")
+    again = trainer(tmp_path, max_steps=8)
+    with pytest.raises(ValueError, match="started with a batch in 2 parts, now in 1"):
+        again.fit(Recorder(), datamodule=data_module(), ckpt_path=tmp_path / "split.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match=r"set either trainer\.accumulate_grad_batches or data\.init_args\.max_device_batch"):
+        trainer(tmp_path, accumulate_grad_batches=2).fit(Recorder(), datamodule=data_module(max_device_batch=1))
+
+
+def test_gaps_follow_the_training_for_any_workers_and_after_a_restart(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, num_frames=2, max_gap=1, gap_curriculum=((0.5, 4),), reverse_probability=0.0)
+    runs = []
+    for num_workers in (0, 1):
+        module = FrameRecorder()
+        trainer(tmp_path, max_steps=8).fit(module, datamodule=data_module(recipe=recipe, num_workers=num_workers))
+        runs.append(module.gaps)
+    assert runs[0] == runs[1]
+    assert max(runs[0][:8]) == 1
+    assert max(runs[0][8:]) > 1
+    keys = list(ClipBatchSampler(5, 12, 2, seed=3, start_batch=7))
+    assert [key.progress for key in keys[0]] == [7 / 12] * 2
+
+
+class FrameRecorder(Recorder):
+    """Remembers the gap of every clip of two frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gaps: list[int] = []
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> torch.Tensor:
+        self.gaps += (batch.frame_indices[:, 1] - batch.frame_indices[:, 0]).tolist()
+        return super().training_step(batch, batch_idx)
 
 
 def test_every_epoch_is_a_new_permutation() -> None:

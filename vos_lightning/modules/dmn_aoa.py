@@ -1,0 +1,194 @@
+"""DMN-AOA as a LightningModule: all earlier frames of a clip in training, STM's memory in use, a slower backbone."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from vos_lightning.losses.matching import matching_loss, soft_iou_loss
+from vos_lightning.mask_ops import Aggregation, masks_from_label_map, pad, padding_for, pool_to_stride
+from vos_lightning.matching.alignment import correspondence
+from vos_lightning.metrics import Protocol
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.networks.dmn_aoa import DMNAOA
+from vos_lightning.panels import FrameView, Panel, draw_boxes, score_panels
+from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy, PreviousOnly
+from vos_lightning.propagation.step import Propagation, StepOutput
+from vos_lightning.proposals.boxes import paste_masks
+from vos_lightning.structures import ClipBatch
+
+MemoryStrategy = Literal["first", "previous", "first+previous", "every_kth", "all"]
+"""Rows B1, B2, B3, F0 and B4 of Table 3; ``every_kth`` includes the first and the previous frame."""
+
+
+class DMNAOAModule(VOSModule):
+    """Training and evaluation of :class:`vos_lightning.networks.dmn_aoa.DMNAOA`.
+
+    The defaults are the paper's pre-training: Adam, 1e-4, 1e-5 in the backbone, cross-entropy of the aggregated masks, and all
+    earlier frames of a clip in the memory. See :class:`VOSModule` for the other arguments.
+
+    Args:
+        network: the network with its own options.
+        memory: frames that are remembered in use.
+        memory_stride: ``k`` of ``every_kth``.
+        max_memory_frames: bound of the remembered frames without an annotation; None keeps all that ``memory`` says.
+        train_aggregation: how objects are merged in training.
+        eval_aggregation: how they are merged in use.
+        backbone_rate: learning rate of the backbone.
+        drop_at: share of the training after which both rates fall, with the ``constant`` schedule (the paper is silent).
+        drop_factor: by which they fall.
+        coarse_weight: of the soft overlap loss of the coarse masks; 0 in the paper.
+        matching_weight: of the squared error of the similarities, see :func:`matching_loss`; 0 in the paper.
+
+    Raises:
+        ValueError: arguments out of their range.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1.
+    """
+
+    network: DMNAOA
+
+    def __init__(
+        self,
+        network: DMNAOA,
+        memory: MemoryStrategy = "every_kth",
+        memory_stride: int = 5,
+        max_memory_frames: int | None = None,
+        train_aggregation: Aggregation = "product",
+        eval_aggregation: Aggregation = "product",
+        backbone_rate: float = 1e-5,
+        drop_at: float = 0.8,
+        drop_factor: float = 0.1,
+        coarse_weight: float = 0.0,
+        matching_weight: float = 0.0,
+        protocol: Protocol = "davis17",
+        optimizer: Literal["adam", "adamw"] = "adam",
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        late_objects: bool = False,
+        short_side: int | None = 480,
+        min_object_pixels: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        for name, value in (("drop_at", drop_at), ("drop_factor", drop_factor)):
+            if not 0 < value <= 1:
+                raise ValueError(f"{name} must be in (0, 1], not {value}")
+        policy = memory_policy(memory, memory_stride, max_memory_frames)
+        super().__init__(
+            network,
+            train_propagation=Propagation(All(), train_aggregation, "overwrite"),
+            eval_propagation=Propagation(policy, eval_aggregation, "overwrite"),
+            protocol=protocol,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            late_objects=late_objects,
+            short_side=short_side,
+            min_object_pixels=min_object_pixels,
+            channels_last=channels_last,
+        )
+        self.backbone_rate = backbone_rate
+        self.drop_at = drop_at
+        self.drop_factor = drop_factor
+        self.coarse_weight = coarse_weight
+        self.matching_weight = matching_weight
+        self.save_hyperparameters()
+
+    def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
+        """Cross-entropy of the refined masks; the soft overlap of the coarse ones and the error of the matching, as weighted."""
+        losses = super().clip_loss(outputs, batch)
+        parts: dict[str, list[Tensor]] = {"coarse": [], "matching": []}
+        for t, output in enumerate(outputs[1:], start=1):
+            truth = self._truth_at_stride_4(batch, t)
+            known = outputs[t - 1].introduced
+            parts["coarse"].append(soft_iou_loss(output.aux["coarse"], truth, known))
+            if self.matching_weight and "similarity" in output.aux:
+                found = output.aux["proposal_masks"]
+                exists = found.flatten(2).any(dim=2)
+                parts["matching"].append(matching_loss(output.aux["similarity"], found, truth, known, exists))
+        losses |= {name: torch.stack(values).mean() for name, values in parts.items() if values}
+        loss = losses["loss"] + self.coarse_weight * losses["coarse"]
+        if "matching" in losses:
+            loss = loss + self.matching_weight * losses["matching"]
+        return {**losses, "loss": loss}
+
+    def panels(self, view: FrameView) -> list[Panel]:
+        """Proposals with their weights, where the middle of the template lies in the best one, coarse and refined mask."""
+        panels = super().panels(view)
+        if "coarse" not in view.aux:
+            return panels
+        panels += score_panels(view, view.aux["coarse"].unsqueeze(1), ["coarse mask"], "", 0.0, 1.0)
+        if "assignment" not in view.aux or not view.aux["boxes"].numel():
+            return panels
+        boxes, assignment = view.aux["boxes"], view.aux["assignment"]
+        exists = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        placed = view.place(boxes.view(-1, 2, 2)).flatten(1)
+        for n, object_id in enumerate(view.object_ids):
+            picture = draw_boxes(view.frame, placed[exists], assignment[n][exists])
+            panels.append(Panel("proposals", picture, f"object {object_id}"))
+        aligned = [self._alignment(view, n, int(assignment[n].argmax())) for n in range(len(view.object_ids))]
+        return panels + score_panels(view, torch.stack(aligned).unsqueeze(1), ["alignment of the middle"], "", 0.0, 1.0)
+
+    def _alignment(self, view: FrameView, n: int, k: int) -> Tensor:
+        """Correspondence of the template's middle cell to the cells of a proposal, drawn into its box; the largest is 1."""
+        template, proposal = view.aux["template"][n], view.aux["projected"][k]
+        grid = template.shape[-1]
+        middle = template[:, grid // 2, grid // 2, None]
+        matcher = self.network.matcher
+        assert matcher is not None
+        sharpness = matcher.sharpness()
+        sharpness = sharpness if isinstance(sharpness, float) else float(sharpness.detach())
+        weights = correspondence(middle[None], proposal.flatten(1)[None], sharpness).view(1, 1, grid, grid)
+        height, width = (4 * side for side in view.aux["coarse"].shape[-2:])
+        return paste_masks(weights / weights.max(), view.aux["boxes"][None, k : k + 1], height, width, stride=4)[0, 0]
+
+    def _truth_at_stride_4(self, batch: ClipBatch, t: int) -> Tensor:
+        """True masks on the grid of the coarse masks, padded as the network pads frames."""
+        masks = masks_from_label_map(batch.label_maps[:, t], batch.object_valid.shape[1])
+        height, width = masks.shape[-2:]
+        padding = padding_for(height, width, self.network.stride, self.network.padding.larger_half_first)
+        return pool_to_stride(pad(masks, padding, "zero"), 4)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """As usual, with a rate of its own for the backbone."""
+        backbone = [p for p in self.network.backbone.parameters() if p.requires_grad]
+        own = {id(p) for p in backbone}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p.requires_grad and id(p) not in own]}]
+        if backbone:
+            groups.append({"params": backbone, "lr": self.backbone_rate})
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer_name]
+        optimizer = kind(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate_factor(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rate_factor(self, step: int) -> float:
+        factor = super()._rate_factor(step)
+        late = self.schedule == "constant" and step >= self.drop_at * self.trainer.max_steps
+        return factor * self.drop_factor if late else factor
+
+
+def memory_policy(memory: MemoryStrategy, stride: int, max_frames: int | None) -> MemoryPolicy:
+    """The policy of a memory strategy.
+
+    Raises:
+        ValueError: the strategy is unknown.
+    """
+    if memory == "first":
+        return AnnotatedOnly("add")
+    if memory == "previous":
+        return PreviousOnly()
+    if memory == "first+previous":
+        return EveryKth(sys.maxsize, include_previous=True, max_frames=max_frames)
+    if memory == "every_kth":
+        return EveryKth(stride, include_previous=True, max_frames=max_frames)
+    if memory == "all":
+        return All() if max_frames is None else EveryKth(1, include_previous=True, max_frames=max_frames)
+    raise ValueError(f"memory must be one of {get_args(MemoryStrategy)}, not {memory!r}")

@@ -1,0 +1,308 @@
+"""PMNet as a LightningModule: backbone and point refinement against uncertainty detection, points from either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vos_lightning.decoders.points import PointSource
+from vos_lightning.losses.auxiliary import HardestBy, falling_fraction, mean_over_objects, point_loss, uncertainty_loss
+from vos_lightning.losses.segmentation import bootstrapped_cross_entropy, trainable_labels
+from vos_lightning.mask_ops import masks_from_label_map, padding_for, pool_to_stride, soft_aggregate, unpad
+from vos_lightning.metrics import Protocol
+from vos_lightning.modules.base import Schedule, VOSModule
+from vos_lightning.networks.pmnet import PMNet
+from vos_lightning.panels import FrameView, Panel, draw_points, heat_map
+from vos_lightning.propagation.policies import All, CountFrom, EveryKth
+from vos_lightning.propagation.step import Propagation, StepOutput
+from vos_lightning.structures import IGNORE_LABEL, ClipBatch
+
+Alternation = Literal["iteration", "epoch", "joint"]
+PointLoss = Literal["binary", "aggregated"]
+Downsampling = Literal["nearest", "area"]
+TargetProbability = Literal["object", "aggregated"]
+
+
+class PMNetModule(VOSModule):
+    r"""Training and evaluation of :class:`vos_lightning.networks.pmnet.PMNet`.
+
+    Backbone :math:`\theta` and point refinement :math:`\gamma` follow the loss of the first masks and of the refined points
+    (equation 4), the detector :math:`\phi` the loss of its map (equation 1). No gradient of one objective reaches the parameters
+    of the other, so that both go through one backward pass. They are two groups of one optimiser, which keeps the moments of
+    every parameter by itself: the same steps as those of two optimisers.
+
+    A network with ``sampling.source`` ``none`` is trained without points: only the backbone, as in the pre-training on still
+    images. The parameters of points are then fixed. See :class:`VOSModule` for the arguments that are not here.
+
+    Args:
+        network: the network with its own options.
+        alternation: ``iteration``: every step moves each group, by its own loss while the other is fixed; ``epoch``: the groups
+            take turns of ``steps_per_epoch`` steps; ``joint``: as ``iteration``, but a gradient clipping sees both together.
+        steps_per_epoch: see ``alternation``; 3,764 videos in batches of 4.
+        switch_fraction: part of the training in which points come from the predicted probabilities; after it, they come from
+            what ``sampling.source`` of the network says. The detector is trained all along. 2/3 are epoch 100 of 150.
+        point_weight: :math:`\lambda` of equation 4, which the paper does not give.
+        point_loss: ``binary`` cross-entropy of every object at its points, or the cross-entropy over background and objects after
+            aggregation (``aggregated``).
+        truth: masks at stride 4 by ``nearest`` neighbour, or where more than half of the ``area`` of a cell is the object's.
+        target_probability: the probability in equation 1: of the ``object`` by itself at stride 4, or ``aggregated`` at full
+            resolution and averaged over cells.
+        uncertainty_by: order of the cells in equation 1, see :func:`vos_lightning.losses.auxiliary.uncertainty_loss`.
+        hardest_from: step until which all pixels count in the first term of equation 4.
+        hardest_until: step from which ``hardest_fraction`` of them do; linear between the two.
+        hardest_fraction: the pixels of each clip and frame with the largest loss.
+        uncertain_from: the same for equation 1.
+        uncertain_until: likewise.
+        uncertain_fraction: likewise.
+        memory_stride: frames from one remembered frame to the next in evaluation.
+        count_from: where the stride is counted from, see :class:`EveryKth`; ``latest`` for YouTube-VOS.
+        include_previous: read the previous frame at stride 16 too in evaluation.
+        max_memory_frames: most frames without annotation that are remembered; None for all.
+
+    Raises:
+        ValueError: an argument is unknown or out of range.
+
+    Reference: PMNet sections 3.2.4 and 4.1; STCN (Cheng et al., NeurIPS 2021) for the recipe that it leaves open.
+    """
+
+    network: PMNet
+    new_parts = ("network.detector.", "network.refiner.")
+    """An STCN checkpoint has the rest."""
+
+    def __init__(
+        self,
+        network: PMNet,
+        alternation: Alternation = "iteration",
+        steps_per_epoch: int = 941,
+        switch_fraction: float = 2 / 3,
+        point_weight: float = 1.0,
+        point_loss: PointLoss = "binary",
+        truth: Downsampling = "nearest",
+        target_probability: TargetProbability = "object",
+        uncertainty_by: HardestBy = "predicted",
+        hardest_from: int = 20_000,
+        hardest_until: int = 70_000,
+        hardest_fraction: float = 0.15,
+        uncertain_from: int = 20_000,
+        uncertain_until: int = 70_000,
+        uncertain_fraction: float = 0.15,
+        memory_stride: int = 5,
+        count_from: CountFrom = "start",
+        include_previous: bool = False,
+        max_memory_frames: int | None = None,
+        protocol: Protocol = "davis17",
+        optimizer: Literal["adam", "adamw"] = "adam",
+        learning_rate: float = 1e-5,
+        weight_decay: float = 1e-7,
+        schedule: Schedule = "steps",
+        milestones: Sequence[int] = (125_000,),
+        warmup_steps: int = 0,
+        late_objects: bool = False,
+        short_side: int | None = None,
+        min_object_pixels: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        for name, value, allowed in (
+            ("alternation", alternation, get_args(Alternation)),
+            ("point_loss", point_loss, get_args(PointLoss)),
+            ("truth", truth, get_args(Downsampling)),
+            ("target_probability", target_probability, get_args(TargetProbability)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        if hardest_from > hardest_until or uncertain_from > uncertain_until:
+            raise ValueError("hardest_from and uncertain_from must not lie after hardest_until and uncertain_until")
+        if not 0 <= switch_fraction <= 1:
+            raise ValueError(f"switch_fraction must be in [0, 1], not {switch_fraction}")
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be at least 1, not {steps_per_epoch}")
+        super().__init__(
+            network,
+            train_propagation=Propagation(All(), "product", "overwrite"),
+            eval_propagation=Propagation(
+                EveryKth(memory_stride, include_previous, max_memory_frames, count_from), "product", "overwrite"
+            ),
+            protocol=protocol,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            late_objects=late_objects,
+            short_side=short_side,
+            min_object_pixels=min_object_pixels,
+            channels_last=channels_last,
+            milestones=milestones,
+        )
+        self.alternation: Alternation = alternation
+        self.steps_per_epoch, self.switch_fraction = steps_per_epoch, switch_fraction
+        self.point_weight, self.point_loss = point_weight, point_loss
+        self.truth, self.target_probability, self.uncertainty_by = truth, target_probability, uncertainty_by
+        self.hardest = (hardest_from, hardest_until, hardest_fraction)
+        self.uncertain = (uncertain_from, uncertain_until, uncertain_fraction)
+        if network.sampling.source == "none":
+            network.detector.requires_grad_(False)
+            network.refiner.requires_grad_(False)
+        self.save_hyperparameters()
+
+    # Which parameters move, and where points come from ----------------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Backbone and point refinement, and the detector if it is trained."""
+        detector = {id(p) for p in self.network.detector.parameters()}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = {
+            "segmentation": [p for p in trained if id(p) not in detector],
+            "uncertainty": [p for p in trained if id(p) in detector],
+        }
+        return [{"params": parameters, "name": name} for name, parameters in groups.items() if parameters]
+
+    def training_source(self, step: int) -> PointSource | None:
+        """Where points come from in training; None for the network's own ``sampling.source``."""
+        if self.network.sampling.source != "learned":
+            return None
+        # Rounded, so that a fraction of thirds names the step that is meant.
+        return "probabilities" if step < round(self.switch_fraction * self.trainer.max_steps) else None
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        """Unroll a batch of clips, with points from where they come from at this step."""
+        self.network.training_source = self.training_source(self.global_step)
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """With turns, take the gradients of the group whose turn it is not: Adam leaves a parameter without one as it is."""
+        if self.alternation != "epoch":
+            return
+        resting = ("uncertainty", "segmentation")[self.global_step // self.steps_per_epoch % 2]
+        for group in optimizer.param_groups:
+            if group["name"] == resting:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip each group by itself, as two optimisers would, unless they are ``joint``."""
+        if self.alternation == "joint" or not gradient_clip_val or gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+
+    # Loss -------------------------------------------------------------------------------------------------------------
+
+    def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
+        """Losses summed over the predicted frames, averaged over the clips in which an object was given; and their parts."""
+        parts: dict[str, list[Tensor]] = {"coarse": [], "points": [], "uncertainty": []}
+        for t in range(1, len(outputs)):
+            # An object that is given in this frame was not there to be predicted.
+            known = outputs[t - 1].introduced
+            labels = trainable_labels(batch.label_maps[:, t], known)
+            for name, value in self._frame_losses(outputs[t].aux, labels, known).items():
+                parts[name].append(value)
+        counts = outputs[-1].introduced.any(dim=1).float()
+        summed = {
+            name: (torch.stack(values).sum(dim=0) * counts).sum() / counts.sum().clamp_min(1)
+            for name, values in parts.items()
+            if values
+        }
+        loss = summed["coarse"]
+        if "points" in summed:
+            loss = loss + self.point_weight * summed["points"] + summed["uncertainty"]
+        return {"loss": loss, **summed}
+
+    def _frame_losses(
+        self, aux: dict[str, Tensor], labels: UInt8[Tensor, "B H W"], known: Bool[Tensor, "B N"]
+    ) -> dict[str, Float[Tensor, " B"]]:
+        step, mode = self.global_step, self.train_propagation.aggregation
+        network = self.network
+        padding = padding_for(labels.shape[1], labels.shape[2], network.stride, network.padding.larger_half_first)
+        coarse, probabilities = soft_aggregate(network.decoder.enlarge(aux["coarse"]), known, mode)
+        losses = {"coarse": bootstrapped_cross_entropy(unpad(coarse, padding), labels, falling_fraction(step, *self.hardest))}
+        if "points" not in aux:
+            return losses
+        amounts = (padding.left, padding.right, padding.top, padding.bottom)
+        fine = self._downsample(F.pad(labels, amounts, value=IGNORE_LABEL), known.shape[1])
+        predicted = aux["coarse"].sigmoid() if self.target_probability == "object" else pool_to_stride(probabilities[:, 1:], 4)
+        target = (predicted.detach() - fine.masks).abs()
+        counted = fine.counted.unsqueeze(1) & known[:, :, None, None]
+        fraction = falling_fraction(step, *self.uncertain)
+        losses["uncertainty"] = uncertainty_loss(aux["uncertainty"], target, counted, fraction, self.uncertainty_by)
+        index, counts = aux["points"], aux["points_valid"] & counted.flatten(2).gather(2, aux["points"])
+        if self.point_loss == "binary":
+            losses["points"] = point_loss(aux["point_logits"], fine.masks.flatten(2).gather(2, index), counts)
+        else:
+            merged, _ = soft_aggregate(aux["refined"], known, mode)
+            cells = F.cross_entropy(merged, fine.labels.long(), ignore_index=IGNORE_LABEL, reduction="none")
+            losses["points"] = mean_over_objects(
+                cells.flatten(1).unsqueeze(1).expand(-1, index.shape[1], -1).gather(2, index), counts
+            )
+        return losses
+
+    def _downsample(self, labels: UInt8[Tensor, "B H W"], num_objects: int) -> _Truth:
+        if self.truth == "nearest":
+            sparse = labels[:, ::4, ::4]
+            return _Truth(sparse, masks_from_label_map(sparse, num_objects), sparse != IGNORE_LABEL)
+        ignored = pool_to_stride((labels == IGNORE_LABEL).float().unsqueeze(1), 4)[:, 0] > 0.5
+        masks = pool_to_stride(masks_from_label_map(labels, num_objects), 4) > 0.5
+        slots = torch.arange(1, num_objects + 1, device=labels.device, dtype=torch.uint8).view(-1, 1, 1)
+        merged = (masks * slots).amax(dim=1).masked_fill(ignored, IGNORE_LABEL)
+        return _Truth(merged, masks.float(), ~ignored)
+
+    # Pictures ---------------------------------------------------------------------------------------------------------
+
+    def panels(self, view: FrameView) -> list[Panel]:
+        """Uncertainty, points and masks before and after (the paper's Figure 4); a followed memory pixel (its Figure 5)."""
+        panels = super().panels(view)
+        width = (view.frame.shape[2] + view.padding.left + view.padding.right) // 4
+        for n, object_id in enumerate(view.object_ids):
+            row = f"object {object_id}"
+            if "points" in view.aux:
+                chosen = view.aux["points"][n][view.aux["points_valid"][n] > 0]
+                places = torch.stack([chosen % width, chosen.div(width, rounding_mode="floor")], dim=1) * 4 + 1.5
+                panels.append(Panel("uncertainty", heat_map(view.frame, view.enlarge(view.aux["score"][n])), row))
+                panels.append(Panel("points", draw_points(view.frame, view.place(places), radius=1.5), row))
+                for title, name in (("before", "coarse"), ("after", "refined")):
+                    mask = view.enlarge(view.aux[name][n]).sigmoid()
+                    panels.append(Panel(title, heat_map(view.frame, mask, 0.0, 1.0), row))
+            if "positions" in view.aux:
+                panels.append(self._followed_pixel(view, n, row))
+        return panels
+
+    def _followed_pixel(self, view: FrameView, n: int, row: str) -> Panel:
+        """Weights around the pixel of the first remembered frame that is now nearest to the middle of an object.
+
+        Its place in that frame and its place now are marked.
+        """
+        options = self.network.adaptive
+        assert options is not None
+        height, width = view.aux["coarse"].shape[-2] // 4, view.aux["coarse"].shape[-1] // 4
+        grid = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1).flatten(0, 1).float()
+        mass = view.aux["coarse"][n].sigmoid()
+        share = F.adaptive_avg_pool2d(mass[None, None], (height, width)).flatten()
+        middle = (grid * share[:, None]).sum(dim=0) / share.sum().clamp_min(1e-6)
+        now = grid[view.aux["positions"][: height * width].long()]
+        pixel = int((now - middle).norm(dim=1).argmin())
+        spread = view.aux["spreads"][pixel].sqrt() if options.spread_is == "variance" else view.aux["spreads"][pixel]
+        sigma = float(spread.clamp(options.smallest_sigma, options.sigma_bound))
+        weights = (-(grid - now[pixel]).square().sum(dim=1) / (2 * sigma**2)).exp().view(height, width)
+        picture = heat_map(view.frame, view.enlarge(weights), 0.0, 1.0)
+        ends = torch.stack([grid[pixel], now[pixel]]) * 16 + 7.5
+        drawn = draw_points(picture, view.place(ends), torch.tensor([0.3, 1.0]), radius=4.0)
+        return Panel(f"memory pixel, sigma {sigma:.1f}", drawn, row)
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Annotation at stride 4."""
+
+    labels: UInt8[Tensor, "B h w"]
+    masks: Float[Tensor, "B N h w"]
+    counted: Bool[Tensor, "B h w"]

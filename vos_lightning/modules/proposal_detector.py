@@ -1,0 +1,108 @@
+"""Fine-tuning of the proposal generator on the clips of any data module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from vos_lightning.proposals.boxes import paste_masks, tight_boxes
+from vos_lightning.proposals.detector import ProposalDetector
+from vos_lightning.structures import IGNORE_LABEL, ClipBatch, VideoSample
+
+SMALLEST = 4.0
+"""Sides of the smallest true box that trains, in pixels."""
+
+
+class ProposalDetectorModule(LightningModule):
+    """Trains a :class:`ProposalDetector` to find the annotated objects of frames, whatever their class.
+
+    Every frame of a clip is an image of its own; clips of one frame and a batch of 8 are the paper's batch of 8. The losses are
+    those of Mask R-CNN, batch normalisation stays frozen. Validation logs the recall: the share of the true objects that a
+    proposal overlaps by more than one half (``val/recall``; ``val_jf`` is the same number, under the name that chooses a
+    checkpoint).
+    ``precompute-proposals --weights`` reads the checkpoint.
+
+    Args:
+        network: with ``num_classes=2``, or with any number, of which 1 then stands for "object".
+        learning_rate: of Adam; the paper has 1e-6, from trained weights.
+        every_nth_frame: of a validation video, that is looked at.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1; DMM-Net (Zeng et al., ICCV 2019).
+    """
+
+    def __init__(self, network: ProposalDetector, learning_rate: float = 1e-6, every_nth_frame: int = 10) -> None:
+        super().__init__()
+        if every_nth_frame < 1:
+            raise ValueError(f"every_nth_frame must be at least 1, not {every_nth_frame}")
+        self.network = network
+        network.requires_grad_(True)
+        self.train()
+        self.learning_rate = learning_rate
+        self.every_nth_frame = every_nth_frame
+        self.found = self.true = 0
+        self.save_hyperparameters()
+
+    def train(self, mode: bool = True) -> ProposalDetectorModule:
+        """Set training mode; batch normalisation stays in evaluation mode."""
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+        return self
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Losses of region proposals, boxes, classes and masks."""
+        frames, labels = batch.frames.flatten(0, 1), batch.label_maps.flatten(0, 1)
+        losses: dict[str, Tensor] = self.network.model(list(frames), [targets_of(label_map) for label_map in labels])
+        loss = torch.stack(list(losses.values())).sum()
+        named = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict({**named, "train/loss": loss.detach()}, batch_size=len(frames), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with a constant rate."""
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+
+    def validation_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
+        """Count the objects that were found."""
+        for index in sorted(batch.targets)[:: self.every_nth_frame]:
+            frame = batch.frames[index].to(self.device).float() / 255
+            (proposals,) = self.network([frame])
+            true = targets_of(batch.targets[index].to(self.device))["masks"].flatten(1).float()
+            self.true += len(true)
+            if len(true) and len(proposals.scores):
+                height, width = frame.shape[-2:]
+                pasted = paste_masks(proposals.masks[None], proposals.boxes[None], height, width)[0]
+                masks = (pasted > 0.5).flatten(1).float()
+                both = true @ masks.t()
+                either = true.sum(dim=1, keepdim=True) + masks.sum(dim=1) - both
+                self.found += int((both / either.clamp_min(1)).amax(dim=1).gt(0.5).sum())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the recall of all processes."""
+        counts = torch.tensor([self.found, self.true], dtype=torch.float32, device=self.device)
+        gathered = self.all_gather(counts)
+        assert isinstance(gathered, Tensor)
+        found, true = gathered.view(-1, 2).sum(dim=0)
+        self.found = self.true = 0
+        recall = found / true.clamp_min(1)
+        self.log("val/recall", recall, batch_size=1)
+        self.log("val_jf", recall, batch_size=1, prog_bar=True)
+
+
+def targets_of(label_map: Tensor) -> dict[str, Any]:
+    """The objects of a label map as Mask R-CNN wants them: boxes, masks, and the label 1 for each."""
+    ids = [i for i in torch.unique(label_map).tolist() if 0 < i < IGNORE_LABEL]
+    planes = torch.stack([label_map == i for i in ids]) if ids else label_map.new_zeros(0, *label_map.shape).bool()
+    boxes = tight_boxes(planes[None].float())[0][0]
+    large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= SMALLEST
+    boxes, planes = boxes[large], planes[large]
+    return {
+        "boxes": boxes,
+        "labels": torch.ones(len(boxes), dtype=torch.int64, device=boxes.device),
+        "masks": planes.to(torch.uint8),
+    }

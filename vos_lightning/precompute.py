@@ -1,0 +1,169 @@
+"""Compute proposals of videos or images: ``python -m vos_lightning precompute-proposals --images DIR --output DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from vos_lightning.label_io import read_image
+from vos_lightning.proposals.detector import Architecture, Order, ProposalDetector, Selection
+from vos_lightning.proposals.store import Found, ProposalFile, write_proposals
+from vos_lightning.video_files import IMAGE_SUFFIXES, list_images, open_frames
+
+
+def precompute(
+    detector: ProposalDetector, videos: Sequence[tuple[str, Path]], output: Path, device: torch.device, batch_size: int = 4
+) -> Iterator[tuple[str, bool]]:
+    """Write ``<output>/<video>.npz`` for every video that has no such file yet.
+
+    Args:
+        detector: makes the proposals; already on ``device``.
+        videos: name and place: a folder of images, a single image, or a video file.
+        output: folder of this generator.
+        device: of the detector.
+        batch_size: frames that are looked at together.
+
+    Yields:
+        Every video, and whether it was computed now.
+
+    Raises:
+        ValueError: a file is there but was made in another way, or a frame cannot be read.
+    """
+    for name, place in videos:
+        path = output / f"{name}.npz"
+        if path.is_file():
+            _check_header(path, detector.header)
+            yield name, False
+            continue
+        found: dict[str, Found] = {}
+        frames = iter(_frames(place))
+        while batch := list(itertools.islice(frames, batch_size)):
+            images = [(frame.to(device).float() / 255) for _, frame in batch]
+            found |= {stem: one for (stem, _), one in zip(batch, detector(images), strict=True)}
+        write_proposals(path, found, detector.header)
+        yield name, True
+
+
+def _frames(place: Path) -> Iterable[tuple[str, Tensor]]:
+    if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
+        return [(place.stem, read_image(place))]
+    return open_frames(place)
+
+
+def _check_header(path: Path, header: dict[str, Any]) -> None:
+    there = ProposalFile(path).header
+    differing = [key for key, value in header.items() if there.get(key) != value]
+    if differing:
+        raise ValueError(f"{path} was made with other settings ({', '.join(differing)}): remove it, or choose another --output")
+
+
+def find_videos(images: Path, stills: bool) -> list[tuple[str, Path]]:
+    """Names and places of what has proposals of its own.
+
+    Args:
+        images: a folder with a folder of images a video, a folder of images, or a video file.
+        stills: every image, in sub-folders too, is one of its own, named by its path without suffix.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: it has no images.
+    """
+    if not images.exists():
+        raise FileNotFoundError(f"{images}: there is no such file or folder")
+    if images.is_file():
+        return [(images.stem, images)]
+    if stills:
+        files = [path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+        if not files:
+            raise ValueError(f"{images}: the folder holds no .jpg or .png images")
+        return [(str(path.relative_to(images).with_suffix("")), path) for path in sorted(files)]
+    folders = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if folders:
+        return [(folder.name, folder) for folder in folders]
+    list_images(images)
+    return [(images.resolve().name, images)]
+
+
+# Command line ---------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; errors of the user are one line and exit code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        selection = Selection(
+            arguments.order, arguments.nms, arguments.top_k, arguments.score_threshold, tight_boxes=arguments.tight_boxes
+        )
+        videos = find_videos(arguments.images, arguments.stills)
+        if arguments.pretrained is None and arguments.weights is None:
+            raise ValueError("pass --pretrained COCO_V1 (resnet50, resnet50_v2) or --weights FILE")
+        detector = ProposalDetector(
+            arguments.architecture,
+            arguments.pretrained,
+            None if arguments.weights is None else str(arguments.weights),
+            arguments.num_classes,
+            selection,
+            arguments.min_size,
+            arguments.max_size,
+        )
+        device = _device(arguments.device)
+        detector.to(device)
+        output = arguments.output
+        computed = 0
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("proposals", total=len(videos))
+            for _, new in precompute(detector, videos, output, device, arguments.batch_size):
+                computed += new
+                progress.advance(task)
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{computed} computed, {len(videos) - computed} there already: {output}\n")
+    return 0
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is unknown or not available; use auto, cpu, cuda, cuda:1 or mps") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning precompute-proposals",
+        description="Find object proposals in videos or images and keep them, one file a video. Started again, it goes on.",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        help="folder with a folder a video (JPEGImages/480p), a folder of images, or a video",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of this generator for these videos; gets <video>.npz")
+    parser.add_argument("--stills", action="store_true", help="every image is one of its own, in sub-folders too (COCO)")
+    parser.add_argument("--architecture", choices=get_args(Architecture), default="resnet50")
+    parser.add_argument("--pretrained", choices=["COCO_V1"], help="torchvision's weights of resnet50 or resnet50_v2")
+    parser.add_argument("--weights", type=Path, help="file with a state dict of the detector")
+    parser.add_argument("--num-classes", type=int, default=91, help="with the background: 91 for COCO (default), 2 for object")
+    parser.add_argument("--order", choices=get_args(Order), default="nms_first", help="of suppression and cut")
+    parser.add_argument("--nms", type=float, default=0.4, help="overlap above which the weaker proposal is dropped")
+    parser.add_argument("--top-k", type=int, default=30, help="proposals of a frame")
+    parser.add_argument("--score-threshold", type=float, default=0.0)
+    parser.add_argument("--tight-boxes", action="store_true", help="draw boxes tight around the masks first (DMM-Net)")
+    parser.add_argument("--min-size", type=int, default=800, help="short side at which the detector sees frames")
+    parser.add_argument("--max-size", type=int, default=1333)
+    parser.add_argument("--batch-size", type=int, default=4, help="frames looked at together")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    return parser

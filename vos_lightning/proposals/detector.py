@@ -1,0 +1,272 @@
+"""Proposals from an instance detector: torchvision's Mask R-CNN with any of its ResNets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.profiler import record_function
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import nms
+
+from vos_lightning.proposals.boxes import masks_in_boxes, paste_masks, tight_boxes
+from vos_lightning.proposals.store import MASK_SIZE, Found
+
+Architecture = Literal[
+    "resnet50", "resnet50_v2", "resnet101", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "resnet18"
+]
+"""Backbones of the feature pyramid; ``resnet50_v2`` is torchvision's improved Mask R-CNN."""
+Order = Literal["nms_first", "top_first", "objectness"]
+Pretrained = Literal["COCO_V1"]
+"""Member of ``MaskRCNN_ResNet50_FPN_Weights`` or ``MaskRCNN_ResNet50_FPN_V2_Weights``."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which detections become proposals.
+
+    Attributes:
+        order: ``nms_first``: detections of all classes (at most ``candidates`` of them, after torchvision's suppression within
+            classes at 0.5), suppression whatever the class, the best ``top_k``; ``top_first``: the best ``top_k`` first, then
+            suppression (DMM-Net); ``objectness``: one detection a region, scored by how little it looks like background.
+        nms_threshold: overlap above which the weaker of two proposals is dropped.
+        top_k: proposals of a frame.
+        score_threshold: weakest score.
+        candidates: detections of a frame before ours.
+        tight_boxes: draw boxes tight around masks above 0.4 before suppression (DMM-Net).
+    """
+
+    order: Order = "nms_first"
+    nms_threshold: float = 0.4
+    top_k: int = 30
+    score_threshold: float = 0.0
+    candidates: int = 100
+    tight_boxes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            raise ValueError(f"order must be one of {get_args(Order)}, not {self.order!r}")
+        if not 0 < self.nms_threshold <= 1 or self.top_k < 1 or self.candidates < self.top_k:
+            raise ValueError(f"nms_threshold must be in (0, 1], and 1 <= top_k <= candidates: {self}")
+
+
+TIGHT_THRESHOLD = 0.4
+DEFAULT_SELECTION = Selection()
+
+
+class ProposalDetector(nn.Module):
+    """A frozen Mask R-CNN that returns soft masks inside boxes, in pixels of the frames that it is given.
+
+    Args:
+        architecture: backbone.
+        pretrained: COCO weights of torchvision, for ``resnet50`` and ``resnet50_v2``; downloaded and cached.
+        weights: file with a state dict of the model (plain, or under ``state_dict`` or ``model``), of ``architecture`` and
+            ``num_classes``. Without either the detector is random.
+        num_classes: with the background; 91 for COCO, 2 for "object". COCO weights of 91 classes are made into 2 by the mean over
+            the classes, a start for fine-tuning.
+        selection: of the proposals.
+        min_size: short side at which frames are seen, in pixels.
+        max_size: largest long side.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: weights that do not fit, or two kinds of weights.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture = "resnet50",
+        pretrained: Pretrained | None = None,
+        weights: str | None = None,
+        num_classes: int = 91,
+        selection: Selection = DEFAULT_SELECTION,
+        min_size: int = 800,
+        max_size: int = 1333,
+    ) -> None:
+        super().__init__()
+        if architecture not in get_args(Architecture):
+            raise ValueError(f"architecture must be one of {get_args(Architecture)}, not {architecture!r}")
+        if pretrained is not None and weights is not None:
+            raise ValueError("pretrained and weights exclude each other")
+        self.architecture = architecture
+        self.selection = selection
+        self.num_classes = num_classes
+        self.size = (min_size, max_size)
+        self.model = _build(architecture, pretrained, num_classes, selection, min_size, max_size)
+        self.source = "random"
+        if pretrained is not None:
+            self.source = pretrained
+        elif weights is not None:
+            self.source = _load(self.model, Path(weights))
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def identity(self) -> str:
+        """Name of generator and weights, for folders and headers."""
+        return f"maskrcnn_{self.architecture}_{self.source}"
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """All that decides the proposals, as plain values."""
+        return {
+            "generator": self.identity,
+            "num_classes": self.num_classes,
+            "size": list(self.size),
+            **asdict(self.selection),
+        }
+
+    @torch.inference_mode()
+    def forward(self, frames: Sequence[Float[Tensor, "3 _h _w"]]) -> list[Found]:
+        """Proposals of every frame, best first.
+
+        Args:
+            frames: RGB in [0, 1]; sizes may differ.
+        """
+        with record_function("vos/proposals"):
+            images, _ = self.model.transform(list(frames))
+            features = self.model.backbone(images.tensors)
+            regions, _ = self.model.rpn(images, features)
+            if self.selection.order == "objectness":
+                detections = self._class_agnostic(features, regions, images.image_sizes)
+            else:
+                detections, _ = self.model.roi_heads(features, regions, images.image_sizes)
+            return [
+                self._select(found, inner, (int(frame.shape[1]), int(frame.shape[2])))
+                for found, inner, frame in zip(detections, images.image_sizes, frames, strict=True)
+            ]
+
+    def _class_agnostic(
+        self, features: dict[str, Tensor], regions: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """One detection a region: box and mask of its best class, scored by everything but the background."""
+        heads = self.model.roi_heads
+        logits, offsets = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, regions, sizes)))
+        boxes = heads.box_coder.decode(offsets, regions)  # (regions, classes, 4)
+        probabilities = logits.softmax(dim=1)
+        labels = probabilities[:, 1:].argmax(dim=1) + 1
+        counts = [len(region) for region in regions]
+        chosen = boxes[torch.arange(len(labels), device=labels.device), labels]
+        found = []
+        for box, score, label, size in zip(
+            chosen.split(counts), (1 - probabilities[:, 0]).split(counts), labels.split(counts), sizes, strict=True
+        ):
+            limit = box.new_tensor([size[1], size[0]]).repeat(2)
+            box = box.clamp_min(0).minimum(limit)
+            order = nms(box, score, heads.nms_thresh)[: self.selection.candidates]
+            found.append({"boxes": box[order], "scores": score[order], "labels": label[order]})
+        masks = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, [f["boxes"] for f in found], sizes)))
+        chosen_labels = torch.cat([f["labels"] for f in found])
+        planes = masks[torch.arange(len(chosen_labels), device=masks.device), chosen_labels].sigmoid().unsqueeze(1)
+        for entry, mask in zip(found, planes.split([len(f["labels"]) for f in found]), strict=True):
+            entry["masks"] = mask
+        return found
+
+    def _select(self, detection: dict[str, Tensor], inner: tuple[int, int], size: tuple[int, int]) -> Found:
+        scale = detection["boxes"].new_tensor([size[1] / inner[1], size[0] / inner[0]]).repeat(2)
+        boxes, masks = detection["boxes"] * scale, detection["masks"].squeeze(1)
+        if self.selection.tight_boxes:
+            boxes, masks, filled = _tighten(boxes, masks, size)
+            detection = {name: value[filled] for name, value in detection.items()}
+        kept = select(boxes, detection["scores"], self.selection)
+        return Found(
+            boxes[kept].float(), masks[kept].float(), detection["scores"][kept].float(), detection["labels"][kept].long()
+        )
+
+
+def select(boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], selection: Selection) -> Int64[Tensor, " k"]:
+    """Indices of the proposals, best first: suppression of overlapping boxes, whatever their class, and a cut.
+
+    Args:
+        boxes: corners.
+        scores: larger is better.
+        selection: order, thresholds, number.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] > selection.score_threshold]
+    if selection.order == "top_first":
+        order = order[: selection.top_k]
+    kept: Int64[Tensor, " k"] = order[nms(boxes[order], scores[order], selection.nms_threshold)]
+    return kept[: selection.top_k]
+
+
+def _tighten(
+    boxes: Float[Tensor, "n 4"], masks: Float[Tensor, "n m m"], size: tuple[int, int]
+) -> tuple[Float[Tensor, "k 4"], Float[Tensor, "k m m"], Bool[Tensor, " n"]]:
+    pasted = paste_masks(masks[None], boxes[None], *size)
+    tight, filled = tight_boxes(pasted, TIGHT_THRESHOLD)
+    tight, filled = tight[:, filled[0]], filled[0]
+    return tight[0], masks_in_boxes(pasted[:, filled], tight, MASK_SIZE)[0], filled
+
+
+def _build(
+    architecture: Architecture,
+    pretrained: Pretrained | None,
+    num_classes: int,
+    selection: Selection,
+    min_size: int,
+    max_size: int,
+) -> MaskRCNN:
+    options: dict[str, Any] = {
+        "min_size": min_size,
+        "max_size": max_size,
+        "box_score_thresh": selection.score_threshold,
+        "box_detections_per_img": selection.candidates,
+    }
+    if pretrained is not None and architecture not in ("resnet50", "resnet50_v2"):
+        raise ValueError(f"there are no COCO weights of {architecture}: use resnet50 or resnet50_v2, or a file with weights")
+    if pretrained is None and architecture != "resnet50_v2":
+        backbone = resnet_fpn_backbone(backbone_name=architecture, weights=None)
+        return MaskRCNN(backbone, num_classes=num_classes, **options)
+    build = maskrcnn_resnet50_fpn if architecture == "resnet50" else maskrcnn_resnet50_fpn_v2
+    if pretrained is None or num_classes == 91:
+        return build(weights=pretrained, weights_backbone=None, num_classes=num_classes, **options)
+    source = build(weights=pretrained, weights_backbone=None, num_classes=91, **options)
+    model = build(weights=None, weights_backbone=None, num_classes=num_classes, **options)
+    # The builder makes normalisation as the weights need it, so the heads go to where that is.
+    fitted = _fit_classes(source.state_dict(), model.state_dict())
+    source.roi_heads = model.roi_heads
+    source.load_state_dict(fitted)
+    return source
+
+
+def _load(model: nn.Module, path: Path) -> str:
+    """Load a file and return the first digits of its hash."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file of detector weights")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and key in content:
+            content = content[key]
+    content = {name.removeprefix("network.").removeprefix("model."): value for name, value in content.items()}
+    try:
+        model.load_state_dict(_fit_classes(content, model.state_dict()))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights do not fit this detector: {' '.join(str(error).split())[:300]}") from error
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def _fit_classes(content: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Heads of many classes made into heads of background and object: the background, and the mean of all others.
+
+    Every class has one row of scores, four of box offsets, one of masks; other tensors, and other numbers of classes, are left.
+    """
+    fitted = dict(content)
+    for name, rows in (("box_predictor.cls_score", 1), ("box_predictor.bbox_pred", 4), ("mask_predictor.mask_fcn_logits", 1)):
+        for kind in ("weight", "bias"):
+            key = f"roi_heads.{name}.{kind}"
+            if key in content and key in wanted and len(wanted[key]) == 2 * rows < len(content[key]):
+                classes = content[key].unflatten(0, (-1, rows))
+                fitted[key] = torch.cat([classes[0], classes[1:].mean(dim=0)])
+    return fitted

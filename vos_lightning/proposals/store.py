@@ -1,0 +1,142 @@
+"""Proposals on disk: one file a video, from which single frames are read.
+
+A file is an ``.npz`` archive that ``numpy.load`` opens: ``header``, a JSON text, and for every frame ``<name>`` a structured
+array with one row a proposal (:data:`ROW`). Members are compressed one by one, so that a frame is read without the others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vos_lightning.label_io import write_atomically
+from vos_lightning.structures import Proposals
+
+VERSION = 1
+MASK_SIZE = 28
+ROW = np.dtype([("box", "<f4", 4), ("score", "<f2"), ("label", "<i2"), ("mask", "u1", (MASK_SIZE, MASK_SIZE))])
+"""Box ``x0 y0 x1 y1`` in pixels of the stored frame, score, class of the detector, mask inside the box times 255."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Proposals of one frame, best first."""
+
+    boxes: Float[Tensor, "n 4"]
+    """Corners ``x0 y0 x1 y1`` in pixels of the frame."""
+    masks: Float[Tensor, "n 28 28"]
+    scores: Float[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+    """Classes of the detector; 0 where there are none."""
+
+
+def nothing_found() -> Found:
+    """No proposal."""
+    masks = torch.zeros(0, MASK_SIZE, MASK_SIZE)
+    return Found(torch.zeros(0, 4), masks, torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
+def batch_proposals(frames: Sequence[Found], num_proposals: int) -> Proposals:
+    """Rows of a batch, cut to the best ``num_proposals`` or padded with score 0.
+
+    Args:
+        frames: one a row.
+        num_proposals: ``K``.
+    """
+    size = len(frames)
+    boxes, scores = torch.zeros(size, num_proposals, 4), torch.zeros(size, num_proposals)
+    masks = torch.zeros(size, num_proposals, MASK_SIZE, MASK_SIZE)
+    for row, found in enumerate(frames):
+        count = min(len(found.scores), num_proposals)
+        boxes[row, :count] = found.boxes[:count]
+        masks[row, :count] = found.masks[:count]
+        # A score of 0 would say that there is no proposal.
+        scores[row, :count] = found.scores[:count].clamp_min(1e-6)
+    return Proposals(boxes, masks, scores)
+
+
+def write_proposals(path: str | Path, frames: Mapping[str, Found], header: Mapping[str, Any]) -> None:
+    """Write the proposals of a video; the file appears whole or not at all.
+
+    Args:
+        path: ends in ``.npz``.
+        frames: by frame name, in time order.
+        header: where they come from (generator, weights, thresholds); plain values.
+    """
+    arrays: dict[str, np.ndarray] = {"header": np.asarray(json.dumps({**header, "version": VERSION, "frames": list(frames)}))}
+    for name, found in frames.items():
+        if name == "header":
+            raise ValueError(f"{path}: a frame cannot be called 'header'; rename the image")
+        rows = np.zeros(len(found.scores), ROW)
+        rows["box"], rows["score"], rows["label"] = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
+        rows["mask"] = (found.masks.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+        arrays[name] = rows
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+class ProposalFile:
+    """The proposals of a video.
+
+    Args:
+        path: written by :func:`write_proposals`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another version of the format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: there are no proposals; run `python -m vos_lightning precompute-proposals`")
+        self.header: dict[str, Any] = json.loads(str(self._read(["header"])["header"]))
+        if self.header.get("version") != VERSION:
+            raise ValueError(f"{self.path}: version {self.header.get('version')} of the format, not {VERSION}; compute it anew")
+
+    @property
+    def frames(self) -> list[str]:
+        """Names of the frames in time order."""
+        names: list[str] = self.header["frames"]
+        return names
+
+    def read(self, names: Sequence[str]) -> list[Found]:
+        """Proposals of some frames.
+
+        Raises:
+            ValueError: a frame is missing, or the file is damaged.
+        """
+        arrays = self._read(names)
+        return [_found(arrays[name]) for name in names]
+
+    def _read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        # Opened for every call: workers must not share a file position, and the directory of an archive is short.
+        try:
+            # The file is opened here, as numpy leaves one that is no archive open.
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                missing = next((name for name in names if name not in archive.files), None)
+                if missing is not None:
+                    raise ValueError(f"{self.path}: no proposals of frame {missing!r}; compute them for this video")
+                return {name: archive[name] for name in names}
+        except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
+            raise ValueError(f"{self.path}: the file is damaged ({error}); remove it and compute it anew") from error
+
+
+def _found(rows: np.ndarray) -> Found:
+    return Found(
+        torch.from_numpy(rows["box"].astype(np.float32)),
+        torch.from_numpy(rows["mask"].astype(np.float32)) / 255,
+        torch.from_numpy(rows["score"].astype(np.float32)),
+        torch.from_numpy(rows["label"].astype(np.int64)),
+    )
