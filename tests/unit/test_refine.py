@@ -134,3 +134,42 @@ def test_initialisation_of_the_added_layers():
 def test_contradictions_are_refused():
     with pytest.raises(ValueError, match="set weights to None"):
         MaskedEncoder("basic", (2, 2, 2, 2), 8)
+
+
+def test_one_mask_channel_loads_into_two():
+    one, two = (MaskedEncoder("basic", (1, 1, 1, 1), 8, None, others=others) for others in (None, "sum"))
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(two.mask_conv.weight[:, :1], one.mask_conv.weight)
+    added = two.mask_conv.weight[:, 1].flatten(1)
+    assert_close(added @ added.t(), torch.eye(8))
+    with pytest.raises(RuntimeError, match="mask_conv"):
+        one.load_state_dict(two.state_dict())
+
+
+@pytest.mark.parametrize("norm", ["instance", "frozen_statistics"])
+def test_copier_start_keeps_the_mask_in_two_channels(norm):
+    encoder = ValueEncoder(16, 8, weights=None, blocks=(2, 1, 2), width=8, reduction=2, norm=norm)
+    encoder.start_as_copier()
+    masks = torch.zeros(1, 2, 160, 160)
+    masks[0, 0, 32:112, 16:64] = 1
+    masks[0, 1, 48:96, 96:144] = 1
+    value = encoder(torch.rand(1, 3, 160, 160), masks, torch.randn(1, 16, 10, 10))
+    for n, inside in enumerate(((slice(4, 6), 2), (4, slice(7, 8)))):
+        assert_close(value[0, n, 0][inside], torch.ones_like(value[0, n, 0][inside]))
+        assert value[0, n, 1][inside].abs().max() < 1e-5
+        assert value[0, n, 0, 8:].eq(0).all()
+        assert_close(value[0, n, 1, 8, 1:-1], torch.ones(8))
+
+
+@pytest.mark.parametrize("form", ["stcn", "stm"])
+def test_copier_start_enlarges_what_was_read(form):
+    arguments = {"channels": (8, 8, 8)} if form == "stcn" else {**STM_DECODER, "channels": (8, 8, 8)}
+    decoder = RefineDecoder((5, 6, 7), 8, 4, **arguments)
+    decoder.start_as_copier(5.0)
+    pyramid = FeaturePyramid(torch.randn(1, 5, 16, 24), torch.randn(1, 6, 8, 12), torch.randn(1, 7, 4, 6))
+    read = torch.randn(1, 1, 8, 4, 6)
+    read[:, :, 0], read[:, :, 1] = 0, 1
+    read[..., 0, 1:3, 2:4], read[..., 1, 1:3, 2:4] = 1, 0
+    logits = decoder(pyramid, read, torch.randn(1, 4, 4, 6))[0, 0]
+    assert logits[28:36, 44:52].min() > 3
+    assert logits[:8].max() < -3

@@ -85,5 +85,7 @@ class CBAM(nn.Module):
         for gate in (self.channel_gate, self.spatial_gate):
             last = gate[-1]
             assert isinstance(last, nn.Conv2d)
+            assert last.bias is not None
             last.weight.zero_()
+            last.bias.zero_()
         return 0.25

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vos_lightning.structures import FeaturePyramid
 
 Norm = Literal["frozen", "frozen_statistics", "batch", "instance"]
 """Frozen statistics and affine parameters; frozen statistics, trained affine parameters; ordinary batch normalisation; instance
@@ -30,3 +34,39 @@ def replace_batch_norm(module: nn.Module) -> None:
             setattr(module, name, instance_norm(child.num_features))
         else:
             replace_batch_norm(child)
+
+
+class CarrierNorm(nn.GroupNorm):
+    """:func:`instance_norm` that only scales and shifts its first channels.
+
+    Where these carry a mask, normalisation would turn its value inside the object into a function of the object's size.
+
+    Args:
+        channels: of the input.
+        carriers: how many of them are not normalised.
+    """
+
+    def __init__(self, channels: int, carriers: int) -> None:
+        super().__init__(channels, channels)
+        self.carriers = carriers
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """Normalise all but the carriers."""
+        weight, bias = (p[: self.carriers, None, None] for p in (self.weight, self.bias))
+        return torch.cat([x[:, : self.carriers] * weight + bias, super().forward(x)[:, self.carriers :]], dim=1)
+
+
+class PyramidNorm(nn.Module):
+    """:func:`instance_norm` of every scale of a pyramid.
+
+    Args:
+        channels: at strides 4, 8 and 16.
+    """
+
+    def __init__(self, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.s4, self.s8, self.s16 = (instance_norm(count) for count in channels)
+
+    def forward(self, pyramid: FeaturePyramid) -> FeaturePyramid:
+        """Normalise every scale by itself."""
+        return FeaturePyramid(self.s4(pyramid.s4), self.s8(pyramid.s8), self.s16(pyramid.s16))

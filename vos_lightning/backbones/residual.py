@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,6 +29,17 @@ def shared_conv(
     once = F.conv2d(shared, of_shared, conv.bias, conv.stride, conv.padding)
     each = F.conv2d(own.flatten(0, 1), of_own, None, conv.stride, conv.padding)
     return each.unflatten(0, (batch, num_objects)) + once.unsqueeze(1)
+
+
+@torch.no_grad()
+def hand_through(conv: nn.Conv2d, carriers: int) -> None:
+    """Initialise a convolution so that its first channels are those of its input, unchanged."""
+    conv.weight[:carriers] = 0
+    middle = conv.weight.shape[-1] // 2
+    for channel in range(carriers):
+        conv.weight[channel, channel, middle, middle] = 1
+    if conv.bias is not None:
+        conv.bias[:carriers] = 0
 
 
 class ResidualBlock(nn.Module):
@@ -63,3 +75,13 @@ class ResidualBlock(nn.Module):
         hidden = shared_conv(self.conv1, F.relu(own), F.relu(shared))
         residual = self.conv2(F.relu(hidden.flatten(0, 1), inplace=True)).unflatten(0, own.shape[:2])
         return shared_conv(self.shortcut, own, shared) + residual
+
+    @torch.no_grad()
+    def start_as_copier(self, carriers: int) -> None:
+        """Initialise so that the first channels pass unchanged, and the others change little."""
+        if isinstance(self.shortcut, nn.Conv2d):
+            hand_through(self.shortcut, carriers)
+        self.conv2.weight *= 0.1
+        self.conv2.weight[:carriers] = 0
+        assert self.conv2.bias is not None
+        self.conv2.bias.zero_()

@@ -152,6 +152,20 @@ class ResNetPyramid(nn.Module):
         """From the first convolution to stride 4."""
         return self.layer1(self.maxpool(self.relu(self.bn1(stem))))
 
+    @torch.no_grad()
+    def damp_residuals(self, gain: float) -> None:
+        """Scale what the blocks add to their input by the weights of their last normalisation.
+
+        Random features then follow the shallow path and change smoothly from frame to frame: the affinities of an untrained
+        network tell regions apart, those of 13 random blocks at full strength hardly do.
+
+        Reference: Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677, with a gain of 0.
+        """
+        for module in self.modules():
+            if isinstance(module, (BasicBlock, Bottleneck)):
+                last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+                last.weight *= gain
+
     def _load(self, weights: str, block: Block, blocks: tuple[int, ...], width: int) -> None:
         name = _PUBLISHED.get((block, blocks)) if width == 64 else None
         if name is None:

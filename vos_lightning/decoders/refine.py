@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.residual import ResidualBlock, shared_conv
+from vos_lightning.backbones.residual import ResidualBlock, hand_through, shared_conv
 from vos_lightning.structures import FeaturePyramid
 
 Entry = Literal["residual", "convolution"]
@@ -45,6 +45,16 @@ class RefineStage(nn.Module):
         grown = F.interpolate(coarse.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
         x = grown.unflatten(0, objects) + self.skip_block(self.skip(skip)).unsqueeze(1)
         return self.block(x.flatten(0, 1)).unflatten(0, objects)
+
+    @torch.no_grad()
+    def start_as_copier(self, carriers: int) -> None:
+        """Initialise so that the first channels of every object are enlarged and handed on; see :meth:`RefineDecoder`."""
+        assert self.skip.bias is not None
+        self.skip.weight[:carriers] = 0
+        self.skip.bias[:carriers] = 0
+        if isinstance(self.skip_block, ResidualBlock):
+            self.skip_block.start_as_copier(carriers)
+        self.block.start_as_copier(carriers)
 
 
 class RefineDecoder(nn.Module):
@@ -121,31 +131,6 @@ class RefineDecoder(nn.Module):
         x8 = self.stage8(x16, pyramid.s8)
         return x16, x8, self.stage4(x8, pyramid.s4)
 
-    @torch.no_grad()
-    def start_as_copier(self, evidence: float, threshold: float) -> None:
-        """Initialise to hand on channel 0 of the readout, for training from scratch; only for STM's decoder.
-
-        Args:
-            evidence: log-odds of the foreground for each unit of the channel above ``threshold``.
-            threshold: of the channel, not negative.
-        """
-        assert isinstance(self.entry, nn.Conv2d)
-        assert self.predictor.out_channels == 2
-        assert self.entry.bias is not None
-        assert self.predictor.bias is not None
-        blocks = [self.block16, self.stage8.skip_block, self.stage8.block, self.stage4.skip_block, self.stage4.block]
-        convolutions = [self.entry, self.stage8.skip, self.stage4.skip]
-        for conv in [*convolutions, *(block.conv2 for block in blocks if isinstance(block, ResidualBlock))]:
-            conv.weight[0] = 0
-            conv.bias[0] = 0  # type: ignore[index]
-        self.entry.weight[0, 0, 1, 1] = 1
-        # What else the features hold speaks softly at first.
-        self.predictor.weight *= 0.1
-        self.predictor.weight[:, 0] = 0
-        for row, sign in enumerate((-0.5, 0.5)):
-            self.predictor.weight[row, 0, 1, 1] = sign * evidence
-            self.predictor.bias[row] = -sign * evidence * threshold
-
     def predict(self, features: Float[Tensor, "B N C4 h4 w4"]) -> Float[Tensor, "B N h4 w4"]:
         """Foreground logits at stride 4 of the features there."""
         x = self.predictor(F.relu(features.flatten(0, 1))).float()
@@ -156,3 +141,30 @@ class RefineDecoder(nn.Module):
     def enlarge(logits: Float[Tensor, "B N h4 w4"]) -> Float[Tensor, "B N H W"]:
         """Bilinearly from stride 4 to the input's resolution."""
         return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+
+    @torch.no_grad()
+    def start_as_copier(self, evidence: float) -> None:
+        """Initialise so that the untrained decoder enlarges what the first two channels of the readout say.
+
+        These are the shares of the object and of the rest in what was read. What all other channels add starts small.
+
+        Args:
+            evidence: logit of a readout that is wholly inside of the object.
+        """
+        carriers = 2
+        if isinstance(self.entry, ResidualBlock):
+            self.entry.start_as_copier(carriers)
+        else:
+            hand_through(self.entry, carriers)
+        if isinstance(self.block16, ResidualBlock):
+            self.block16.start_as_copier(carriers)
+        self.stage8.start_as_copier(carriers)
+        self.stage4.start_as_copier(carriers)
+        classes = self.predictor.out_channels
+        assert self.predictor.bias is not None
+        self.predictor.weight *= 0.05
+        self.predictor.bias.zero_()
+        self.predictor.weight[:, :carriers] = 0
+        for row, sign in ((0, -1), (classes - 1, 1)):
+            for carrier, other in ((0, 1), (1, -1)):
+                self.predictor.weight[row, carrier, 1, 1] = sign * other * evidence / classes

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from vos_lightning.backbones.normalization import Norm
+from vos_lightning.backbones.normalization import CarrierNorm, Norm
+from vos_lightning.backbones.residual import hand_through
 from vos_lightning.backbones.resnet import Block, ResNetPyramid, ResNetWeights
 
 OtherObjects = Literal["sum", "clamped", "inverse"]
 """What the second mask channel of an object holds: the sum of the other objects' masks (STCN), the same in [0, 1] (STM), or one
 minus the object's own mask (AFB-URR)."""
 MaskInit = Literal["default", "orthogonal"]
+CARRIERS = 2
+"""Channels that a copier start gives to the mask and to its complement, in this order."""
 
 
 class MaskedEncoder(nn.Module):
@@ -23,6 +25,9 @@ class MaskedEncoder(nn.Module):
 
     The first convolution sees the mask channels beside the colours. A convolution of several inputs is the sum of convolutions,
     so the half of the colours is computed once a frame for all objects and kept apart from the half of the masks.
+
+    The weights of an encoder with one mask channel fit into one with two: the second starts anew, orthogonal (STCN, from the
+    training on still images to that on videos).
 
     Args:
         block: of the ResNet, see :class:`ResNetPyramid`.
@@ -70,6 +75,7 @@ class MaskedEncoder(nn.Module):
             # PyTorch's default bound counts the inputs of a layer: of one channel, as these are convolutions of their own.
             for channel in self.mask_conv.weight.split(1, dim=1):
                 nn.init.kaiming_uniform_(channel, a=5**0.5)
+        self.register_load_state_dict_pre_hook(_add_mask_channel)
 
     def forward(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C16 h w"]:
         """Features at stride 16 of every object: :meth:`coarse` of :meth:`fine`.
@@ -91,32 +97,46 @@ class MaskedEncoder(nn.Module):
         """From stride 4 to stride 16."""
         return self.trunk.layer3(self.trunk.layer2(fine.flatten(0, 1))).unflatten(0, fine.shape[:2])
 
-    @torch.no_grad()
-    def start_as_copier(self) -> None:
-        """Initialise channel 0 of every scale to hand on the object's own mask, whatever the colours; for training from scratch.
-
-        Normalisation and rectification on the way leave a map that is largest inside the mask.
-        """
-        self.trunk.conv1.weight[0] = 0
-        self.mask_conv.weight[0] = 0
-        self.mask_conv.weight[0, 0, 2:5, 2:5] = 1 / 9
-        for stage in (self.trunk.layer1, self.trunk.layer2, self.trunk.layer3):
-            for block in stage:
-                assert isinstance(block, (BasicBlock, Bottleneck))
-                last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
-                assert isinstance(last.weight, Tensor)
-                assert isinstance(last.bias, Tensor)
-                last.weight[0] = 0
-                last.bias[0] = 0
-                if block.downsample is not None:
-                    shortcut = block.downsample[0]
-                    assert isinstance(shortcut, nn.Conv2d)
-                    shortcut.weight[0] = 0
-                    shortcut.weight[0, 0] = 1
-
     def _mask_channels(self, masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N E H W"]:
         own = masks.unsqueeze(2)
         if self.others is None:
             return own
         second = 1 - own if self.others == "inverse" else own.sum(dim=1, keepdim=True) - own
         return torch.cat([own, second.clamp(0, 1) if self.others == "clamped" else second], dim=2)
+
+    @torch.no_grad()
+    def start_as_copier(self) -> None:
+        """Initialise so that the first two channels of all features are the mask and its complement, coarser from stage to stage.
+
+        What the other channels do stays as it is. With instance normalisation, these two are left out of it.
+        """
+        trunk: Any = self.trunk
+        trunk.conv1.weight[:CARRIERS] = 0
+        self.mask_conv.weight[:CARRIERS] = 0
+        self.mask_conv.weight[:CARRIERS, 0] = 1 / self.mask_conv.weight[0, 0].numel()
+        self._free_carriers(trunk, "bn1")
+        trunk.bn1.weight[:CARRIERS] = trunk.bn1.weight.new_tensor([1, -1])
+        trunk.bn1.bias[:CARRIERS] = trunk.bn1.bias.new_tensor([0, 1])
+        for stage in (trunk.layer1, trunk.layer2, trunk.layer3):
+            for block in stage:
+                last = block.bn3 if hasattr(block, "bn3") else block.bn2
+                last.weight[:CARRIERS] = 0
+                last.bias[:CARRIERS] = 0
+                if block.downsample is not None:
+                    hand_through(block.downsample[0], CARRIERS)
+                    self._free_carriers(block.downsample, "1")
+
+    @staticmethod
+    def _free_carriers(parent: nn.Module, name: str) -> None:
+        norm = getattr(parent, name)
+        if isinstance(norm, nn.GroupNorm):
+            setattr(parent, name, CarrierNorm(norm.num_channels, CARRIERS))
+
+
+def _add_mask_channel(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(encoder, MaskedEncoder)
+    key, own = f"{prefix}mask_conv.weight", encoder.mask_conv.weight
+    given = state.get(key)
+    if isinstance(given, Tensor) and given.shape == own[:, :1].shape != own.shape:
+        added = nn.init.orthogonal_(torch.empty_like(given))
+        state[key] = torch.cat([given, added], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -30,3 +31,17 @@ class KeyValueProjection(nn.Module):
     def forward(self, features: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B CK h w"], Float[Tensor, "B CV h w"]]:
         """Key and value."""
         return self.key(features), self.value(features)
+
+    @torch.no_grad()
+    def start_as_matcher(self, gain: float) -> None:
+        """Initialise the key as a random rotation of smoothed features, for training from random weights.
+
+        Args:
+            gain: of features of unit variance; decides how sharply a softmax over the memory tells them apart.
+        """
+        assert self.key.bias is not None
+        rows, columns = self.key.weight.shape[:2]
+        mixture = nn.init.orthogonal_(self.key.weight.new_empty(rows, columns), gain)
+        row = self.key.weight.new_tensor([0.25, 0.5, 0.25])
+        self.key.weight.copy_(mixture[:, :, None, None] * torch.outer(row, row))
+        self.key.bias.zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from vos_lightning.attention.cbam import CBAM
 from vos_lightning.backbones.normalization import Norm
 from vos_lightning.backbones.residual import ResidualBlock
 from vos_lightning.backbones.resnet import ResNetWeights
-from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
+from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects
 
 
 class ValueEncoder(nn.Module):
@@ -86,3 +87,18 @@ class ValueEncoder(nn.Module):
         if self.attention is not None:
             x = x + self.attention(x)
         return self.block2(x).unflatten(0, fine.shape[:2])
+
+    @torch.no_grad()
+    def start_as_copier(self) -> None:
+        """Initialise so that the first two channels of the value are the mask and its complement.
+
+        See :meth:`MaskedEncoder.start_as_copier`.
+        """
+        self.trunk.start_as_copier()
+        self.block1.start_as_copier(CARRIERS)
+        self.block2.start_as_copier(CARRIERS)
+        if self.attention is not None:
+            # It multiplies by a constant, which the sum with its input would add.
+            gain = 1 + self.attention.start_as_constant(CARRIERS)
+            assert isinstance(self.block1.shortcut, nn.Conv2d)
+            self.block1.shortcut.weight[:CARRIERS] /= gain

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vos_lightning.backbones.normalization import Norm
+from vos_lightning.backbones.normalization import Norm, PyramidNorm
 from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.decoders.refine import RefineDecoder
 from vos_lightning.encoders.masked import OtherObjects
@@ -23,6 +23,12 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Weights = Literal["IMAGENET1K_V1"]
+MASK_EVIDENCE = 6.0
+"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
+RESIDUAL_GAIN = 0.1
+"""... to what the blocks of the key encoder add to their input ..."""
+KEY_GAIN = 2.5
+"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,13 @@ class STCN(VOSNetwork[Features, Entry, None]):
         value_blocks: of the value encoder's ResNet, likewise.
         width: of the stems of both, likewise.
         reduction: of the channel gate in the value encoder.
+        normalize_features: instance-normalise the features of a frame at every scale, before anything reads them.
+        copier_start: initialise so that keys follow colours and edges, the memory's values hold the masks and the decoder
+            enlarges what was read: the untrained network moves masks along the affinities. See
+            :meth:`ResNetPyramid.damp_residuals`, :meth:`KeyValueProjection.start_as_matcher`,
+            :meth:`ValueEncoder.start_as_copier`.
+
+    The last two are not in the paper: they are for training without pretrained weights.
 
     Reference: the paper, and the released code (``hkchengrex/STCN``) for all that it leaves open.
     """
@@ -95,6 +108,8 @@ class STCN(VOSNetwork[Features, Entry, None]):
         value_blocks: tuple[int, int, int] = (2, 2, 2),
         width: int = 64,
         reduction: int = 16,
+        normalize_features: bool = False,
+        copier_start: bool = False,
     ) -> None:
         super().__init__()
         if top_k is not None and top_k < 1:
@@ -102,10 +117,16 @@ class STCN(VOSNetwork[Features, Entry, None]):
         self.similarity: Similarity = similarity
         self.top_k = top_k
         self.key_encoder = ResNetPyramid("bottleneck", (*blocks, 3), width, "layer3", weights, "stem", norm)
+        self.feature_norm = PyramidNorm(self.key_encoder.channels) if normalize_features else nn.Identity()
         s16 = self.key_encoder.channels[-1]
         self.projection = KeyValueProjection(s16, key_channels, value_channels, orthogonal_key=True)
         self.value_encoder = ValueEncoder(s16, value_channels, others, weights, norm, value_blocks, width, attention, reduction)
         self.decoder = RefineDecoder(self.key_encoder.channels, value_channels, value_channels, decoder_channels)
+        if copier_start:
+            self.key_encoder.damp_residuals(RESIDUAL_GAIN)
+            self.projection.start_as_matcher(KEY_GAIN)
+            self.value_encoder.start_as_copier()
+            self.decoder.start_as_copier(MASK_EVIDENCE)
 
     @classmethod
     def small(cls) -> STCN:
@@ -124,7 +145,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
     def encode(self, frame: FrameInput) -> Features:
         """Pyramid, key and query value of a frame."""
         with record_function("vos/key_encoder"):
-            pyramid = self.key_encoder(frame.image)
+            pyramid = self.feature_norm(self.key_encoder(frame.image))
             key, query_value = self.projection(pyramid.s16)
         return Features(frame.image, pyramid, key.float(), query_value)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vos_lightning.backbones.normalization import Norm
+from vos_lightning.backbones.normalization import CarrierNorm, Norm, PyramidNorm
+from vos_lightning.backbones.residual import hand_through
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
-from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
+from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects
 from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.readout import read_memory
@@ -21,6 +23,12 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 PadColour = Literal["black", "mean"]
+MASK_EVIDENCE = 6.0
+"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
+RESIDUAL_GAIN = 0.1
+"""... to what the blocks of the encoders add to their input ..."""
+KEY_GAIN = 2.5
+"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,14 @@ class STM(VOSNetwork[Features, Entry, None]):
         decoder_channels: at all of its scales.
         blocks: of the first three stages of the encoders; other than ResNet-50's only without ``weights``.
         width: of their stems, likewise.
+        normalize_features: instance-normalise the features of a frame at every scale, and those of the memory, before anything
+            reads them.
+        copier_start: initialise so that memory and query have the same features and keys, which follow colours and edges, the
+            memory's values hold the masks and the decoder enlarges what was read: the untrained network moves masks along the
+            affinities. See :meth:`ResNetPyramid.damp_residuals`, :meth:`KeyValueProjection.start_as_matcher`,
+            :meth:`MaskedEncoder.start_as_copier`.
+
+    The last two are not in the paper: they are for training without pretrained weights.
 
     Reference: the paper, and the released code (``seoungwugoh/STM``) for all that it leaves open.
     """
@@ -87,6 +103,8 @@ class STM(VOSNetwork[Features, Entry, None]):
         decoder_channels: int = 256,
         blocks: tuple[int, int, int] = (3, 4, 6),
         width: int = 64,
+        normalize_features: bool = False,
+        copier_start: bool = False,
     ) -> None:
         super().__init__()
         if top_k is not None and top_k < 1:
@@ -96,7 +114,9 @@ class STM(VOSNetwork[Features, Entry, None]):
         self.top_k = top_k
         self.query_encoder = ResNetPyramid("bottleneck", (*blocks, 3), width, "layer3", weights, "stem", norm)
         self.memory_encoder = MaskedEncoder("bottleneck", (*blocks, 3), width, weights, norm, others=others)
+        self.feature_norm = PyramidNorm(self.query_encoder.channels) if normalize_features else nn.Identity()
         s16 = self.query_encoder.channels[-1]
+        self.memory_norm = CarrierNorm(s16, CARRIERS) if normalize_features else nn.Identity()
         self.query_projection = KeyValueProjection(s16, key_channels, value_channels)
         self.memory_projection = None if shared_projection else KeyValueProjection(s16, key_channels, value_channels)
         self.decoder = RefineDecoder(
@@ -108,6 +128,20 @@ class STM(VOSNetwork[Features, Entry, None]):
             refine_skip=True,
             num_classes=2,
         )
+        if copier_start:
+            self._start_as_copier()
+
+    @torch.no_grad()
+    def _start_as_copier(self) -> None:
+        if self.memory_projection is None:
+            raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")
+        self.query_encoder.damp_residuals(RESIDUAL_GAIN)
+        self.memory_encoder.trunk.load_state_dict(self.query_encoder.state_dict())
+        self.memory_encoder.start_as_copier()
+        self.query_projection.start_as_matcher(KEY_GAIN)
+        self.memory_projection.load_state_dict(self.query_projection.state_dict())
+        hand_through(self.memory_projection.value, CARRIERS)
+        self.decoder.start_as_copier(MASK_EVIDENCE)
 
     @classmethod
     def small(cls) -> STM:
@@ -117,7 +151,7 @@ class STM(VOSNetwork[Features, Entry, None]):
     def encode(self, frame: FrameInput) -> Features:
         """Pyramid, key and query value of a frame."""
         with record_function("vos/query_encoder"):
-            pyramid = self.query_encoder(frame.image)
+            pyramid = self.feature_norm(self.query_encoder(frame.image))
             key, query_value = self.query_projection(pyramid.s16)
         return Features(frame.image, pyramid, key.float(), query_value)
 
@@ -149,6 +183,6 @@ class STM(VOSNetwork[Features, Entry, None]):
         with record_function("vos/memory_encoder"):
             encoded = self.memory_encoder(features.image, masks)
             projection = self.query_projection if self.memory_projection is None else self.memory_projection
-            key, value = projection(encoded.flatten(0, 1))
+            key, value = projection(self.memory_norm(encoded.flatten(0, 1)))
         objects = masks.shape[:2]
         return Entry(key.float().unflatten(0, objects), value.unflatten(0, objects)), None
