@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from vos_lightning.attention.msam import MSAM, MotionLayer, MotionNorm
-from vos_lightning.backbones.normalization import Norm
+from vos_lightning.backbones.normalization import Norm, instance_norm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
 from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
@@ -25,6 +26,12 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 Motion = Literal["none", "displacement", "displacement+uncertainty"]
 Fusion = Literal["attention", "addition"]
 DetectorEncoders = Literal["both", "query"]
+KEY_GAIN = 2.0
+"""Of the keys of a copier start, whose matches are blurred without."""
+MASK_EVIDENCE = 2.0
+"""Log-odds that a copier start gives to a unit of the mask's channel above ..."""
+MASK_THRESHOLD = 0.6
+"""... this; inside a mask that covers a tenth of the frame, the channel is 3, outside -0.3."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,11 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         decoder_channels: of every scale of the decoder.
         blocks: size of both encoders; other than ResNet-50 only without ``weights``.
         width: likewise.
+        normalize_projection: instance-normalise features where keys and values are read from them.
+        copier_start: initialise both encoders alike and the way of the masks so that the untrained network matches and hands on
+            masks.
+
+    The last two are not in the paper: they are for training without pretrained weights.
 
     Raises:
         ValueError: arguments that are unknown or contradict each other.
@@ -134,6 +146,8 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         decoder_channels: int = 256,
         blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
         width: int = 64,
+        normalize_projection: bool = False,
+        copier_start: bool = False,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -180,6 +194,8 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             self.attention = MSAM(s16) if fusion == "attention" else None
         self.query_projection = KeyValueProjection(s16, key_channels, value_channels)
         self.memory_projection = None if shared_projection else KeyValueProjection(s16, key_channels, value_channels)
+        self.query_norm: nn.Module = instance_norm(s16) if normalize_projection else nn.Identity()
+        self.memory_norm: nn.Module = instance_norm(s16) if normalize_projection else nn.Identity()
         self.decoder = RefineDecoder(
             self.query_encoder.channels,
             value_channels,
@@ -189,6 +205,8 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             refine_skip=True,
             num_classes=2,
         )
+        if copier_start:
+            self._start_as_copier()
 
     @classmethod
     def small(cls) -> MUNet:
@@ -224,7 +242,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
                 semantic, gate = self._fuse(semantic, motion)
                 aux = aux if gate is None else {**aux, "attention": gate}
         with record_function("vos/read"):
-            key, value = self.query_projection(semantic)
+            key, value = self.query_projection(self.query_norm(semantic))
             bank = memory.bank
             readout = read_memory(
                 bank.entry.key,
@@ -255,8 +273,24 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
                 motion, _ = self._motion(features, memory)
                 semantic, _ = self._fuse(semantic, motion.unsqueeze(1).expand(-1, objects[1], -1, -1, -1).flatten(0, 1))
             projection = self.query_projection if self.memory_projection is None else self.memory_projection
-            key, value = projection(semantic)
+            key, value = projection(self.memory_norm(semantic))
         return Entry(key.unflatten(0, objects), value.unflatten(0, objects)), carry
+
+    @torch.no_grad()
+    def _start_as_copier(self) -> None:
+        """Memory and query get the same keys; channel 0 of value, readout and decoder holds the mask."""
+        self.reference_encoder.trunk.load_state_dict(self.query_encoder.state_dict())
+        self.reference_encoder.start_as_copier()
+        projection = self.query_projection if self.memory_projection is None else self.memory_projection
+        self.query_projection.key.weight *= KEY_GAIN
+        self.query_projection.key.weight[:, 0] = 0
+        projection.key.load_state_dict(self.query_projection.key.state_dict())
+        assert projection.value.bias is not None
+        projection.value.weight[0] = 0
+        # Strided convolutions leave the mask at the first corner of every cell; the mean of four corners is its centre.
+        projection.value.weight[0, 0, 1:, 1:] = 0.25
+        projection.value.bias[0] = 0
+        self.decoder.start_as_copier(MASK_EVIDENCE, MASK_THRESHOLD)
 
     def _motion(self, features: Features, memory: Memory[Entry, Carry]) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.motion is not None
