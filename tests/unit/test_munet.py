@@ -321,32 +321,19 @@ def test_panels_are_displacement_uncertainty_and_attention():
 # Training from scratch ------------------------------------------------------------------------------------------------
 
 
-def test_a_copier_start_hands_on_masks_untrained():
-    """In a still video, the mask is neither lost nor carried away; without that start nothing of it is left."""
-    masks = torch.zeros(1, 1, 96, 128)
-    masks[..., 32:64, 48:96] = 1
-    image = nn.functional.interpolate(torch.rand(1, 3, 24, 32), scale_factor=4) * 0.5 + 0.4 * masks
-    frames = image.unsqueeze(1).expand(-1, 4, -1, -1, -1)
-    given = {0: Given(masks, torch.tensor([[True]]))}
-    last = []
-    for copier in (True, False):
-        torch.manual_seed(0)
-        size = {"width": 16, "key_channels": 64, "norm": "instance"}
-        network = MUNet(**{**SMALL, **size}, normalize_projection=True, copier_start=copier).eval()
-        with torch.no_grad():
-            outputs = unroll(network, Propagation(EveryKth(1), "product"), frames, given)
-        predicted, truth = outputs[-1].probabilities[:, 1] > 0.5, masks[:, 0] > 0.5
-        last.append(float((predicted & truth).sum() / (predicted | truth).sum()))
-    assert last[0] > 0.45
-    assert last[1] < 0.2
-
-
-def test_a_copier_start_carries_nothing_but_the_mask():
-    encoder = MUNet(**SMALL, norm="instance", copier_start=True).reference_encoder
-    mask = boxes((8, 8, 30, 30))
+def test_a_copier_start_writes_masks_into_the_values():
+    """Channel 0 holds the mask and channel 1 its complement, in the middle of every cell: no side is preferred."""
+    network = MUNet(**{**SMALL, "norm": "instance"}, normalize_features=True, copier_start=True).eval()
+    masks = torch.zeros(1, 1, 160, 160)
+    masks[..., 48:112, 48:112] = 1
     with torch.no_grad():
-        one, other = (encoder(torch.rand(1, 3, *SIZE), mask)[:, :, 0] for _ in range(2))
-        empty = encoder(torch.rand(1, 3, *SIZE), torch.zeros_like(mask))[:, :, 0]
-    assert_close(one, other)
-    assert one.std() > 0.1
-    assert empty.eq(0).all()
+        features = network.encode(FrameInput(torch.rand(1, 3, 160, 160)))
+        entry, _ = network.memorize(features, masks, None, torch.tensor([[True]]), keep=True)
+    own, rest = entry.value[0, 0, :2]
+    assert own[4:6, 4:6].min() > 0.9
+    assert own[:2].abs().max() < 0.1
+    assert rest[4:6, 4:6].abs().max() < 0.1
+    assert rest[:2, :8].min() > 0.9
+    assert (own[2, 4:6] - own[7, 4:6]).abs().max() < 0.3
+    with pytest.raises(ValueError, match="set shared_projection to False"):
+        MUNet(**SMALL, shared_projection=True, copier_start=True)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from vos_lightning.attention.msam import MSAM, MotionLayer, MotionNorm
-from vos_lightning.backbones.normalization import Norm, instance_norm
+from vos_lightning.backbones.normalization import CarrierNorm, Norm, PyramidNorm
+from vos_lightning.backbones.residual import hand_through
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
-from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
+from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects
 from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.local_window import Confidence, OutOfFrame
@@ -26,12 +27,12 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 Motion = Literal["none", "displacement", "displacement+uncertainty"]
 Fusion = Literal["attention", "addition"]
 DetectorEncoders = Literal["both", "query"]
-KEY_GAIN = 2.0
-"""Of the keys of a copier start, whose matches are blurred without."""
-MASK_EVIDENCE = 2.0
-"""Log-odds that a copier start gives to a unit of the mask's channel above ..."""
-MASK_THRESHOLD = 0.6
-"""... this; inside a mask that covers a tenth of the frame, the channel is 3, outside -0.3."""
+MASK_EVIDENCE = 6.0
+"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
+RESIDUAL_GAIN = 0.1
+"""... to what the blocks of the encoders add to their input ..."""
+KEY_GAIN = 2.5
+"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,11 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         decoder_channels: of every scale of the decoder.
         blocks: size of both encoders; other than ResNet-50 only without ``weights``.
         width: likewise.
-        normalize_projection: instance-normalise features where keys and values are read from them.
-        copier_start: initialise both encoders alike and the way of the masks so that the untrained network matches and hands on
-            masks.
+        normalize_features: instance-normalise the features of a frame at every scale, and those of the memory, before anything
+            reads them.
+        copier_start: initialise so that memory and query have the same features and keys, the memory's values hold the masks and
+            the decoder enlarges what was read: the untrained network moves masks along the affinities. See
+            :meth:`MaskedEncoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
 
@@ -146,7 +149,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         decoder_channels: int = 256,
         blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
         width: int = 64,
-        normalize_projection: bool = False,
+        normalize_features: bool = False,
         copier_start: bool = False,
     ) -> None:
         super().__init__()
@@ -194,8 +197,8 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             self.attention = MSAM(s16) if fusion == "attention" else None
         self.query_projection = KeyValueProjection(s16, key_channels, value_channels)
         self.memory_projection = None if shared_projection else KeyValueProjection(s16, key_channels, value_channels)
-        self.query_norm: nn.Module = instance_norm(s16) if normalize_projection else nn.Identity()
-        self.memory_norm: nn.Module = instance_norm(s16) if normalize_projection else nn.Identity()
+        self.feature_norm = PyramidNorm(self.query_encoder.channels) if normalize_features else nn.Identity()
+        self.memory_norm = CarrierNorm(s16, CARRIERS) if normalize_features else nn.Identity()
         self.decoder = RefineDecoder(
             self.query_encoder.channels,
             value_channels,
@@ -224,7 +227,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
 
     def encode(self, frame: FrameInput) -> Features:
         """Pyramid of the frame, and its features as the motion layer compares them."""
-        pyramid = self.query_encoder(frame.image)
+        pyramid = self.feature_norm(self.query_encoder(frame.image))
         current, earlier = (None, None) if self.motion is None else self.motion.reduce(pyramid.s16)
         return Features(frame.image, pyramid, current, earlier)
 
@@ -242,7 +245,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
                 semantic, gate = self._fuse(semantic, motion)
                 aux = aux if gate is None else {**aux, "attention": gate}
         with record_function("vos/read"):
-            key, value = self.query_projection(self.query_norm(semantic))
+            key, value = self.query_projection(semantic)
             bank = memory.bank
             readout = read_memory(
                 bank.entry.key,
@@ -268,29 +271,31 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             return None, carry
         with record_function("vos/memorize"):
             objects = masks.shape[:2]
-            semantic = self.reference_encoder(features.image, masks).flatten(0, 1)
+            semantic = self.memory_norm(self.reference_encoder(features.image, masks).flatten(0, 1))
             if self.store_motion and memory is not None:
                 motion, _ = self._motion(features, memory)
                 semantic, _ = self._fuse(semantic, motion.unsqueeze(1).expand(-1, objects[1], -1, -1, -1).flatten(0, 1))
             projection = self.query_projection if self.memory_projection is None else self.memory_projection
-            key, value = projection(self.memory_norm(semantic))
+            key, value = projection(semantic)
         return Entry(key.unflatten(0, objects), value.unflatten(0, objects)), carry
 
     @torch.no_grad()
     def _start_as_copier(self) -> None:
-        """Memory and query get the same keys; channel 0 of value, readout and decoder holds the mask."""
+        if self.memory_projection is None:
+            raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")
+        self.query_encoder.damp_residuals(RESIDUAL_GAIN)
         self.reference_encoder.trunk.load_state_dict(self.query_encoder.state_dict())
         self.reference_encoder.start_as_copier()
-        projection = self.query_projection if self.memory_projection is None else self.memory_projection
-        self.query_projection.key.weight *= KEY_GAIN
-        self.query_projection.key.weight[:, 0] = 0
-        projection.key.load_state_dict(self.query_projection.key.state_dict())
-        assert projection.value.bias is not None
-        projection.value.weight[0] = 0
-        # Strided convolutions leave the mask at the first corner of every cell; the mean of four corners is its centre.
-        projection.value.weight[0, 0, 1:, 1:] = 0.25
-        projection.value.bias[0] = 0
-        self.decoder.start_as_copier(MASK_EVIDENCE, MASK_THRESHOLD)
+        self.query_projection.start_as_matcher(KEY_GAIN)
+        self.memory_projection.load_state_dict(self.query_projection.state_dict())
+        value = self.memory_projection.value
+        hand_through(value, CARRIERS)
+        # Strided convolutions leave the mask at the first corner of every cell; the mean of four corners is its centre, without
+        # which a mask drifts by half a cell a frame.
+        for channel in range(CARRIERS):
+            value.weight[channel, channel] = 0
+            value.weight[channel, channel, 1:, 1:] = 0.25
+        self.decoder.start_as_copier(MASK_EVIDENCE)
 
     def _motion(self, features: Features, memory: Memory[Entry, Carry]) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.motion is not None
