@@ -219,7 +219,8 @@ class PointRefiner(nn.Module):
             evidence: see :meth:`vos_lightning.decoders.refine.RefineDecoder.start_as_copier`.
         """
         *hidden, last = (layer for layer in self.prediction if isinstance(layer, nn.Linear))
-        for layer in (self.aggregation[-1], *hidden):
+        *_, aggregated = (layer for layer in self.aggregation if isinstance(layer, nn.Linear))
+        for layer in (aggregated, *hidden):
             layer.weight[:2] = 0
             layer.bias[:2] = 0
         for layer in hidden:
