@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.oracles import munet as oracle
@@ -11,7 +12,7 @@ from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.callbacks.panels import panels_of
 from vos_lightning.matching.local_window import local_similarity
 from vos_lightning.modules.munet import MUNetModule
-from vos_lightning.networks.munet import MUNet
+from vos_lightning.networks.munet import Entry, MUNet
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput, unroll
 from vos_lightning.structures import ClipBatch, FrameInput, Given
@@ -322,18 +323,29 @@ def test_panels_are_displacement_uncertainty_and_attention():
 
 
 def test_a_copier_start_writes_masks_into_the_values():
-    """Channel 0 holds the mask and channel 1 its complement, in the middle of every cell: no side is preferred."""
-    network = MUNet(**{**SMALL, "norm": "instance"}, normalize_features=True, copier_start=True).eval()
+    """Channel 0 holds the mask and channel 1 its complement; keys hardly feel it and match those of the same frame."""
+
+    def memorize() -> Entry:
+        entry, _ = network.memorize(features, masks, None, torch.tensor([[True]]), keep=True)
+        assert entry is not None
+        return entry
+
+    def agreement(key: torch.Tensor) -> float:
+        query, _ = network.query_projection(features.pyramid.s16)
+        return F.cosine_similarity(key[0, 0].flatten(1), query[0].flatten(1), dim=0).mean().item()
+
+    network = MUNet(**{**SMALL, "norm": "instance", "width": 32}, normalize_features=True, copier_start=True).eval()
     masks = torch.zeros(1, 1, 160, 160)
     masks[..., 48:112, 48:112] = 1
     with torch.no_grad():
         features = network.encode(FrameInput(torch.rand(1, 3, 160, 160)))
-        entry, _ = network.memorize(features, masks, None, torch.tensor([[True]]), keep=True)
+        entry = memorize()
     own, rest = entry.value[0, 0, :2]
     assert own[4:6, 4:6].min() > 0.9
     assert own[:2].abs().max() < 0.1
     assert rest[4:6, 4:6].abs().max() < 0.1
     assert rest[:2, :8].min() > 0.9
-    assert (own[2, 4:6] - own[7, 4:6]).abs().max() < 0.3
+    nn.init.kaiming_uniform_(network.reference_encoder.mask_conv.weight.data[2:])
+    assert agreement(entry.key) > agreement(memorize().key) + 0.1
     with pytest.raises(ValueError, match="set shared_projection to False"):
         MUNet(**SMALL, shared_projection=True, copier_start=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -56,8 +57,27 @@ class CarrierNorm(nn.GroupNorm):
         return torch.cat([x[:, : self.carriers] * weight + bias, super().forward(x)[:, self.carriers :]], dim=1)
 
 
+class CellNorm(nn.Module):
+    """Every cell of every frame to a mean square of 1 over its channels.
+
+    Where keys are compared by inner products, a few cells of large norm would otherwise be read by all.
+
+    Args:
+        carriers: the first channels, left as they are; see :class:`CarrierNorm`.
+    """
+
+    def __init__(self, carriers: int = 0) -> None:
+        super().__init__()
+        self.carriers = carriers
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """Normalise all channels but the carriers."""
+        others = x[:, self.carriers :]
+        return torch.cat([x[:, : self.carriers], F.normalize(others, dim=1) * others.shape[1] ** 0.5], dim=1)
+
+
 class PyramidNorm(nn.Module):
-    """:func:`instance_norm` of every scale of a pyramid.
+    """:func:`instance_norm` of every scale of a pyramid, then :class:`CellNorm` of stride 16.
 
     Args:
         channels: at strides 4, 8 and 16.
@@ -66,7 +86,8 @@ class PyramidNorm(nn.Module):
     def __init__(self, channels: tuple[int, int, int]) -> None:
         super().__init__()
         self.s4, self.s8, self.s16 = (instance_norm(count) for count in channels)
+        self.cells = CellNorm()
 
     def forward(self, pyramid: FeaturePyramid) -> FeaturePyramid:
         """Normalise every scale by itself."""
-        return FeaturePyramid(self.s4(pyramid.s4), self.s8(pyramid.s8), self.s16(pyramid.s16))
+        return FeaturePyramid(self.s4(pyramid.s4), self.s8(pyramid.s8), self.cells(self.s16(pyramid.s16)))

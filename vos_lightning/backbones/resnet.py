@@ -153,7 +153,7 @@ class ResNetPyramid(nn.Module):
         return self.layer1(self.maxpool(self.relu(self.bn1(stem))))
 
     @torch.no_grad()
-    def damp_residuals(self, gain: float) -> None:
+    def damp_residuals(self, gain: float = 0.1) -> None:
         """Scale what the blocks add to their input by the weights of their last normalisation.
 
         Random features then follow the shallow path and change smoothly from frame to frame: the affinities of an untrained

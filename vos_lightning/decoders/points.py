@@ -212,7 +212,7 @@ class PointRefiner(nn.Module):
         self.chunk, self.recompute = chunk, recompute
 
     @torch.no_grad()
-    def start_as_copier(self, evidence: float) -> None:
+    def start_as_copier(self, evidence: float = 6.0) -> None:
         """Initialise so that refined logits say what the decoder's first two channels say, the object and the rest.
 
         Args:

@@ -143,7 +143,7 @@ class RefineDecoder(nn.Module):
         return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
 
     @torch.no_grad()
-    def start_as_copier(self, evidence: float) -> None:
+    def start_as_copier(self, evidence: float = 6.0) -> None:
         """Initialise so that the untrained decoder enlarges what the first two channels of the readout say.
 
         These are the shares of the object and of the rest in what was read. What all other channels add starts small.

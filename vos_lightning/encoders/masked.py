@@ -108,11 +108,12 @@ class MaskedEncoder(nn.Module):
     def start_as_copier(self) -> None:
         """Initialise so that the first two channels of all features are the mask and its complement, coarser from stage to stage.
 
-        What the other channels do stays as it is. With instance normalisation, these two are left out of it.
+        The other channels start as if there was no mask: keys that are made of them match those of the frame alone. With instance
+        normalisation, the first two are left out of it.
         """
         trunk: Any = self.trunk
         trunk.conv1.weight[:CARRIERS] = 0
-        self.mask_conv.weight[:CARRIERS] = 0
+        self.mask_conv.weight[:] = 0
         self.mask_conv.weight[:CARRIERS, 0] = 1 / self.mask_conv.weight[0, 0].numel()
         self._free_carriers(trunk, "bn1")
         trunk.bn1.weight[:CARRIERS] = trunk.bn1.weight.new_tensor([1, -1])

@@ -33,7 +33,7 @@ class KeyValueProjection(nn.Module):
         return self.key(features), self.value(features)
 
     @torch.no_grad()
-    def start_as_matcher(self, gain: float) -> None:
+    def start_as_matcher(self, gain: float = 5.0) -> None:
         """Initialise the key as a random rotation of smoothed features, for training from random weights.
 
         Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from vos_lightning.attention.msam import MSAM, MotionLayer, MotionNorm
-from vos_lightning.backbones.normalization import CarrierNorm, Norm, PyramidNorm
+from vos_lightning.backbones.normalization import CarrierNorm, CellNorm, Norm, PyramidNorm
 from vos_lightning.backbones.residual import hand_through
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
@@ -27,12 +27,6 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 Motion = Literal["none", "displacement", "displacement+uncertainty"]
 Fusion = Literal["attention", "addition"]
 DetectorEncoders = Literal["both", "query"]
-MASK_EVIDENCE = 6.0
-"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
-RESIDUAL_GAIN = 0.1
-"""... to what the blocks of the encoders add to their input ..."""
-KEY_GAIN = 2.5
-"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +192,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         self.query_projection = KeyValueProjection(s16, key_channels, value_channels)
         self.memory_projection = None if shared_projection else KeyValueProjection(s16, key_channels, value_channels)
         self.feature_norm = PyramidNorm(self.query_encoder.channels) if normalize_features else nn.Identity()
-        self.memory_norm = CarrierNorm(s16, CARRIERS) if normalize_features else nn.Identity()
+        self.memory_norm = nn.Sequential(CarrierNorm(s16, CARRIERS), CellNorm(CARRIERS)) if normalize_features else nn.Identity()
         self.decoder = RefineDecoder(
             self.query_encoder.channels,
             value_channels,
@@ -283,19 +277,13 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
     def _start_as_copier(self) -> None:
         if self.memory_projection is None:
             raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")
-        self.query_encoder.damp_residuals(RESIDUAL_GAIN)
+        self.query_encoder.damp_residuals()
         self.reference_encoder.trunk.load_state_dict(self.query_encoder.state_dict())
         self.reference_encoder.start_as_copier()
-        self.query_projection.start_as_matcher(KEY_GAIN)
+        self.query_projection.start_as_matcher()
         self.memory_projection.load_state_dict(self.query_projection.state_dict())
-        value = self.memory_projection.value
-        hand_through(value, CARRIERS)
-        # Strided convolutions leave the mask at the first corner of every cell; the mean of four corners is its centre, without
-        # which a mask drifts by half a cell a frame.
-        for channel in range(CARRIERS):
-            value.weight[channel, channel] = 0
-            value.weight[channel, channel, 1:, 1:] = 0.25
-        self.decoder.start_as_copier(MASK_EVIDENCE)
+        hand_through(self.memory_projection.value, CARRIERS)
+        self.decoder.start_as_copier()
 
     def _motion(self, features: Features, memory: Memory[Entry, Carry]) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.motion is not None

@@ -32,12 +32,6 @@ Weights = Literal["IMAGENET1K_V1"]
 WriteBack = Literal["replace", "add", "replace_pixels"]
 DEFAULT_SAMPLING = PointSampling()
 DEFAULT_ADAPTIVE = AdaptiveMatching()
-MASK_EVIDENCE = 6.0
-"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
-RESIDUAL_GAIN = 0.1
-"""... to what the blocks of the key encoder add to their input ..."""
-KEY_GAIN = 2.5
-"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -216,11 +210,11 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
             point_chunk,
         )
         if copier_start:
-            self.key_encoder.damp_residuals(RESIDUAL_GAIN)
-            self.projection.start_as_matcher(KEY_GAIN)
+            self.key_encoder.damp_residuals()
+            self.projection.start_as_matcher()
             self.value_encoder.start_as_copier()
-            self.decoder.start_as_copier(MASK_EVIDENCE)
-            self.refiner.start_as_copier(MASK_EVIDENCE)
+            self.decoder.start_as_copier()
+            self.refiner.start_as_copier()
 
     @classmethod
     def small(cls) -> PMNet:

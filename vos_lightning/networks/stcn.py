@@ -23,12 +23,6 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Weights = Literal["IMAGENET1K_V1"]
-MASK_EVIDENCE = 6.0
-"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
-RESIDUAL_GAIN = 0.1
-"""... to what the blocks of the key encoder add to their input ..."""
-KEY_GAIN = 2.5
-"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +117,10 @@ class STCN(VOSNetwork[Features, Entry, None]):
         self.value_encoder = ValueEncoder(s16, value_channels, others, weights, norm, value_blocks, width, attention, reduction)
         self.decoder = RefineDecoder(self.key_encoder.channels, value_channels, value_channels, decoder_channels)
         if copier_start:
-            self.key_encoder.damp_residuals(RESIDUAL_GAIN)
-            self.projection.start_as_matcher(KEY_GAIN)
+            self.key_encoder.damp_residuals()
+            self.projection.start_as_matcher()
             self.value_encoder.start_as_copier()
-            self.decoder.start_as_copier(MASK_EVIDENCE)
+            self.decoder.start_as_copier()
 
     @classmethod
     def small(cls) -> STCN:

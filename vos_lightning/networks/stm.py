@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vos_lightning.backbones.normalization import CarrierNorm, Norm, PyramidNorm
+from vos_lightning.backbones.normalization import CarrierNorm, CellNorm, Norm, PyramidNorm
 from vos_lightning.backbones.residual import hand_through
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
@@ -23,12 +23,6 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 PadColour = Literal["black", "mean"]
-MASK_EVIDENCE = 6.0
-"""Log-odds that a copier start gives to a pixel which reads from inside of the object only ..."""
-RESIDUAL_GAIN = 0.1
-"""... to what the blocks of the encoders add to their input ..."""
-KEY_GAIN = 2.5
-"""... and to the key of features of unit variance."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ class STM(VOSNetwork[Features, Entry, None]):
         self.memory_encoder = MaskedEncoder("bottleneck", (*blocks, 3), width, weights, norm, others=others)
         self.feature_norm = PyramidNorm(self.query_encoder.channels) if normalize_features else nn.Identity()
         s16 = self.query_encoder.channels[-1]
-        self.memory_norm = CarrierNorm(s16, CARRIERS) if normalize_features else nn.Identity()
+        self.memory_norm = nn.Sequential(CarrierNorm(s16, CARRIERS), CellNorm(CARRIERS)) if normalize_features else nn.Identity()
         self.query_projection = KeyValueProjection(s16, key_channels, value_channels)
         self.memory_projection = None if shared_projection else KeyValueProjection(s16, key_channels, value_channels)
         self.decoder = RefineDecoder(
@@ -135,13 +129,13 @@ class STM(VOSNetwork[Features, Entry, None]):
     def _start_as_copier(self) -> None:
         if self.memory_projection is None:
             raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")
-        self.query_encoder.damp_residuals(RESIDUAL_GAIN)
+        self.query_encoder.damp_residuals()
         self.memory_encoder.trunk.load_state_dict(self.query_encoder.state_dict())
         self.memory_encoder.start_as_copier()
-        self.query_projection.start_as_matcher(KEY_GAIN)
+        self.query_projection.start_as_matcher()
         self.memory_projection.load_state_dict(self.query_projection.state_dict())
         hand_through(self.memory_projection.value, CARRIERS)
-        self.decoder.start_as_copier(MASK_EVIDENCE)
+        self.decoder.start_as_copier()
 
     @classmethod
     def small(cls) -> STM:
