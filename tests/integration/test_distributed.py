@@ -22,11 +22,22 @@ OPTIONS = (
 )
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    code, output = run("train", "emvos_smoke", "--run-dir", "one", *OPTIONS, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("experiment", "extra"),
+    [
+        ("emvos_smoke", ()),
+        ("munet_smoke", ()),
+        # Two groups of parameters that take turns: within a step, and step by step.
+        ("pmnet_smoke", ()),
+        ("pmnet_smoke", ("--model.init_args.alternation=epoch", "--model.init_args.steps_per_epoch=1")),
+    ],
+)
+def test_two_processes_equal_one(tmp_path: Path, experiment: str, extra: tuple[str, ...]) -> None:
+    options = (*OPTIONS, *extra)
+    code, output = run("train", experiment, "--run-dir", "one", *options, cwd=tmp_path)
     assert code == 0, output
     code, output = run(
-        "train", "emvos_smoke", "--run-dir", "two", *OPTIONS, "--trainer.devices=2", "--trainer.strategy=ddp", cwd=tmp_path
+        "train", experiment, "--run-dir", "two", *options, "--trainer.devices=2", "--trainer.strategy=ddp", cwd=tmp_path
     )
     assert code == 0, output
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

@@ -37,11 +37,13 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGUSR1])
-def test_killed_and_started_again(tmp_path: Path, kill: signal.Signals) -> None:
-    code, output = run("train", "emvos_smoke", "--run-dir", "straight", *OPTIONS, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("experiment", "kill"), [("emvos_smoke", signal.SIGKILL), ("emvos_smoke", signal.SIGUSR1), ("pmnet_smoke", signal.SIGKILL)]
+)
+def test_killed_and_started_again(tmp_path: Path, experiment: str, kill: signal.Signals) -> None:
+    code, output = run("train", experiment, "--run-dir", "straight", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
-    process = start("train", "emvos_smoke", "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    process = start("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
     checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not checkpoint.is_file() and time.monotonic() < deadline and process.poll() is None:
@@ -52,7 +54,7 @@ def test_killed_and_started_again(tmp_path: Path, kill: signal.Signals) -> None:
     assert not (tmp_path / "killed" / "finished").exists()
     done = torch.load(checkpoint, weights_only=True)["global_step"]
     assert 0 < done < 12
-    code, output = run("train", "emvos_smoke", "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    code, output = run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
     assert "going on from" in output
     assert (tmp_path / "killed" / "finished").is_file()
@@ -64,6 +66,6 @@ def test_killed_and_started_again(tmp_path: Path, kill: signal.Signals) -> None:
     assert max(again) == max(expected)
     for step, value in again.items():
         assert value == pytest.approx(expected[step], rel=1e-4)
-    code, output = run("train", "emvos_smoke", "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    code, output = run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
     assert code == 0
     assert "is finished" in output
