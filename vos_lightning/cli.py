@@ -208,22 +208,28 @@ def benchmark(argv: Sequence[str]) -> int:
         if experiment.fine_tunes:
             raise ValueError(f"{name} takes its system from a checkpoint: benchmark the experiment that trained that")
         with tempfile.TemporaryDirectory() as folder:
-            modules[name] = build(experiment, Run(Path(folder)), [*_without_weights(experiment), *overrides], "test").model
+            modules[name] = build(experiment, Run(Path(folder)), [*_random_weights(experiment), *overrides], "test").model
     modules |= {name.rpartition(".")[2]: module_of_network(name) for name in known.network}
     modules = {name: module.to(device).eval().requires_grad_(False) for name, module in modules.items()}
     report(run(modules, options), options, device, known.json)
     return 0
 
 
-def _without_weights(experiment: Experiment) -> list[str]:
-    """The override that keeps pretrained weights from being downloaded, where the network has them."""
+def _random_weights(experiment: Experiment) -> list[str]:
+    """Overrides by which networks start from random weights, nothing is downloaded, and masks follow the objects all the same.
+
+    What a part costs may depend on the masks: PMNet refines a share of each object's box.
+    """
     import importlib
     import inspect
 
-    network = experiment.config["model"]["init_args"]["network"]["class_path"]
-    module_name, _, class_name = network.rpartition(".")
-    signature = inspect.signature(getattr(importlib.import_module(module_name), class_name))
-    return ["--model.init_args.network.init_args.weights=null"] if "weights" in signature.parameters else []
+    network = experiment.config["model"]["init_args"]["network"]
+    module_name, _, class_name = network["class_path"].rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module_name), class_name)).parameters
+    wanted = {"weights": "null", "copier_start": "true"}
+    if network.get("init_args", {}).get("shared_projection"):
+        del wanted["copier_start"]  # which needs two projections
+    return [f"--model.init_args.network.init_args.{name}={value}" for name, value in wanted.items() if name in parameters]
 
 
 def show(argv: Sequence[str]) -> int:
