@@ -25,6 +25,8 @@ from vos_lightning.video_files import FrameSource, VideoWriter, list_images, ope
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 AREA_FACTOR = 2.0
 """An object that grows or shrinks by more than this from one frame to the next is flagged ``area_jump``."""
+MEMORY_FRAMES = 100
+"""Remembered frames without annotation, at most, where a network would keep ever more of them."""
 LOW_CONFIDENCE = 0.7
 """An object whose pixels have a lower mean probability is flagged ``low_confidence``."""
 
@@ -252,7 +254,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         frames = open_frames(arguments.video)
         masks = MaskFiles(arguments.masks, frames.names)
         engine = load_engine(
-            arguments.checkpoint, device=arguments.device, precision=PRECISIONS[arguments.precision], short_side=short_side
+            arguments.checkpoint,
+            device=arguments.device,
+            precision=PRECISIONS[arguments.precision],
+            short_side=short_side,
+            max_memory_frames=arguments.memory_frames or None,
         )
         summary = Summary()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -268,6 +274,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"(flags in {arguments.output / 'index.csv'})\n"
     )
     return 0
+
+
+def _at_least_0(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -288,6 +301,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="pixels of the short side inside the network; 0: as the video; default: as trained",
+    )
+    parser.add_argument(
+        "--memory-frames",
+        type=_at_least_0,
+        default=MEMORY_FRAMES,
+        metavar="N",
+        help=f"frames that a network which remembers one in k keeps at most, the latest ones; 0: all; default: {MEMORY_FRAMES}",
     )
     parser.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="write overlay.mp4")
     return parser

@@ -13,7 +13,7 @@ from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.memory import Memory
 from vos_lightning.propagation.network import VOSNetwork
-from vos_lightning.propagation.policies import AnnotatedOnly
+from vos_lightning.propagation.policies import AnnotatedOnly, EveryKth
 from vos_lightning.propagation.step import Propagation
 from vos_lightning.structures import FrameInput, VideoSample, per_object
 
@@ -52,11 +52,10 @@ class DummyNetwork(VOSNetwork[FrameInput, Remembered, None]):
 
 class DummyModule(VOSModule):
     def __init__(self, network: DummyNetwork | None = None, short_side: int | None = None, learning_rate: float = 1e-3) -> None:
-        propagation = Propagation(AnnotatedOnly(), "minimum")
         super().__init__(
             network or DummyNetwork(),
-            train_propagation=propagation,
-            eval_propagation=propagation,
+            train_propagation=Propagation(AnnotatedOnly(), "minimum"),
+            eval_propagation=Propagation(EveryKth(5), "minimum"),
             protocol="davis17",
             optimizer="adam",
             learning_rate=learning_rate,

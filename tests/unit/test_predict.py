@@ -20,6 +20,7 @@ from vos_lightning.label_io import read_label_map, write_label_map
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.loading import load_engine
 from vos_lightning.predict import DriftIndex, MaskFiles, main, read_given
+from vos_lightning.propagation.policies import EveryKth
 from vos_lightning.structures import FramePrediction
 from vos_lightning.video_files import VideoWriter, open_frames
 
@@ -132,6 +133,10 @@ class TestLoading:
             with pytest.raises(ValueError, match=rf"{name}\.ckpt: this is no") as caught:
                 load_engine(tmp_path / f"{name}.ckpt", device="cpu")
             assert "\n" not in str(caught.value)
+
+    def test_memory_can_be_bounded(self, checkpoint: Path) -> None:
+        assert load_engine(checkpoint, device="cpu").propagation.policy == EveryKth(5)
+        assert load_engine(checkpoint, device="cpu", max_memory_frames=3).propagation.policy == EveryKth(5, max_frames=3)
 
     def test_device(self, checkpoint: Path) -> None:
         assert load_engine(checkpoint).network.device.type in ("cpu", "cuda", "mps")

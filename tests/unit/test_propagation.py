@@ -40,6 +40,10 @@ def test_policies_keep_what_they_say() -> None:
     assert frames_kept(EveryKth(5, include_previous=True), 11, first) == [0, 5, 10]
     assert frames_kept(EveryKth(2, max_frames=2), 11, first) == [0, 8, 10]
     assert frames_kept(All(), 4, first) == [0, 1, 2, 3]
+    assert frames_kept(All().bounded(2), 6, first) == [0, 4, 5]
+    assert frames_kept(EveryKth(2).bounded(2), 11, first) == [0, 8, 10]
+    assert EveryKth(2, max_frames=3).bounded(2) == EveryKth(2, max_frames=3)
+    assert AnnotatedOnly().bounded(2) == AnnotatedOnly()
 
 
 def test_an_object_that_is_annotated_again() -> None:

@@ -20,8 +20,7 @@ def instance_norm(channels: int) -> nn.GroupNorm:
     """Every channel of every frame to zero mean and unit variance, then a learned affine map.
 
     Random features that are centred channel by channel already tell regions apart by their cosine; centred by groups of channels
-    they do not, for the offsets between the channels dominate every inner product. (As a group normalisation with one channel a
-    group, which accepts maps of a single cell.)
+    they do not, for the offsets between the channels dominate every inner product.
 
     Reference: Ulyanov et al., "Instance Normalization", arXiv 1607.08022; Wu and He, "Group Normalization", ECCV 2018.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import pickle
@@ -27,6 +28,7 @@ def load_engine(
     device: str = "auto",
     precision: torch.dtype | None = None,
     short_side: int | Literal["checkpoint"] | None = "checkpoint",
+    max_memory_frames: int | None = None,
 ) -> InferenceEngine:
     """Load a trained system for streaming.
 
@@ -38,6 +40,8 @@ def load_engine(
         device: ``auto`` takes an accelerator if there is one; otherwise the name of a device, as ``cpu`` or ``cuda:1``.
         precision: autocast type (``torch.bfloat16``, ``torch.float16``); None for full precision.
         short_side: evaluation size in pixels, None for the size of the video, ``checkpoint`` for that of the run.
+        max_memory_frames: where the run keeps ever more frames without annotation, keep so many, the latest ones, so that memory
+            and time a frame are bounded over a long video; None for as many as the run does.
 
     Returns:
         An engine on a network in evaluation mode, with the evaluation propagation of the run.
@@ -49,6 +53,9 @@ def load_engine(
     module = load_module(checkpoint, device=device)
     if short_side != "checkpoint":
         module.short_side = short_side
+    if max_memory_frames is not None:
+        propagation = module.eval_propagation
+        module.eval_propagation = dataclasses.replace(propagation, policy=propagation.policy.bounded(max_memory_frames))
     return module.engine(precision)
 
 

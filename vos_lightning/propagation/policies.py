@@ -40,6 +40,10 @@ class MemoryPolicy(ABC):
             return Bank((*bank.slots, slot))
         return bank
 
+    def bounded(self, frames: int) -> MemoryPolicy:  # noqa: ARG002
+        """The same policy, with at most so many frames without annotation where it would keep ever more of them."""
+        return self
+
 
 @dataclass(frozen=True)
 class AnnotatedOnly(MemoryPolicy):
@@ -116,6 +120,10 @@ class EveryKth(MemoryPolicy):
                 after = Bank(tuple(old for old in after.slots if old.permanent or old.t not in dropped))
         return after
 
+    def bounded(self, frames: int) -> MemoryPolicy:
+        """With ``max_frames``, unless there is a bound already."""
+        return dataclasses.replace(self, max_frames=frames) if self.max_frames is None else self
+
     def _lasting(self, bank: Bank[EntryT]) -> tuple[Slot[EntryT], ...]:
         """The slots of a bank without the temporary one, which can only be the last."""
         slots = bank.slots
@@ -133,6 +141,10 @@ class All(MemoryPolicy):
     def keeps(self, t: int) -> bool:  # noqa: ARG002
         """Always."""
         return True
+
+    def bounded(self, frames: int) -> MemoryPolicy:
+        """The latest ones."""
+        return EveryKth(1, max_frames=frames)
 
 
 @dataclass(frozen=True)
