@@ -271,6 +271,26 @@ def test_training_encodes_the_reference_frame_only():
     assert len(calls) == 1
 
 
+def test_training_may_remember_the_truth():
+    """What the third frame reads of the second is the annotation, as if the object was given there too."""
+    label_maps = torch.zeros(1, 3, *SIZE, dtype=torch.uint8)
+    for t in range(3):
+        label_maps[0, t, 8 + 4 * t : 30 + 4 * t, 8:30] = 1
+    batch = ClipBatch(torch.rand(1, 3, 3, *SIZE), label_maps, torch.tensor([[True]]), ("one",), torch.arange(3)[None])
+    module = MUNetModule(small(), train_memory="truth")
+    remembered = module.remembered_masks(batch)
+    assert remembered is not None
+    assert MUNetModule(small(), train_memory="recurrent").remembered_masks(batch) is None
+    everywhere = {t: Given(remembered[:, t], torch.tensor([[True]])) for t in range(2)}
+    with torch.no_grad():
+        expected = unroll(module.network, module.train_propagation, batch.frames, everywhere)
+        first = {0: everywhere[0]}
+        actual, own = (unroll(module.network, module.train_propagation, batch.frames, first, None, m) for m in (remembered, None))
+    assert_close(actual[2].logits, expected[2].logits)
+    assert_close(actual[1].logits, own[1].logits)
+    assert not torch.allclose(actual[2].logits, own[2].logits, atol=1e-3)
+
+
 @pytest.mark.parametrize("loss", ["bootstrapped+iou", "binary_bootstrapped+iou"])
 def test_clip_loss_is_the_mean_over_frames(loss):
     module = MUNetModule(small(), loss=loss, iou_weight=0.5)

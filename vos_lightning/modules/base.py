@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -106,7 +107,8 @@ class VOSModule(LightningModule):
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Unroll a batch of clips."""
         given = introductions(batch.label_maps, batch.object_valid, self.late_objects)
-        outputs = unroll(self.network, self.train_propagation, batch.frames, given, batch.proposals)
+        remembered = self.remembered_masks(batch)
+        outputs = unroll(self.network, self.train_propagation, batch.frames, given, batch.proposals, remembered)
         losses = self.clip_loss(outputs, batch)
         size = batch.frames.shape[0]
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=size, prog_bar=True)
@@ -115,6 +117,10 @@ class VOSModule(LightningModule):
             iou = foreground_iou(last.probabilities, trainable_labels(batch.label_maps[:, -1], last.introduced))
         self.log("train/iou", iou, batch_size=size, prog_bar=True)
         return losses["loss"]
+
+    def remembered_masks(self, batch: ClipBatch) -> Float[Tensor, "B T N H W"] | None:  # noqa: ARG002
+        """What a training clip writes into the memory; None for what the network predicts."""
+        return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser moves: by default one group of all trainable parameters."""

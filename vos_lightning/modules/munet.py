@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vos_lightning.losses.segmentation import (
@@ -14,7 +15,7 @@ from vos_lightning.losses.segmentation import (
     mask_iou_loss,
     trainable_labels,
 )
-from vos_lightning.mask_ops import Aggregation
+from vos_lightning.mask_ops import Aggregation, masks_from_label_map
 from vos_lightning.metrics.davis import Protocol
 from vos_lightning.modules.base import Schedule, VOSModule
 from vos_lightning.networks.munet import MUNet
@@ -24,7 +25,7 @@ from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.structures import ClipBatch
 
 Loss = Literal["cross_entropy", "bootstrapped+iou", "binary_bootstrapped+iou"]
-TrainMemory = Literal["reference", "recurrent"]
+TrainMemory = Literal["reference", "recurrent", "truth"]
 
 
 class MUNetModule(VOSModule):
@@ -41,7 +42,8 @@ class MUNetModule(VOSModule):
         hardest_fraction: share of the pixels that the bootstrapped loss keeps.
         iou_weight: :math:`\lambda`.
         train_memory: what the frames of a training clip read: the annotated frame (``reference``) or all frames before
-            (``recurrent``). The paper does not say; AFB-URR, whose recipe this is otherwise, reads the first frame.
+            (``recurrent``), with their predicted masks or with the annotated ones (``truth``). The paper does not say; AFB-URR,
+            whose recipe this is otherwise, reads the first frame.
         memory_stride: at test time every such frame is remembered.
         count_from: where the stride is counted from, see :class:`EveryKth`.
         include_previous: at test time the frame before is remembered, until the next one.
@@ -107,9 +109,16 @@ class MUNetModule(VOSModule):
             milestones=milestones,
         )
         self.loss: Loss = loss
+        self.train_memory: TrainMemory = train_memory
         self.hardest_fraction = hardest_fraction
         self.iou_weight = iou_weight
         self.save_hyperparameters()
+
+    def remembered_masks(self, batch: ClipBatch) -> Float[Tensor, "B T N H W"] | None:
+        """The annotation, if ``train_memory`` says so."""
+        if self.train_memory != "truth":
+            return None
+        return masks_from_label_map(batch.label_maps, batch.object_valid.shape[1])
 
     def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
         """Mean loss of all predicted frames, and its parts; a clip in which no object was given does not count."""

@@ -96,6 +96,7 @@ def advance(
     state: State[Any, Any] | None,
     frame: FrameInput | Encoded,
     given: Given | None = None,
+    remembered: Float[Tensor, "B N H W"] | None = None,
 ) -> tuple[StepOutput, State[Any, Any]]:
     """Process one frame: segment the known objects, take over given masks, remember.
 
@@ -105,6 +106,8 @@ def advance(
         state: after the frame before; None at the first frame. It is not changed.
         frame: the frame, or what :func:`encode` made of it.
         given: objects annotated in this frame, new or known; None if none is. The first frame needs it.
+        remembered: masks that the network remembers instead of its own (a training that remembers the truth); of objects that
+            are not introduced, nothing is.
 
     Returns:
         The output at the frame's size and the next state.
@@ -136,7 +139,9 @@ def advance(
     logits, probabilities = soft_aggregate(foreground, introduced, propagation.aggregation)
 
     masks = probabilities[:, 1:]
-    if network.padding.repad_masks:
+    if remembered is not None:
+        masks = pad(remembered * introduced[:, :, None, None], padding, mask_mode)
+    elif network.padding.repad_masks:
         masks = pad(unpad(masks, padding), padding, mask_mode)
     known = None if state is None else state.memory
     if known is not None and given is not None:
@@ -223,6 +228,7 @@ def unroll(
     frames: Float[Tensor, "B T 3 H W"],
     given: dict[int, Given],
     proposals: Proposals | None = None,
+    remembered: Float[Tensor, "B T N H W"] | None = None,
 ) -> list[StepOutput]:
     """Propagate through a clip with gradients; every frame is encoded in one call.
 
@@ -232,6 +238,7 @@ def unroll(
         frames: RGB in [0, 1].
         given: frame index -> annotated objects, see :func:`introductions`.
         proposals: time-major rows, if the network wants them.
+        remembered: see :func:`advance`; None for the network's own masks.
 
     Returns:
         One output a frame.
@@ -242,7 +249,9 @@ def unroll(
     outputs: list[StepOutput] = []
     state: State[Any, Any] | None = None
     for t, features in enumerate(_split_frames(encoded.features, batch, length)):
-        output, state = advance(network, propagation, state, Encoded(features, encoded.padding), given.get(t))
+        frame = Encoded(features, encoded.padding)
+        truth = None if remembered is None else remembered[:, t]
+        output, state = advance(network, propagation, state, frame, given.get(t), truth)
         outputs.append(output)
     return outputs
 
