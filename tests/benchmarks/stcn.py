@@ -51,14 +51,10 @@ def plain_frames(network: STCN, frames: list[Tensor], label_map: Tensor, count: 
             masks = logits[1:]
         if t % EVERY == 0:
             others = masks.sum(dim=0, keepdim=True) - masks
-            stacked = torch.cat([image.expand(count, -1, -1, -1), torch.stack([masks, others], dim=1)], dim=1)
-            first = torch.cat([network.value_encoder.trunk.trunk.conv1.weight, network.value_encoder.trunk.mask_conv.weight], 1)
-            deep = plain.resnet(stacked, network.value_encoder.trunk.trunk, first)[2]
-            x = torch.cat([deep, pyramid[2].expand(count, -1, -1, -1)], dim=1)
-            x = plain.residual(x, network.value_encoder.block1)
-            x = plain.residual(x + plain.cbam(x, network.value_encoder.attention), network.value_encoder.block2)
+            shared = pyramid[2].expand(count, -1, -1, -1)
+            value = plain.value(image.expand(count, -1, -1, -1), [masks, others], shared, network.value_encoder)
             keys.append(key[0].flatten(1))
-            values.append(x.flatten(2))
+            values.append(value.flatten(2))
         yield plain.crop(logits, pad).argmax(dim=0).byte()
 
 

@@ -54,8 +54,8 @@ def resnet(x: Tensor, trunk, first: Tensor) -> list[Tensor]:
 
 
 def masked_encoder(image: Tensor, channels: list[Tensor], encoder) -> list[Tensor]:
-    """``image`` is normalised; ``channels`` are masks ``(H, W)``."""
-    x = torch.cat([image, *[c[None, None] for c in channels]], 1)
+    """``image`` is normalised; ``channels`` are masks ``(H, W)``, or ``(N, H, W)`` for a batch of ``N``."""
+    x = torch.cat([image, *[c.reshape(-1, 1, *c.shape[-2:]) for c in channels]], 1)
     return resnet(x, encoder.trunk, torch.cat([encoder.trunk.conv1.weight, encoder.mask_conv.weight], 1))
 
 

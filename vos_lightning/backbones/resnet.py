@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -163,8 +163,7 @@ class ResNetPyramid(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, (BasicBlock, Bottleneck)):
-                last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
-                last.weight *= gain
+                last_norm(module).weight *= gain
 
     def _load(self, weights: str, block: Block, blocks: tuple[int, ...], width: int) -> None:
         name = _PUBLISHED.get((block, blocks)) if width == 64 else None
@@ -195,6 +194,11 @@ class ResNetPyramid(nn.Module):
         own = self.state_dict()
         loaded = {key: trunk[key] for key in own if not key.endswith("num_batches_tracked")}
         self.load_state_dict({**own, **loaded})
+
+
+def last_norm(block: BasicBlock | Bottleneck) -> Any:
+    """The normalisation of what a block adds to its input."""
+    return block.bn3 if isinstance(block, Bottleneck) else block.bn2
 
 
 def _stage(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vos_lightning.backbones.normalization import CarrierNorm, Norm
 from vos_lightning.backbones.residual import hand_through
-from vos_lightning.backbones.resnet import Block, ResNetPyramid, ResNetWeights
+from vos_lightning.backbones.resnet import Block, ResNetPyramid, ResNetWeights, last_norm
+from vos_lightning.encoders.projection import KeyValueProjection
 
 OtherObjects = Literal["sum", "clamped", "inverse"]
 """What the second mask channel of an object holds: the sum of the other objects' masks (STCN), the same in [0, 1] (STM), or one
@@ -120,7 +121,7 @@ class MaskedEncoder(nn.Module):
         trunk.bn1.bias[:CARRIERS] = trunk.bn1.bias.new_tensor([0, 1])
         for stage in (trunk.layer1, trunk.layer2, trunk.layer3):
             for block in stage:
-                last = block.bn3 if hasattr(block, "bn3") else block.bn2
+                last = last_norm(block)
                 last.weight[:CARRIERS] = 0
                 last.bias[:CARRIERS] = 0
                 if block.downsample is not None:
@@ -132,6 +133,27 @@ class MaskedEncoder(nn.Module):
         norm = getattr(parent, name)
         if isinstance(norm, nn.GroupNorm):
             setattr(parent, name, CarrierNorm(norm.num_channels, CARRIERS))
+
+
+def start_as_copiers(
+    query_encoder: ResNetPyramid,
+    query_projection: KeyValueProjection,
+    memory_encoder: MaskedEncoder,
+    memory_projection: KeyValueProjection | None,
+) -> None:
+    """Initialise separate encoders of query and memory alike, with values of the memory that hold the masks.
+
+    Raises:
+        ValueError: the memory has no projection of its own.
+    """
+    if memory_projection is None:
+        raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")
+    query_encoder.damp_residuals()
+    memory_encoder.trunk.load_state_dict(query_encoder.state_dict())
+    memory_encoder.start_as_copier()
+    query_projection.start_as_matcher()
+    memory_projection.load_state_dict(query_projection.state_dict())
+    hand_through(memory_projection.value, CARRIERS)
 
 
 def _add_mask_channel(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from vos_lightning.backbones.normalization import CarrierNorm, CellNorm, Norm, PyramidNorm
-from vos_lightning.backbones.residual import hand_through
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
-from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects
+from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects, start_as_copiers
 from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.readout import read_memory
@@ -123,19 +121,8 @@ class STM(VOSNetwork[Features, Entry, None]):
             num_classes=2,
         )
         if copier_start:
-            self._start_as_copier()
-
-    @torch.no_grad()
-    def _start_as_copier(self) -> None:
-        if self.memory_projection is None:
-            raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")
-        self.query_encoder.damp_residuals()
-        self.memory_encoder.trunk.load_state_dict(self.query_encoder.state_dict())
-        self.memory_encoder.start_as_copier()
-        self.query_projection.start_as_matcher()
-        self.memory_projection.load_state_dict(self.query_projection.state_dict())
-        hand_through(self.memory_projection.value, CARRIERS)
-        self.decoder.start_as_copier()
+            start_as_copiers(self.query_encoder, self.query_projection, self.memory_encoder, self.memory_projection)
+            self.decoder.start_as_copier()
 
     @classmethod
     def small(cls) -> STM:

@@ -234,7 +234,7 @@ def test_thin_plates_move_some_frames_a_little() -> None:
     recipe = ThinPlateRecipe(fill=(30, 30, 30))
     warped_frames, warped_maps = random_thin_plate(sample_generator(0, 0, 0), frames, label_maps, recipe)
     moved = (warped_frames != frames).any(axis=(1, 2, 3))
-    assert 0.2 < moved.mean() < 0.47
+    assert 0.25 < moved.mean() < 0.42
     assert misaligned(warped_frames[moved], warped_maps[moved]) < 0.05
     assert (warped_maps[~moved] == label_maps[~moved]).all()
     assert 0.01 < (warped_maps[moved] != label_maps[moved]).mean() < 0.2
