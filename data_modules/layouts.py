@@ -16,7 +16,7 @@ from torch import Tensor
 from data_modules.scenes import SceneRecipe
 from data_modules.static_sets import LAYOUTS, StaticSet
 from data_modules.synthetic import TRAIN, VAL, SyntheticVideos, make_scene
-from vos_lightning.label_io import write_label_map
+from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.mask_ops import object_ids_in
 from vos_lightning.structures import IGNORE_LABEL, VideoSample
 

@@ -15,7 +15,7 @@ from data_modules.clip_dataset import ClipSource
 from data_modules.clip_sampling import choose_by_recipe
 from data_modules.recipe import ClipRecipe
 from data_modules.transforms import RawClip
-from vos_lightning.label_io import read_image, read_label_map, read_pixels
+from vos_lightning.io.label_maps import read_image, read_label_map, read_pixels
 from vos_lightning.mask_ops import object_ids_in
 from vos_lightning.structures import IGNORE_LABEL, VideoRecord, VideoSample
 

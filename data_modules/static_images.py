@@ -14,7 +14,7 @@ from data_modules.clip_dataset import ClipSource
 from data_modules.recipe import AffineRecipe, ClipRecipe
 from data_modules.sources import REFERENCE_ATTEMPTS, check_size
 from data_modules.transforms import RawClip
-from vos_lightning.label_io import read_label_map, read_pixels
+from vos_lightning.io.label_maps import read_label_map, read_pixels
 from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 IMAGE_RECIPE = ClipRecipe(num_frames=5, affine=AffineRecipe())

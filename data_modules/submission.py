@@ -35,7 +35,7 @@ from rich.console import Console
 
 from data_modules.doctor.layouts import Split, recognise, subfolders
 from data_modules.sources import IMAGE_SUFFIXES, files_by_stem
-from vos_lightning.label_io import PALETTE, read_label_map
+from vos_lightning.io.label_maps import PALETTE, read_label_map
 
 Server = Literal["davis17-testdev", "youtube-vos18", "youtube-vos19", "mose", "lvos"]
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)

@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from vos_lightning.label_io import read_label_map, write_atomically
+from vos_lightning.io.label_maps import read_label_map, write_atomically
 from vos_lightning.metrics import ObjectScores, Protocol, describe, evaluate_video, summarize, summary_keys
 from vos_lightning.metrics.davis import scored_maps
 from vos_lightning.metrics.protocols import GROUPED, check_protocol

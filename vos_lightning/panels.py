@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vos_lightning.label_io import PALETTE
+from vos_lightning.io.label_maps import PALETTE
 from vos_lightning.mask_ops import Padding, PaddingRule, padding_for, unpad
 from vos_lightning.structures import FramePrediction
 

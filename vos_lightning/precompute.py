@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from vos_lightning.label_io import read_image
+from vos_lightning.io.label_maps import read_image
+from vos_lightning.io.videos import IMAGE_SUFFIXES, list_images, open_frames
 from vos_lightning.proposals.detector import Architecture, Order, ProposalDetector, Selection
 from vos_lightning.proposals.store import Found, ProposalFile, write_proposals
-from vos_lightning.video_files import IMAGE_SUFFIXES, list_images, open_frames
 
 
 def precompute(

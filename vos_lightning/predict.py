@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from vos_lightning.label_io import overlay, read_label_map, write_label_map
+from vos_lightning.io.label_maps import overlay, read_label_map, write_label_map
+from vos_lightning.io.videos import FrameSource, VideoWriter, list_images, open_frames
 from vos_lightning.mask_ops import object_ids_in
 from vos_lightning.modules.loading import load_engine
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.structures import IGNORE_LABEL, FramePrediction
-from vos_lightning.video_files import FrameSource, VideoWriter, list_images, open_frames
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 AREA_FACTOR = 2.0
@@ -97,7 +97,7 @@ def read_given(path: Path, size: tuple[int, int], first: bool) -> UInt8[Tensor, 
     """Read a mask that a person has drawn. A black and white mask is object 1.
 
     Args:
-        path: a PNG file, see :func:`vos_lightning.label_io.read_label_map`.
+        path: a PNG file, see :func:`vos_lightning.io.label_maps.read_label_map`.
         size: height and width of the frames.
         first: whether it is the first mask, which may not be empty.
 

@@ -9,11 +9,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vos_lightning.callbacks.panels import panels_of, write_panels
+from vos_lightning.io.videos import open_frames
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.predict import MaskFiles, read_given
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.structures import FramePrediction, VideoSample
-from vos_lightning.video_files import open_frames
 
 Segmented = Iterator[tuple[str, UInt8[Tensor, "3 H W"], FramePrediction]]
 """Name, frame and prediction of one frame after the other."""

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from data_modules.doctor.known import DAVIS_2016_VAL_FRAMES, Figures, release_of
 from data_modules.doctor.layouts import Split
-from vos_lightning.label_io import read_image, read_label_map
+from vos_lightning.io.label_maps import read_image, read_label_map
 from vos_lightning.structures import IGNORE_LABEL
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_modules.doctor.checks import Finding
-from vos_lightning.label_io import read_label_map, write_label_map
+from vos_lightning.io.label_maps import read_label_map, write_label_map
 
 
 def backup_folder(root: Path) -> Path:

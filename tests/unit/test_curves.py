@@ -11,7 +11,7 @@ from PIL import Image
 
 from vos_lightning.cli import main
 from vos_lightning.curves import COLOURS, HEIGHT, WIDTH, FrameScore, draw_curves, frame_scores
-from vos_lightning.label_io import write_label_map
+from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.metrics import evaluate_video
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vos_lightning import evaluate
 from vos_lightning.evaluate import EvaluationError, evaluate_folder, main
-from vos_lightning.label_io import PALETTE, read_label_map, write_label_map
+from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 from vos_lightning.metrics import evaluate_video
 
 VIDEOS = {"bear": 2, "cat": 1}

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 from tests.oracles import davis_metrics as oracle
 from tests.tolerances import assert_close
-from vos_lightning.label_io import read_label_map
+from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.metrics import (
     VideoMetric,
     boundary_accuracy,

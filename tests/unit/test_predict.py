@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.unit.dummies import DummyModule, DummyNetwork, make_frames, make_label_map
-from vos_lightning.label_io import read_label_map, write_label_map
+from vos_lightning.io.label_maps import read_label_map, write_label_map
+from vos_lightning.io.videos import VideoWriter, open_frames
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.loading import load_engine
 from vos_lightning.predict import DriftIndex, MaskFiles, main, read_given
 from vos_lightning.propagation.policies import EveryKth
 from vos_lightning.structures import FramePrediction
-from vos_lightning.video_files import VideoWriter, open_frames
 
 MODULE = f"{DummyModule.__module__}.DummyModule"
 NETWORK = f"{DummyNetwork.__module__}.DummyNetwork"

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from tests.unit.dummies import DummyModule, make_video
 from vos_lightning.callbacks.drawing import CAPTION_HEIGHT, sheet, spread, thumbnail
 from vos_lightning.callbacks.predictions import PredictionWriter
-from vos_lightning.label_io import read_label_map
+from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.io.videos import open_frames
 from vos_lightning.structures import VideoSample
-from vos_lightning.video_files import open_frames
 
 
 class Videos(LightningDataModule):

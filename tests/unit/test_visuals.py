@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from tests.unit.dummies import DummyModule, make_frames, make_label_map, make_video
 from vos_lightning.callbacks import EvaluationPictures, Throughput
 from vos_lightning.callbacks import throughput as throughput_module
+from vos_lightning.io.videos import open_frames
 from vos_lightning.structures import ClipBatch
-from vos_lightning.video_files import open_frames
 
 
 def make_clips() -> ClipBatch:

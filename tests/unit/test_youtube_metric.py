@@ -16,7 +16,7 @@ from tests.unit.data_modules.helpers import trainer
 from tests.unit.dummies import DummyNetwork
 from tests.unit.test_metrics import blobs
 from vos_lightning.evaluate import EvaluationError, evaluate_folder, main
-from vos_lightning.label_io import write_label_map
+from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.metrics import VideoMetric, describe, evaluate_video, summarize
 from vos_lightning.metrics.youtube_vos import unseen_objects
 from vos_lightning.modules.base import VOSModule

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from vos_lightning.callbacks.drawing import sheet, spread, thumbnail, write_png
-from vos_lightning.label_io import overlay, write_label_map
+from vos_lightning.io.label_maps import overlay, write_label_map
+from vos_lightning.io.videos import VideoWriter
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
-from vos_lightning.video_files import VideoWriter
 
 SHEET_FRAMES = 8
 SHEET_VIDEOS = 40

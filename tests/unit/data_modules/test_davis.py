@@ -16,7 +16,7 @@ from data_modules.davis import DAVISDataModule
 from data_modules.layouts import write_davis_layout
 from data_modules.recipe import ClipRecipe
 from data_modules.sources import RecordClips, RecordVideos, find_record, open_video
-from vos_lightning.label_io import read_label_map, write_label_map
+from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.structures import VideoSample
 
 RECIPE = ClipRecipe(num_frames=3, short_side=None, crop="balanced", crop_size=32, min_object_pixels=16, max_objects=2)

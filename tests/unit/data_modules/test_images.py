@@ -20,7 +20,7 @@ from data_modules.recipe import AffineRecipe, ClipRecipe
 from data_modules.static_images import ImageClips, StaticImagesDataModule, find_pairs
 from data_modules.synthetic import SyntheticDataModule
 from tests.unit.data_modules.helpers import Recorder, trainer
-from vos_lightning.label_io import read_label_map, write_label_map
+from vos_lightning.io.label_maps import read_label_map, write_label_map
 
 # pycocotools on newer NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

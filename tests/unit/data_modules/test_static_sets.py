@@ -13,7 +13,7 @@ from data_modules.layouts import write_static_images, write_static_set
 from data_modules.recipe import ClipRecipe
 from data_modules.static_images import objects_from_levels, voc_objects
 from data_modules.static_sets import LAYOUTS, StaticSet, StaticSetDataModule, find_static_set
-from vos_lightning.label_io import read_label_map
+from vos_lightning.io.label_maps import read_label_map
 
 RECIPE = ClipRecipe(num_frames=2, short_side=None, crop="none", max_objects=2, swap_probability=0.0)
 CASES = [(dataset, layout) for dataset in get_args(StaticSet) for layout in range(len(LAYOUTS[dataset]))]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_modules import submission
 from data_modules.submission import SERVERS, SubmissionError, check_archive, main, write_submission
-from vos_lightning.label_io import PALETTE, read_label_map, write_label_map
+from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 
 SIZE = (16, 24)
 VIDEOS = {"aerobatics": (1, 2), "car-race": (1, 3)}

@@ -19,7 +19,7 @@ from av.error import FFmpegError
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vos_lightning.label_io import read_image
+from vos_lightning.io.label_maps import read_image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 FOLDER_FPS = Fraction(24)

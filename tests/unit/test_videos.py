@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vos_lightning.video_files import FOLDER_FPS, VideoWriter, open_frames
+from vos_lightning.io.videos import FOLDER_FPS, VideoWriter, open_frames
 
 
 def quarters(height: int = 46, width: int = 62, brightness: int = 0) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from tests.tolerances import assert_close
-from vos_lightning import label_io
-from vos_lightning.label_io import (
+from vos_lightning.io import label_maps
+from vos_lightning.io.label_maps import (
     PALETTE,
     colorize,
     overlay,
@@ -69,7 +69,7 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, 
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(label_io.os, "replace", fail)
+    monkeypatch.setattr(label_maps.os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
