@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tests.tolerances import assert_close
 from vos_lightning.mask_ops import (
     Padding,
+    as_object_map,
     ids_to_slots,
     label_map_from_probabilities,
     logits_from_masks,
@@ -161,3 +162,15 @@ def test_label_map_is_the_first_of_the_most_probable(num_objects: int) -> None:
     for b, y, x in itertools.product(range(2), range(5), range(6)):
         column = probabilities[b, :, y, x].tolist()
         assert int(label_map[b, y, x]) == column.index(max(column))
+
+
+def test_black_and_white_masks_are_object_1_and_void_must_be_allowed() -> None:
+    white = torch.tensor([[0, 255]], dtype=torch.uint8)
+    assert as_object_map(white).tolist() == [[0, 1]]
+    assert as_object_map(white, has_void=True).tolist() == [[0, 255]]
+    mixed = torch.tensor([[0, 3, 255]], dtype=torch.uint8)
+    assert as_object_map(mixed, has_void=True).tolist() == [[0, 3, 255]]
+    with pytest.raises(ValueError, match="255 beside the ids 3"):
+        as_object_map(mixed)
+    plain = torch.tensor([[0, 3, 7]], dtype=torch.uint8)
+    assert as_object_map(plain).tolist() == [[0, 3, 7]]
