@@ -103,8 +103,8 @@ def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False) ->
         return white.to(torch.uint8)
     shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
     raise ValueError(
-        f"id 255 beside the ids {shown}: number the objects 1, 2, ... up to 254 without smoothed edges, or draw a single object in "
-        "pure white"
+        f"id 255 beside the ids {shown}: number the objects 1, 2, ... up to 254 without smoothed edges, or draw a single object "
+        "in pure white"
     )
 
 
