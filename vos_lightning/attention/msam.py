@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,54 @@ MOTION_CHANNELS = (3, 16, 16, 32, 32, 32, 64)
 """Kernels, and outputs of all layers but the last, of the motion network (Table 1)."""
 
 
+@dataclass(frozen=True)
+class MotionOptions:
+    r"""What the motion of a frame is computed by.
+
+    Attributes:
+        window: side of the window in the frame before, in cells, odd.
+        uncertainty: form of the uncertainty map, see :func:`match_confidence`; None leaves the map out.
+        sign: sign of the cosines in the softmax, see :func:`match_weights`.
+        temperature: temperature of the softmax, positive.
+        learn_temperature: train the logarithm of the temperature, which starts at ``temperature``.
+        normalize: divide the displacement by ``window // 2``.
+        out_of_frame: what stands for offsets that leave the frame, see :func:`match_weights`.
+        reduced_channels: channels of the features that are compared; the paper has a quarter of the features' 1024.
+        separate_reduction: reduce the features of the frame before by a layer of their own.
+        norm: ``group`` puts a group normalisation of one group after every layer of the motion network but the last.
+
+    Raises:
+        ValueError: a value is unknown or out of range.
+
+    Reference: MUNet (Sun et al.) section 3.2; the paper prints ``sign=-1``, no temperature and no normalisation.
+    """
+
+    window: int = 25
+    uncertainty: Confidence | None = "maximum"
+    sign: Literal[-1, 1] = 1
+    temperature: float = 0.05
+    learn_temperature: bool = False
+    normalize: bool = True
+    out_of_frame: OutOfFrame = "mask"
+    reduced_channels: int = 256
+    separate_reduction: bool = False
+    norm: MotionNorm = "none"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("uncertainty", self.uncertainty, (*get_args(Confidence), None)),
+            ("sign", self.sign, (-1, 1)),
+            ("out_of_frame", self.out_of_frame, get_args(OutOfFrame)),
+            ("norm", self.norm, get_args(MotionNorm)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"motion.{name} must be one of {allowed}, not {value!r}")
+        if self.window < 1 or self.window % 2 == 0:
+            raise ValueError(f"motion.window must be an odd number of cells, not {self.window}")
+        if self.temperature <= 0:
+            raise ValueError(f"motion.temperature must be positive, not {self.temperature}")
+
+
 class MotionLayer(nn.Module):
     r"""Motion-uncertainty layer: where each pixel came from and how sure that is, as a feature.
 
@@ -34,60 +83,33 @@ class MotionLayer(nn.Module):
     these three channels to as many as the semantic feature has.
 
     Args:
-        in_channels: of the semantic feature, and of the result.
-        reduced_channels: after the reduction.
-        window: side of the window in cells.
-        uncertainty: form of the second map, see :func:`match_confidence`; None leaves it out.
-        sign: of the softmax, see :func:`match_weights`.
-        temperature: likewise.
-        learn_temperature: train the logarithm of the temperature, which starts at ``temperature``.
-        normalize: divide the displacement by ``window // 2``.
-        out_of_frame: see :func:`match_weights`.
-        separate_reduction: a reduction of its own for the frame before.
-        norm: ``group`` puts a group normalisation of one group after every layer of the network but the last.
+        in_channels: channels of the semantic feature, and of the result.
+        options: see :class:`MotionOptions`.
 
     Reference: MUNet (Sun et al.) section 3.2 and Table 1.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        reduced_channels: int,
-        window: int,
-        uncertainty: Confidence | None,
-        sign: int,
-        temperature: float,
-        learn_temperature: bool,
-        normalize: bool,
-        out_of_frame: OutOfFrame,
-        separate_reduction: bool,
-        norm: MotionNorm,
-    ) -> None:
+    def __init__(self, in_channels: int, options: MotionOptions) -> None:
         super().__init__()
-        self.window = window
-        self.uncertainty = uncertainty
-        self.sign = sign
-        self.normalize = normalize
-        self.out_of_frame = out_of_frame
-        self.reduction = nn.Conv2d(in_channels, reduced_channels, 1)
-        self.earlier_reduction = nn.Conv2d(in_channels, reduced_channels, 1) if separate_reduction else None
-        log_temperature = torch.tensor(math.log(temperature))
-        self.log_temperature = nn.Parameter(log_temperature) if learn_temperature else None
-        self._temperature = temperature
-        widths = (2 if uncertainty is None else 3, *MOTION_CHANNELS, in_channels)
+        self.options = options
+        self.reduction = nn.Conv2d(in_channels, options.reduced_channels, 1)
+        self.earlier_reduction = nn.Conv2d(in_channels, options.reduced_channels, 1) if options.separate_reduction else None
+        log_temperature = torch.tensor(math.log(options.temperature))
+        self.log_temperature = nn.Parameter(log_temperature) if options.learn_temperature else None
+        widths = (2 if options.uncertainty is None else 3, *MOTION_CHANNELS, in_channels)
         layers: list[nn.Module] = []
         for (narrow, wide), kernel in zip(itertools.pairwise(widths), MOTION_KERNELS, strict=True):
             layers.append(nn.Conv2d(narrow, wide, kernel, padding=kernel // 2))
-            if norm == "group":
+            if options.norm == "group":
                 layers.append(nn.GroupNorm(1, wide))
             layers.append(nn.ReLU(inplace=True))
         # The last layer is linear.
-        self.network = nn.Sequential(*layers[: -2 if norm == "group" else -1])
+        self.network = nn.Sequential(*layers[: -2 if options.norm == "group" else -1])
 
     @property
     def temperature(self) -> float | Tensor:
-        """Of the softmax."""
-        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
+        """Temperature of the softmax."""
+        return self.options.temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def reduce(self, semantic: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B CM h w"], Float[Tensor, "B CM h w"]]:
         """Reduced features of unit length of a frame as the current one and as the one before."""
@@ -100,11 +122,11 @@ class MotionLayer(nn.Module):
         self, current: Float[Tensor, "B CM h w"], earlier: Float[Tensor, "B CM h w"]
     ) -> tuple[Float[Tensor, "B C h w"], dict[str, Tensor]]:
         """Motion feature from the reduced features of two frames; displacement and uncertainty by name."""
-        volume = local_similarity(current, earlier, self.window, "dot")
-        tau = self.temperature
-        maps = {"displacement": soft_displacement(volume, self.sign, tau, self.normalize, self.out_of_frame)}
-        if self.uncertainty is not None:
-            maps["uncertainty"] = match_confidence(volume, self.uncertainty, self.sign, tau, self.out_of_frame)
+        form, tau = self.options, self.temperature
+        volume = local_similarity(current, earlier, form.window, "dot")
+        maps = {"displacement": soft_displacement(volume, form.sign, tau, form.normalize, form.out_of_frame)}
+        if form.uncertainty is not None:
+            maps["uncertainty"] = match_confidence(volume, form.uncertainty, form.sign, tau, form.out_of_frame)
         return self.network(torch.cat(list(maps.values()), dim=1)), maps
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import DenseNet, DenseNet121_Weights, densenet121
 
+from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import Norm, replace_batch_norm
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
 from vos_lightning.structures import FeaturePyramid
@@ -18,7 +19,7 @@ Weights = Literal["IMAGENET1K_V1", "DEFAULT"]
 _DENSENET121 = (32, (6, 12, 24), 64)
 
 
-class DenseNetPyramid(nn.Module):
+class DenseNetPyramid(Backbone):
     """DenseNet-121 up to its third dense block: the raw outputs of the dense blocks at strides 4, 8 and 16.
 
     Raw: before the batch normalisation and ReLU of the transition that follows. Layers and parameter names are torchvision's

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import Norm, replace_batch_norm
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
 from vos_lightning.structures import FeaturePyramid
@@ -31,7 +32,7 @@ _DETECTORS = {"MASK_RCNN_COCO_V1": ("maskrcnn_resnet50_fpn", "COCO_V1")}
 _DETECTOR_TRUNK = "backbone.body."
 
 
-class ResNetPyramid(nn.Module):
+class ResNetPyramid(Backbone):
     """ResNet with features at strides 4 (``layer1``), 8 (``layer2``) and 16 (``layer3``, or ``layer4`` without its stride).
 
     As ``layer4`` would have stride 32, its stride is removed and all its blocks but the first are dilated by 2 (DeepLab). Layers
@@ -153,7 +154,7 @@ class ResNetPyramid(nn.Module):
         return self.layer1(self.maxpool(self.relu(self.bn1(stem))))
 
     @torch.no_grad()
-    def damp_residuals(self, gain: float = 0.1) -> None:
+    def start_smooth(self, gain: float = 0.1) -> None:
         """Scale what the blocks add to their input by the weights of their last normalisation.
 
         Random features then follow the shallow path and change smoothly from frame to frame: the affinities of an untrained

@@ -31,6 +31,7 @@ from vos_lightning.matching.similarity import Similarity
 PointSource = Literal["learned", "probabilities", "all", "none"]
 EmptyMask = Literal["skip", "whole_frame"]
 DetectorForm = Literal["top_down", "top_down_3x3", "concatenated"]
+WriteBack = Literal["replace", "add", "replace_pixels"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,55 @@ class UncertaintyDetector(nn.Module):
         return self.predictor(x).float().sigmoid().squeeze(1).unflatten(0, s4.shape[:2])
 
 
+@dataclass(frozen=True)
+class PointRefinement:
+    """How uncertain points are looked at again.
+
+    Attributes:
+        detector: form of the network that learns where a mask may be wrong, see :class:`UncertaintyDetector`.
+        grid_stride: distance of the points that are read of the first frame, in cells at stride 4.
+        grid_while_previous: whether the grid is read where first and previous frame are the same.
+        window: side of the window that is read of the previous frame, in cells at stride 4.
+        share_key: one layer for the point keys of query and memory.
+        aggregation: widths of the stack that joins what was read with the query; the last is the decoder's at stride 4.
+        prediction: widths of the hidden layers of the stack that predicts the new logits.
+        chunk: points that are matched at a time.
+        write_back: new logits replace the old ones at stride 4 (``replace``), are added to them (``add``), or replace the pixels
+            of a point after enlarging (``replace_pixels``).
+        relu_decoded: pass the decoder's features at points through a ReLU before the new ones are added.
+
+    Raises:
+        ValueError: a value is unknown or out of range.
+
+    Reference: PMNet sections 3.2.1 to 3.2.3.
+    """
+
+    detector: DetectorForm = "top_down"
+    grid_stride: int = 2
+    grid_while_previous: bool = True
+    window: int = 15
+    share_key: bool = False
+    aggregation: tuple[int, ...] = (512, 256, 256)
+    prediction: tuple[int, ...] = (256, 256)
+    chunk: int = 512
+    write_back: WriteBack = "replace"
+    relu_decoded: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("detector", self.detector, get_args(DetectorForm)),
+            ("write_back", self.write_back, get_args(WriteBack)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"refinement.{name} must be one of {allowed}, not {value!r}")
+        for name, number in (("grid_stride", self.grid_stride), ("window", self.window), ("chunk", self.chunk)):
+            if number < 1:
+                raise ValueError(f"refinement.{name} must be at least 1, not {number}")
+
+
+DEFAULT_REFINEMENT = PointRefinement()
+
+
 class PointRefiner(nn.Module):
     r"""New logits at points, from features at stride 4 of the frame, of the first and of the previous one.
 
@@ -164,13 +214,9 @@ class PointRefiner(nn.Module):
         decoder_channels: of the decoder's features at stride 4.
         key_channels: of the keys of query and memory.
         value_channels: of the query's and of the memory's value.
-        aggregation: widths of the stack A; the last must be ``decoder_channels``.
-        prediction: widths of the hidden layers of the stack B.
-        share_key: one layer for the keys of query and memory.
-        window: side of the window in the previous frame, in cells.
+        options: widths of the stacks A (``aggregation``, which ends with ``decoder_channels``) and B (``prediction``), and more.
         similarity: see :func:`vos_lightning.matching.points.match_points`.
         scale: likewise.
-        chunk: points that are matched at a time: bounds the memory.
         recompute: in training, compute a chunk again in the backward pass instead of keeping its gathered keys.
 
     Raises:
@@ -186,30 +232,25 @@ class PointRefiner(nn.Module):
         decoder_channels: int = 256,
         key_channels: int = 64,
         value_channels: int = 512,
-        aggregation: tuple[int, ...] = (512, 256, 256),
-        prediction: tuple[int, ...] = (256, 256),
-        share_key: bool = False,
-        window: int = 15,
+        options: PointRefinement = DEFAULT_REFINEMENT,
+        *,
         similarity: Similarity = "l2",
         scale: float | None = None,
-        chunk: int = 512,
         recompute: bool = True,
     ) -> None:
         super().__init__()
-        if aggregation[-1] != decoder_channels:
+        if options.aggregation[-1] != decoder_channels:
             raise ValueError(
-                f"the point aggregation must end with the decoder's {decoder_channels} channels, not {aggregation[-1]}"
+                f"refinement.aggregation must end with the decoder's {decoder_channels} channels, not {options.aggregation[-1]}"
             )
-        if window < 1 or chunk < 1:
-            raise ValueError(f"window and chunk must be at least 1, not {window} and {chunk}")
         self.query_key = nn.Linear(feature_channels, key_channels)
         self.query_value = nn.Linear(feature_channels, value_channels)
-        self.memory_key = None if share_key else nn.Linear(feature_channels, key_channels)
+        self.memory_key = None if options.share_key else nn.Linear(feature_channels, key_channels)
         self.fusion = nn.Linear(feature_channels + own_channels, value_channels)
-        self.aggregation = _stack(2 * value_channels, aggregation)
-        self.prediction = _stack(decoder_channels, (*prediction, 1))
-        self.window, self.similarity, self.scale = window, similarity, scale
-        self.chunk, self.recompute = chunk, recompute
+        self.aggregation = _stack(2 * value_channels, options.aggregation)
+        self.prediction = _stack(decoder_channels, (*options.prediction, 1))
+        self.window, self.similarity, self.scale = options.window, similarity, scale
+        self.chunk, self.recompute = options.chunk, recompute
 
     @torch.no_grad()
     def start_as_copier(self, evidence: float = 6.0) -> None:

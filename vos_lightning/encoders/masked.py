@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.normalization import CarrierNorm, Norm
+from vos_lightning.backbones.base import Backbone
+from vos_lightning.backbones.normalization import CarrierNorm
 from vos_lightning.backbones.residual import hand_through
-from vos_lightning.backbones.resnet import Block, ResNetPyramid, ResNetWeights, last_norm
+from vos_lightning.backbones.resnet import ResNetPyramid, last_norm
 from vos_lightning.encoders.projection import KeyValueProjection
 
 OtherObjects = Literal["sum", "clamped", "inverse"]
@@ -31,12 +32,7 @@ class MaskedEncoder(nn.Module):
     training on still images to that on videos).
 
     Args:
-        block: of the ResNet, see :class:`ResNetPyramid`.
-        blocks: likewise.
-        width: likewise.
-        weights: likewise; the half of the masks starts at random.
-        norm: likewise.
-        conv_bias: likewise.
+        trunk: the ResNet. The part of its first convolution that sees the masks is added here and starts at random.
         others: the second mask channel; None for the object's own mask alone.
         mask_init: how the half of the masks starts: PyTorch's default for one convolution a channel (STM), or ``orthogonal`` over
             all of them (STCN).
@@ -49,12 +45,7 @@ class MaskedEncoder(nn.Module):
 
     def __init__(
         self,
-        block: Block,
-        blocks: tuple[int, int, int, int],
-        width: int = 64,
-        weights: ResNetWeights | None = "IMAGENET1K_V1",
-        norm: Norm = "frozen_statistics",
-        conv_bias: bool = False,
+        trunk: ResNetPyramid,
         others: OtherObjects | None = "clamped",
         mask_init: MaskInit = "default",
     ) -> None:
@@ -66,10 +57,10 @@ class MaskedEncoder(nn.Module):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
         self.others = others
-        self.trunk = ResNetPyramid(block, blocks, width, "layer3", weights, "stem", norm, conv_bias)
-        self.channels = self.trunk.channels
+        self.trunk = trunk
+        self.channels = trunk.channels
         """Channels at strides 4, 8 and 16."""
-        self.mask_conv = nn.Conv2d(1 if others is None else 2, width, 7, 2, 3, bias=False)
+        self.mask_conv = nn.Conv2d(1 if others is None else 2, trunk.conv1.out_channels, 7, 2, 3, bias=False)
         if mask_init == "orthogonal":
             nn.init.orthogonal_(self.mask_conv.weight)
         else:
@@ -136,7 +127,7 @@ class MaskedEncoder(nn.Module):
 
 
 def start_as_copiers(
-    query_encoder: ResNetPyramid,
+    query_encoder: Backbone,
     query_projection: KeyValueProjection,
     memory_encoder: MaskedEncoder,
     memory_projection: KeyValueProjection | None,
@@ -144,12 +135,15 @@ def start_as_copiers(
     """Initialise separate encoders of query and memory alike, with values of the memory that hold the masks.
 
     Raises:
-        ValueError: the memory has no projection of its own.
+        ValueError: the memory has no projection of its own, or the two encoders are not of one kind and size.
     """
     if memory_projection is None:
         raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")
-    query_encoder.damp_residuals()
-    memory_encoder.trunk.load_state_dict(query_encoder.state_dict())
+    query_encoder.start_smooth()
+    try:
+        memory_encoder.trunk.load_state_dict(query_encoder.state_dict())
+    except RuntimeError as error:
+        raise ValueError("copier_start needs encoders of one kind and size for the query and for the memory") from error
     memory_encoder.start_as_copier()
     query_projection.start_as_matcher()
     memory_projection.load_state_dict(query_projection.state_dict())

@@ -7,10 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vos_lightning.attention.cbam import CBAM
-from vos_lightning.backbones.normalization import Norm
 from vos_lightning.backbones.residual import ResidualBlock
-from vos_lightning.backbones.resnet import ResNetWeights
-from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects
+from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder
 
 
 class ValueEncoder(nn.Module):
@@ -21,13 +19,9 @@ class ValueEncoder(nn.Module):
     with the features of the object :math:`f`, those of the frame :math:`g` and residual blocks :math:`R_1, R_2`.
 
     Args:
-        shared_channels: of the frame's features at stride 16.
-        value_channels: of the value.
-        others: the second mask channel, see :class:`MaskedEncoder`; None for an object's own mask alone (STCN's pre-training).
-        weights: of the ResNet-18, see :class:`ResNetPyramid`.
-        norm: likewise.
-        blocks: number of blocks of its first three stages; other than ResNet-18's only without ``weights``.
-        width: channels of its stem, likewise.
+        trunk: encoder of frame and masks, a ResNet-18 in the papers.
+        shared_channels: channels of the frame's features at stride 16.
+        value_channels: channels of the value.
         attention: have the CBAM; without it, :math:`v = R_2(x)` (STCN's variant without CBAM).
         reduction: of the channel gate.
 
@@ -36,18 +30,15 @@ class ValueEncoder(nn.Module):
 
     def __init__(
         self,
+        trunk: MaskedEncoder,
         shared_channels: int = 1024,
         value_channels: int = 512,
-        others: OtherObjects | None = "sum",
-        weights: ResNetWeights | None = "IMAGENET1K_V1",
-        norm: Norm = "frozen_statistics",
-        blocks: tuple[int, int, int] = (2, 2, 2),
-        width: int = 64,
+        *,
         attention: bool = True,
         reduction: int = 16,
     ) -> None:
         super().__init__()
-        self.trunk = MaskedEncoder("basic", (*blocks, 2), width, weights, norm, True, others, "orthogonal")
+        self.trunk = trunk
         self.fine_channels = self.trunk.channels[0]
         """Channels of :meth:`fine`."""
         self.block1 = ResidualBlock(self.trunk.channels[2] + shared_channels, value_channels)

@@ -108,7 +108,7 @@ class VOSModule(LightningModule):
         """Unroll a batch of clips."""
         given = introductions(batch.label_maps, batch.object_valid, self.late_objects)
         remembered = self.remembered_masks(batch)
-        outputs = unroll(self.network, self.train_propagation, batch.frames, given, batch.proposals, remembered)
+        outputs = unroll(self.training_network(), self.train_propagation, batch.frames, given, batch.proposals, remembered)
         losses = self.clip_loss(outputs, batch)
         size = batch.frames.shape[0]
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=size, prog_bar=True)
@@ -117,6 +117,10 @@ class VOSModule(LightningModule):
             iou = foreground_iou(last.probabilities, trainable_labels(batch.label_maps[:, -1], last.introduced))
         self.log("train/iou", iou, batch_size=size, prog_bar=True)
         return losses["loss"]
+
+    def training_network(self) -> VOSNetwork[Any, Any, Any]:
+        """The network as a training step uses it; a schedule may return a copy that shares the parameters."""
+        return self.network
 
     def remembered_masks(self, batch: ClipBatch) -> Float[Tensor, "B T N H W"] | None:  # noqa: ARG002
         """What a training clip writes into the memory; None for what the network predicts."""

@@ -171,10 +171,10 @@ class PMNetModule(VOSModule):
         # Rounded, so that a fraction of thirds names the step that is meant.
         return "probabilities" if step < round(self.switch_fraction * self.trainer.max_steps) else None
 
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
-        """Unroll a batch of clips, with points from where they come from at this step."""
-        self.network.training_source = self.training_source(self.global_step)
-        return super().training_step(batch, batch_idx)
+    def training_network(self) -> PMNet:
+        """The network with points from where they come from at this step."""
+        source = self.training_source(self.global_step)
+        return self.network if source is None else self.network.with_points_from(source)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """With turns, take the gradients of the group whose turn it is not: Adam leaves a parameter without one as it is."""
@@ -224,7 +224,7 @@ class PMNetModule(VOSModule):
         step, mode = self.global_step, self.train_propagation.aggregation
         network = self.network
         padding = padding_for(labels.shape[1], labels.shape[2], network.stride, network.padding.larger_half_first)
-        coarse, probabilities = soft_aggregate(network.decoder.enlarge(aux["coarse"]), known, mode)
+        coarse, probabilities = soft_aggregate(network.stcn.decoder.enlarge(aux["coarse"]), known, mode)
         losses = {"coarse": bootstrapped_cross_entropy(unpad(coarse, padding), labels, falling_fraction(step, *self.hardest))}
         if "points" not in aux:
             return losses

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, get_args
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import Norm, PyramidNorm
-from vos_lightning.backbones.resnet import ResNetPyramid
+from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
-from vos_lightning.encoders.masked import OtherObjects
+from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
 from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.encoders.value import ValueEncoder
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.readout import read_memory
 from vos_lightning.matching.similarity import Similarity
-from vos_lightning.propagation.memory import Memory
+from vos_lightning.propagation.memory import Bank, Memory
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
-
-Weights = Literal["IMAGENET1K_V1"]
 
 
 @dataclass(frozen=True)
@@ -59,25 +58,21 @@ class STCN(VOSNetwork[Features, Entry, None]):
     from before their first annotation, as in the released code for YouTube-VOS, which keeps a bank for every object.
 
     Args:
-        weights: of both backbones (ResNet-50 and ResNet-18 of torchvision); None for a random initialisation.
-        others: the second mask channel of the value encoder; None for the network of the pre-training on still images, which sees
-            one object. See :class:`vos_lightning.encoders.masked.MaskedEncoder`.
+        backbone: encoder of frames to keys, a ResNet-50 up to stride 16 in the paper.
+        mask_encoder: encoder of a frame with its masks to values, a ResNet-18 in the paper; with one mask channel
+            (``others: null``) it is that of the pre-training on still images, which sees one object.
         similarity: of keys.
+        cosine_scale: factor of the similarity with ``cosine``; the others have one over the root of the number of channels.
         top_k: memory pixels that a query pixel reads in evaluation mode; None for all. In training it always reads all.
         attention: have the CBAM in the value encoder.
-        norm: of the backbones. ``frozen_statistics``: scale and shift are trained.
-        key_channels: of the keys.
-        value_channels: of the memory values and of the query value.
-        decoder_channels: at strides 16, 8 and 4.
-        blocks: of the first three stages of the key encoder; other than ResNet-50's only without ``weights``.
-        value_blocks: of the value encoder's ResNet, likewise.
-        width: of the stems of both, likewise.
-        reduction: of the channel gate in the value encoder.
+        reduction: factor by which the channel gate of the CBAM narrows.
+        key_channels: channels of the keys.
+        value_channels: channels of the memory values and of the query value.
+        decoder_channels: channels of the decoder at strides 16, 8 and 4.
         normalize_features: instance-normalise the features of a frame at every scale, before anything reads them.
         copier_start: initialise so that keys follow colours and edges, the memory's values hold the masks and the decoder
-            enlarges what was read: the untrained network moves masks along the affinities. See
-            :meth:`ResNetPyramid.damp_residuals`, :meth:`KeyValueProjection.start_as_matcher`,
-            :meth:`ValueEncoder.start_as_copier`.
+            enlarges what was read: the untrained network moves masks along the affinities. See :meth:`Backbone.start_smooth`,
+            :meth:`KeyValueProjection.start_as_matcher`, :meth:`ValueEncoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
 
@@ -89,51 +84,81 @@ class STCN(VOSNetwork[Features, Entry, None]):
 
     def __init__(
         self,
-        weights: Weights | None = "IMAGENET1K_V1",
-        others: OtherObjects | None = "sum",
+        backbone: Backbone,
+        mask_encoder: MaskedEncoder,
+        *,
         similarity: Similarity = "l2",
+        cosine_scale: float = 1.0,
         top_k: int | None = 20,
         attention: bool = True,
-        norm: Norm = "frozen_statistics",
+        reduction: int = 16,
         key_channels: int = 64,
         value_channels: int = 512,
         decoder_channels: tuple[int, int, int] = (512, 256, 256),
-        blocks: tuple[int, int, int] = (3, 4, 6),
-        value_blocks: tuple[int, int, int] = (2, 2, 2),
-        width: int = 64,
-        reduction: int = 16,
         normalize_features: bool = False,
         copier_start: bool = False,
     ) -> None:
         super().__init__()
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1 or None, not {top_k}")
+        if similarity not in get_args(Similarity):
+            raise ValueError(f"similarity must be one of {get_args(Similarity)}, not {similarity!r}")
         self.similarity: Similarity = similarity
+        self.scale = cosine_scale if similarity == "cosine" else key_channels**-0.5
         self.top_k = top_k
-        self.key_encoder = ResNetPyramid("bottleneck", (*blocks, 3), width, "layer3", weights, "stem", norm)
-        self.feature_norm = PyramidNorm(self.key_encoder.channels) if normalize_features else nn.Identity()
-        s16 = self.key_encoder.channels[-1]
+        self.key_channels, self.value_channels = key_channels, value_channels
+        self.key_encoder = backbone
+        self.feature_norm = PyramidNorm(backbone.channels) if normalize_features else nn.Identity()
+        s16 = backbone.channels[-1]
         self.projection = KeyValueProjection(s16, key_channels, value_channels, orthogonal_key=True)
-        self.value_encoder = ValueEncoder(s16, value_channels, others, weights, norm, value_blocks, width, attention, reduction)
-        self.decoder = RefineDecoder(self.key_encoder.channels, value_channels, value_channels, decoder_channels)
+        self.value_encoder = ValueEncoder(mask_encoder, s16, value_channels, attention=attention, reduction=reduction)
+        self.decoder = RefineDecoder(backbone.channels, value_channels, value_channels, decoder_channels)
         if copier_start:
-            self.key_encoder.damp_residuals()
+            self.key_encoder.start_smooth()
             self.projection.start_as_matcher()
             self.value_encoder.start_as_copier()
             self.decoder.start_as_copier()
 
     @classmethod
+    def published(
+        cls,
+        weights: ResNetWeights | None = "IMAGENET1K_V1",
+        norm: Norm = "frozen_statistics",
+        others: OtherObjects | None = "sum",
+        blocks: tuple[int, int, int] = (3, 4, 6),
+        value_blocks: tuple[int, int, int] = (2, 2, 2),
+        width: int = 64,
+        **options: Any,
+    ) -> STCN:
+        """The network on a ResNet-50 and a ResNet-18, as published.
+
+        Args:
+            weights: of both encoders; None for a random initialisation.
+            norm: of both encoders; their scale and shift are trained in the paper.
+            others: second mask channel of the value encoder, see :class:`MaskedEncoder`.
+            blocks: blocks of the first three stages of the key encoder; other than ResNet-50's only without ``weights``.
+            value_blocks: the same of the value encoder, a ResNet-18.
+            width: channels of both stems, likewise.
+            options: further arguments of the constructor.
+        """
+        common: dict[str, Any] = {"width": width, "last": "layer3", "weights": weights, "train_from": "stem", "norm": norm}
+        backbone = ResNetPyramid("bottleneck", (*blocks, 3), **common)
+        trunk = ResNetPyramid("basic", (*value_blocks, 2), conv_bias=True, **common)
+        return cls(backbone, MaskedEncoder(trunk, others, "orthogonal"), **options)
+
+    @classmethod
     def small(cls) -> STCN:
         """A random network of some 110 thousand parameters."""
-        return cls(
-            weights=None,
+        # Width 8: strided 1 x 1 convolutions of 4 channels corrupt memory on CPUs (torch 2.15, channels-last, backward).
+        return cls.published(
+            None,
+            blocks=(1, 1, 1),
+            value_blocks=(1, 1, 1),
+            width=8,
+            reduction=2,
             key_channels=8,
             value_channels=8,
             decoder_channels=(8, 8, 8),
-            blocks=(1, 1, 1),
-            value_blocks=(1, 1, 1),
-            width=8,  # strided 1 x 1 convolutions of 4 channels corrupt memory on CPUs (torch 2.15, channels-last, backward)
-            reduction=2,
         )
 
     def encode(self, frame: FrameInput) -> Features:
@@ -145,18 +170,22 @@ class STCN(VOSNetwork[Features, Entry, None]):
 
     def segment(self, features: Features, memory: Memory[Entry, None]) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
         """Read the memory and decode."""
-        bank, cells = memory.bank, features.key.shape[-2:]
         with record_function("vos/readout"):
-            readout = read_memory(
-                bank.entry.key,
-                features.key.flatten(2),
-                bank.entry.value,
-                bank.readers,
-                similarity=self.similarity,
-                top_k=None if self.training else self.top_k,
-            ).unflatten(3, cells)
+            readout = self.read(features.key, memory.bank)
         with record_function("vos/decoder"):
             return self.decoder(features.pyramid, readout, features.query_value), {}
+
+    def read(self, key: Float[Tensor, "B CK h w"], bank: Bank[Entry]) -> Float[Tensor, "B N CV h w"]:
+        """What the pixels of a query frame read of the bank."""
+        return read_memory(
+            bank.entry.key,
+            key.flatten(2),
+            bank.entry.value,
+            bank.readers,
+            similarity=self.similarity,
+            scale=self.scale,
+            top_k=None if self.training else self.top_k,
+        ).unflatten(3, key.shape[-2:])
 
     def memorize(
         self,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import CarrierNorm, CellNorm, Norm, PyramidNorm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
@@ -16,7 +17,7 @@ from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects,
 from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.readout import read_memory
-from vos_lightning.propagation.memory import Memory
+from vos_lightning.propagation.memory import Bank, Memory
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
@@ -55,24 +56,20 @@ class STM(VOSNetwork[Features, Entry, None]):
     memory encoder is kept in two parts, for the colours and for the masks, where the released code has three.
 
     Args:
-        weights: of both encoders, see :class:`ResNetPyramid`; None for a random initialisation.
-        others: the second mask channel of the memory encoder; ``inverse`` for AFB-URR and STM-cycle, None for an object's own
-            mask alone. See :class:`vos_lightning.encoders.masked.MaskedEncoder`.
+        backbone: encoder of the query frame, a ResNet-50 up to stride 16 in the paper.
+        mask_encoder: encoder of a remembered frame with its masks, the same ResNet with mask channels.
         shared_projection: one projection to keys and values for memory and query (AFB-URR).
         top_k: memory pixels that a query pixel reads in evaluation mode; None, as published, for all.
         pad_colour: of the border that makes the sides of a frame multiples of 16: ``black``, as the released code, which
             normalises colours after padding, or ``mean``, which is zero after normalisation.
-        norm: of the encoders. ``frozen_statistics``: scale and shift are trained.
-        key_channels: of the keys.
-        value_channels: of the memory values and of the query value.
-        decoder_channels: at all of its scales.
-        blocks: of the first three stages of the encoders; other than ResNet-50's only without ``weights``.
-        width: of their stems, likewise.
+        key_channels: channels of the keys.
+        value_channels: channels of the memory values and of the query value.
+        decoder_channels: channels at all scales of the decoder.
         normalize_features: instance-normalise the features of a frame at every scale, and those of the memory, before anything
             reads them.
         copier_start: initialise so that memory and query have the same features and keys, which follow colours and edges, the
             memory's values hold the masks and the decoder enlarges what was read: the untrained network moves masks along the
-            affinities. See :meth:`ResNetPyramid.damp_residuals`, :meth:`KeyValueProjection.start_as_matcher`,
+            affinities. See :meth:`Backbone.start_smooth`, :meth:`KeyValueProjection.start_as_matcher`,
             :meth:`MaskedEncoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
@@ -84,17 +81,15 @@ class STM(VOSNetwork[Features, Entry, None]):
 
     def __init__(
         self,
-        weights: ResNetWeights | None = "IMAGENET1K_V1",
-        others: OtherObjects | None = "clamped",
+        backbone: Backbone,
+        mask_encoder: MaskedEncoder,
+        *,
         shared_projection: bool = False,
         top_k: int | None = None,
         pad_colour: PadColour = "black",
-        norm: Norm = "frozen_statistics",
         key_channels: int = 128,
         value_channels: int = 512,
         decoder_channels: int = 256,
-        blocks: tuple[int, int, int] = (3, 4, 6),
-        width: int = 64,
         normalize_features: bool = False,
         copier_start: bool = False,
     ) -> None:
@@ -104,8 +99,8 @@ class STM(VOSNetwork[Features, Entry, None]):
         # The released code crops masks and pads them anew.
         self.padding = PaddingRule("zero" if pad_colour == "black" else "mean", larger_half_first=False, repad_masks=True)
         self.top_k = top_k
-        self.query_encoder = ResNetPyramid("bottleneck", (*blocks, 3), width, "layer3", weights, "stem", norm)
-        self.memory_encoder = MaskedEncoder("bottleneck", (*blocks, 3), width, weights, norm, others=others)
+        self.query_encoder = backbone
+        self.memory_encoder = mask_encoder
         self.feature_norm = PyramidNorm(self.query_encoder.channels) if normalize_features else nn.Identity()
         s16 = self.query_encoder.channels[-1]
         self.memory_norm = nn.Sequential(CarrierNorm(s16, CARRIERS), CellNorm(CARRIERS)) if normalize_features else nn.Identity()
@@ -125,30 +120,46 @@ class STM(VOSNetwork[Features, Entry, None]):
             self.decoder.start_as_copier()
 
     @classmethod
+    def published(
+        cls,
+        weights: ResNetWeights | None = "IMAGENET1K_V1",
+        norm: Norm = "frozen_statistics",
+        others: OtherObjects | None = "clamped",
+        blocks: tuple[int, int, int] = (3, 4, 6),
+        width: int = 64,
+        **options: Any,
+    ) -> STM:
+        """The network on two ResNet-50, as published.
+
+        Args:
+            weights: of both encoders; None for a random initialisation.
+            norm: of both encoders; their scale and shift are trained in the paper.
+            others: second mask channel of the memory encoder, see :class:`MaskedEncoder`.
+            blocks: blocks of the first three stages; other than ResNet-50's only without ``weights``.
+            width: channels of the stems, likewise.
+            options: further arguments of the constructor.
+        """
+        trunks = [
+            ResNetPyramid(blocks=(*blocks, 3), width=width, last="layer3", weights=weights, train_from="stem", norm=norm)
+            for _ in range(2)
+        ]
+        return cls(trunks[0], MaskedEncoder(trunks[1], others), **options)
+
+    @classmethod
     def small(cls) -> STM:
         """A random network of some 47 thousand parameters."""
-        return cls(weights=None, key_channels=8, value_channels=8, decoder_channels=8, blocks=(1, 1, 1), width=4)
+        return cls.published(None, blocks=(1, 1, 1), width=4, key_channels=8, value_channels=8, decoder_channels=8)
 
     def encode(self, frame: FrameInput) -> Features:
         """Pyramid, key and query value of a frame."""
         with record_function("vos/query_encoder"):
-            pyramid = self.feature_norm(self.query_encoder(frame.image))
+            pyramid = self.pyramid(frame.image)
             key, query_value = self.query_projection(pyramid.s16)
         return Features(frame.image, pyramid, key.float(), query_value)
 
     def segment(self, features: Features, memory: Memory[Entry, None]) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
         """Read the memory and decode."""
-        bank, cells = memory.bank, features.key.shape[-2:]
-        with record_function("vos/readout"):
-            readout = read_memory(
-                bank.entry.key,
-                features.key.flatten(2),
-                bank.entry.value,
-                bank.readers,
-                top_k=None if self.training else self.top_k,
-            ).unflatten(3, cells)
-        with record_function("vos/decoder"):
-            return self.decoder(features.pyramid, readout, features.query_value), {}
+        return self.read(features.pyramid, features.key, features.query_value, memory.bank), {}
 
     def memorize(
         self,
@@ -159,11 +170,46 @@ class STM(VOSNetwork[Features, Entry, None]):
         keep: bool,
     ) -> tuple[Entry | None, None]:
         """Encode the frame with the masks, where it is remembered at all."""
-        if not keep:
-            return None, None
+        return (self.entry(self.masked_features(features.image, masks)) if keep else None), None
+
+    # What systems that stand on STM use -------------------------------------------------------------------------------
+
+    def pyramid(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
+        """Features of a frame as everything reads them."""
+        pyramid: FeaturePyramid = self.feature_norm(self.query_encoder(image))
+        return pyramid
+
+    def read(
+        self,
+        pyramid: FeaturePyramid,
+        key: Float[Tensor, "B CK h w"],
+        query_value: Float[Tensor, "B CV h w"],
+        bank: Bank[Entry],
+    ) -> Float[Tensor, "B N H W"]:
+        """Read the bank by the key of a query frame, and decode what was read with its value and pyramid to logits."""
+        with record_function("vos/readout"):
+            readout = read_memory(
+                bank.entry.key,
+                key.flatten(2),
+                bank.entry.value,
+                bank.readers,
+                top_k=None if self.training else self.top_k,
+            ).unflatten(3, key.shape[-2:])
+        with record_function("vos/decoder"):
+            logits: Tensor = self.decoder(pyramid, readout, query_value)
+            return logits
+
+    def masked_features(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C h w"]:
+        """Features at stride 16 of a frame with the mask of every object."""
         with record_function("vos/memory_encoder"):
-            encoded = self.memory_encoder(features.image, masks)
-            projection = self.query_projection if self.memory_projection is None else self.memory_projection
-            key, value = projection(self.memory_norm(encoded.flatten(0, 1)))
-        objects = masks.shape[:2]
-        return Entry(key.float().unflatten(0, objects), value.unflatten(0, objects)), None
+            encoded = self.memory_encoder(image, masks)
+            features: Tensor = self.memory_norm(encoded.flatten(0, 1))
+            return features.unflatten(0, masks.shape[:2])
+
+    def entry(self, masked: Float[Tensor, "B N C h w"]) -> Entry:
+        """What is remembered of such features."""
+        projection = self.query_projection if self.memory_projection is None else self.memory_projection
+        with record_function("vos/memory_encoder"):
+            key, value = projection(masked.flatten(0, 1))
+        objects = masked.shape[:2]
+        return Entry(key.float().unflatten(0, objects), value.unflatten(0, objects))

@@ -1,0 +1,30 @@
+"""The interface of every backbone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vos_lightning.structures import FeaturePyramid
+
+
+class Backbone(nn.Module, ABC):
+    """An image encoder. A network takes one as an argument, so that any backbone serves any system.
+
+    Attributes:
+        channels: of the features at strides 4, 8 and 16.
+    """
+
+    channels: tuple[int, int, int]
+
+    @abstractmethod
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
+        """Encode RGB images in [0, 1], whose sides are multiples of 16; colour statistics are the backbone's own business."""
+
+    def start_smooth(self) -> None:
+        """Change random weights so that features vary slowly over an image, for training from scratch.
+
+        The default leaves the weights alone.
+        """
