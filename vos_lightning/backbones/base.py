@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vos_lightning.backbones.normalization import Norm
 from vos_lightning.structures import FeaturePyramid
 
 
@@ -14,10 +15,12 @@ class Backbone(nn.Module, ABC):
     """An image encoder. A network takes one as an argument, so that any backbone serves any system.
 
     Attributes:
-        channels: of the features at strides 4, 8 and 16.
+        channels: channels of the features at strides 4, 8 and 16.
+        norm: how the backbone normalises, see :data:`vos_lightning.backbones.normalization.Norm`.
     """
 
     channels: tuple[int, int, int]
+    norm: Norm
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:

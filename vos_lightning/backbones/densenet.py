@@ -59,7 +59,7 @@ class DenseNetPyramid(Backbone):
             raise ValueError(f"norm must be one of {get_args(Norm)}, not {norm!r}")
         if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
-        self.norm = norm
+        self.norm: Norm = norm
         size = (growth_rate, tuple(block_config), num_init_features)
         if weights is None:
             source = DenseNet(growth_rate, (*block_config, 0), num_init_features, num_classes=1)

@@ -87,6 +87,7 @@ class ResNetPyramid(Backbone):
             raise ValueError(f"weights {weights!r} were trained with frozen batch normalisation; set norm to 'frozen_statistics'")
         if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'batch' or 'frozen'")
+        self.norm: Norm = norm
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.densenet import DenseNetPyramid, Weights
 from vos_lightning.backbones.normalization import Norm, instance_norm
 from vos_lightning.decoders.deconv import DeconvDecoder, initialize
@@ -66,16 +67,14 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
     part of the decoder that sees the frame's features only, likewise: the same function in another order of summation.
 
     Args:
+        backbone: a DenseNet-121 with frozen batch normalisation in the paper.
         matching: which score maps the decoder sees; each kind gives four, and has its own key.
-        weights: of the backbone, see :class:`DenseNetPyramid`; None for a random initialisation.
         train_encoder: whether the backbone is trained.
-        key_channels: of either key.
-        decoder_channels: of every decoder stage.
+        key_channels: channels of either key.
+        decoder_channels: channels of every decoder stage.
         reference_filter: bijective filter of the similarity to the reference frames, replacing surjective by bijective matching
             in evaluation mode only.
         previous_filter: the same for the previous frame.
-        growth_rate, block_config, num_init_features: size of the backbone; other than DenseNet-121 only without ``weights``.
-        norm: ``frozen``, ``batch`` or ``instance`` normalisation of the backbone, see :class:`DenseNetPyramid`.
         normalize_fusion: instance-normalise features where keys and the decoder read them, see :class:`FusionStage`.
         equalized_scale: factor of the inner products before the softmax of equalized matching.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
@@ -90,17 +89,14 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
 
     def __init__(
         self,
+        backbone: Backbone,
+        *,
         matching: Matching = "surjective+equalized",
-        weights: Weights | None = "IMAGENET1K_V1",
         train_encoder: bool = True,
         key_channels: int = 512,
         decoder_channels: int = 256,
         reference_filter: RowFilter | None = None,
         previous_filter: RowFilter | None = None,
-        growth_rate: int = 32,
-        block_config: tuple[int, int, int] = (6, 12, 24),
-        num_init_features: int = 64,
-        norm: Norm = "frozen",
         normalize_fusion: bool = False,
         equalized_scale: float = 1.0,
         copier_start: bool = False,
@@ -111,12 +107,12 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         kinds = matching.split("+")
         if "surjective" not in kinds and (reference_filter or previous_filter):
             raise ValueError("reference_filter and previous_filter replace surjective matching; set matching to include it")
-        if norm != "frozen" and not train_encoder:
-            raise ValueError("an encoder that is not trained needs norm 'frozen'")
+        if backbone.norm != "frozen" and not train_encoder:
+            raise ValueError("an encoder that is not trained needs backbone.norm 'frozen'")
         self.train_encoder = train_encoder
         self.reference_filter = reference_filter
         self.previous_filter = previous_filter
-        self.backbone = DenseNetPyramid(growth_rate, block_config, num_init_features, weights, norm)
+        self.backbone = backbone
         if not train_encoder:
             self.backbone.requires_grad_(False)
         s16 = self.backbone.channels[-1]
@@ -138,9 +134,32 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
             self.decoder.start_as_copier({2 * i + k: (2 * k - 1) * w for i, w in enumerate(weights_of_maps) for k in (0, 1)})
 
     @classmethod
+    def published(
+        cls,
+        weights: Weights | None = "IMAGENET1K_V1",
+        norm: Norm = "frozen",
+        growth_rate: int = 32,
+        block_config: tuple[int, int, int] = (6, 12, 24),
+        num_init_features: int = 64,
+        **options: Any,
+    ) -> EMVOS:
+        """The network on a DenseNet-121, as published.
+
+        Args:
+            weights: see :class:`DenseNetPyramid`, as for the next four; None for a random initialisation.
+            norm: normalisation of the backbone.
+            growth_rate: channels that a layer adds; other than DenseNet-121's only without ``weights``, as for the next two.
+            block_config: layers of the three blocks.
+            num_init_features: channels of the stem.
+            options: further arguments of the constructor.
+        """
+        return cls(DenseNetPyramid(growth_rate, block_config, num_init_features, weights, norm), **options)
+
+    @classmethod
     def small(cls) -> EMVOS:
         """A random network of some 13 thousand parameters."""
-        return cls(weights=None, key_channels=8, decoder_channels=8, growth_rate=4, block_config=(1, 2, 2), num_init_features=8)
+        size = {"growth_rate": 4, "block_config": (1, 2, 2), "num_init_features": 8}
+        return cls.published(None, key_channels=8, decoder_channels=8, **size)
 
     def encode(self, frame: FrameInput) -> Features:
         """Pyramid and keys of a frame."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from vos_lightning.attention.dual import DualAttention
+from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import Norm, instance_norm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights, TrainFrom
 from vos_lightning.decoders.crvos import CRVOSDecoder
@@ -74,19 +75,15 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     objects, where the released code repeats them.
 
     Args:
+        backbone: a dilated ResNet-50 in the paper. Which stages are trained the paper does not say; the released code freezes all
+            before ``layer4`` and leaves batch normalisation in training mode there.
         matching: which score maps the decoder sees: rows I, II and III (with ``attention`` IV) of Table 1.
         attention: dual self-attention over the score maps, which doubles their number.
         medial: templates as the paper defines them, or as the released code computes them, see :func:`medial_template`.
         medial_rate: of the moving average of the templates.
-        weights: of the backbone, see :class:`ResNetPyramid`; None for a random initialisation.
-        train_from: the first stage of the backbone that is trained; the paper does not say, the released code freezes all before
-            ``layer4``.
-        norm: of the trained stages of the backbone; the released code leaves batch normalisation in training mode there.
-        key_channels: of the matching space.
-        lateral_channels: of the decoder, see :class:`CRVOSDecoder`.
-        decoder_channels: likewise.
-        blocks: size of the backbone; other than ResNet-50 only without ``weights``.
-        width: likewise.
+        key_channels: channels of the matching space.
+        lateral_channels: channels of the decoder, see :class:`CRVOSDecoder`.
+        decoder_channels: channels of the decoder, see :class:`CRVOSDecoder`.
         normalize_fusion: instance-normalise features where the key and the decoder read them, see :class:`FusionStage`.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`CRVOSDecoder.start_as_copier`.
@@ -99,18 +96,15 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
 
     def __init__(
         self,
+        backbone: Backbone,
+        *,
         matching: Matching = "global+local+medial",
         attention: bool = True,
         medial: MedialForm = "paper",
         medial_rate: float = 0.1,
-        weights: ResNetWeights | None = "IMAGENET1K_V1",
-        train_from: TrainFrom | None = "layer4",
-        norm: Norm = "batch",
         key_channels: int = 512,
         lateral_channels: int = 256,
         decoder_channels: int = 128,
-        blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
-        width: int = 64,
         normalize_fusion: bool = False,
         copier_start: bool = False,
     ) -> None:
@@ -121,7 +115,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         self.kinds = tuple(matching.split("+"))
         self.medial: MedialForm = medial
         self.medial_rate = medial_rate
-        self.backbone = ResNetPyramid(blocks=blocks, width=width, weights=weights, train_from=train_from, norm=norm)
+        self.backbone = backbone
         s16 = self.backbone.channels[-1]
         self.key_norm = instance_norm(s16) if normalize_fusion else nn.Identity()
         self.key = nn.Conv2d(s16, key_channels, 1)
@@ -140,17 +134,32 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
             self.decoder.start_as_copier(dict(enumerate(weights_of_maps)))
 
     @classmethod
+    def published(
+        cls,
+        weights: ResNetWeights | None = "IMAGENET1K_V1",
+        train_from: TrainFrom | None = "layer4",
+        norm: Norm = "batch",
+        blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
+        width: int = 64,
+        **options: Any,
+    ) -> PMVOS:
+        """The network on a dilated ResNet-50, as published.
+
+        Args:
+            weights: see :class:`ResNetPyramid`, as for the next four; None for a random initialisation.
+            train_from: first stage that is trained.
+            norm: normalisation of the trained stages.
+            blocks: blocks of the four stages; other than ResNet-50's only without ``weights``.
+            width: channels of the stem, likewise.
+            options: further arguments of the constructor.
+        """
+        return cls(ResNetPyramid(blocks=blocks, width=width, weights=weights, train_from=train_from, norm=norm), **options)
+
+    @classmethod
     def small(cls) -> PMVOS:
         """A random network of some 57 thousand parameters, whose objects differ clearly from each other."""
-        return cls(
-            weights=None,
-            key_channels=8,
-            lateral_channels=8,
-            decoder_channels=8,
-            blocks=(1, 1, 1, 2),
-            width=4,
-            copier_start=True,
-        )
+        widths = {"key_channels": 8, "lateral_channels": 8, "decoder_channels": 8}
+        return cls.published(None, blocks=(1, 1, 1, 2), width=4, copier_start=True, **widths)
 
     def encode(self, frame: FrameInput) -> Features:
         """Pyramid and key of a frame."""
