@@ -93,7 +93,7 @@ def _report(trained: _Trained, stage: Stage, baselines: bool) -> None:
     from vos_lightning.reports import report, score_baselines, write_scores
 
     cli, asked, context = trained.cli, trained.asked, trained.context
-    rows, protocol = cli.model.scored_rows, cli.model.protocol
+    rows, protocol = cli.model.scored_rows, cli.model.evaluation.protocol
     if not cli.trainer.is_global_zero:
         return
     videos = cli.datamodule.test_videos() if stage == "test" else cli.datamodule.val_videos()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,14 +12,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
-from vos_lightning.metrics import ObjectScores, Protocol, VideoMetric, summarize
+from vos_lightning.metrics import ObjectScores, VideoMetric, summarize
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation, trainable
 from vos_lightning.panels import FrameView, Panel, probability_panels
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
 from vos_lightning.structures import ClipBatch, FramePrediction, VideoSample
 
-Schedule = Literal["constant", "cosine", "steps"]
 FrameListener = Callable[[VideoSample, FramePrediction], None]
 
 
@@ -33,17 +33,10 @@ class VOSModule(LightningModule):
         network: the system.
         train_propagation: used by ``training_step``.
         eval_propagation: used in validation, test, prediction and by :meth:`engine`.
-        protocol: how validation and test are scored, see :data:`vos_lightning.metrics.Protocol`.
-        optimizer: ``adam`` (L2 penalty) or ``adamw`` (decoupled decay).
-        learning_rate: base rate.
-        weight_decay: see ``optimizer``.
-        schedule: ``constant``; ``cosine`` to zero over ``trainer.max_steps``; ``steps``: a tenth from each milestone on.
-        warmup_steps: linear warm-up from zero.
+        optimisation: optimiser, rates and schedule.
+        evaluation: size and scoring of validation and test.
         late_objects: give objects that first appear after frame 0 of a training clip.
-        short_side: evaluation size, see :class:`InferenceEngine`.
-        min_object_pixels: evaluation size rule, see :class:`InferenceEngine`.
         channels_last: keep convolution weights in channels-last memory order (faster on CPUs and tensor cores).
-        milestones: optimiser steps, for ``steps``.
     """
 
     network: VOSNetwork[Any, Any, Any]
@@ -55,33 +48,20 @@ class VOSModule(LightningModule):
         network: VOSNetwork[Any, Any, Any],
         train_propagation: Propagation,
         eval_propagation: Propagation,
-        protocol: Protocol,
-        optimizer: Literal["adam", "adamw"],
-        learning_rate: float,
-        weight_decay: float,
-        schedule: Schedule,
-        warmup_steps: int,
+        *,
+        optimisation: Optimisation,
+        evaluation: Evaluation,
         late_objects: bool,
-        short_side: int | None,
-        min_object_pixels: int,
         channels_last: bool,
-        milestones: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
         self.train_propagation = train_propagation
         self.eval_propagation = eval_propagation
-        self.optimizer_name = optimizer
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.milestones = tuple(milestones)
-        self.warmup_steps = warmup_steps
+        self.optimisation = optimisation
+        self.evaluation = evaluation
         self.late_objects = late_objects
-        self.short_side = short_side
-        self.min_object_pixels = min_object_pixels
-        self.protocol: Protocol = protocol
-        self.metrics = nn.ModuleDict({stage: VideoMetric(protocol) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: VideoMetric(evaluation.protocol) for stage in ("val", "test")})
         self.frame_listeners: list[FrameListener] = []
         """Called with every predicted frame of validation, test and prediction; callbacks register here."""
         self.scored_rows: list[ObjectScores] = []
@@ -128,24 +108,15 @@ class VOSModule(LightningModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser moves: by default one group of all trainable parameters."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        return [{"params": trainable(self.parameters())}]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam or AdamW over the trainable parameters, with a schedule counted in steps."""
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer_name]
-        optimizer = kind(self.parameter_groups(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        """The optimiser over the trainable parameters, with a schedule counted in steps."""
+        optimizer = self.optimisation.build(self.network, self.parameter_groups())
+        schedule = self.optimisation.schedule
         # A plain function: LambdaLR would pickle anything else into the checkpoint.
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate_factor(step))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.at(step, self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _rate_factor(self, step: int) -> float:
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        if self.schedule == "constant":
-            return warmup
-        if self.schedule == "steps":
-            return warmup * 0.1 ** sum(step >= milestone for milestone in self.milestones)
-        total = max(self.trainer.max_steps, 1)
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
@@ -154,8 +125,8 @@ class VOSModule(LightningModule):
         return InferenceEngine(
             self.network,
             self.eval_propagation,
-            short_side=self.short_side,
-            min_object_pixels=self.min_object_pixels,
+            short_side=self.evaluation.short_side,
+            min_object_pixels=self.evaluation.min_object_pixels,
             precision=precision,
         )
 
@@ -199,7 +170,7 @@ class VOSModule(LightningModule):
         metric = self.metric(stage)
         self.scored_rows = metric.rows()
         # From the rows, which are gathered already; compute() would gather them again.
-        scores = summarize(self.scored_rows, self.protocol)
+        scores = summarize(self.scored_rows, self.evaluation.protocol)
         metric.reset()
         # Every process computes the same rows (the metric gathers them), so nothing is left to synchronise. `jf` is the name
         # for checkpoint files: `&` and `/` do not belong into paths.

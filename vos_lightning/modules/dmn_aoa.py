@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from vos_lightning.losses.matching import matching_loss, soft_iou_loss
 from vos_lightning.mask_ops import Aggregation, masks_from_label_map, pad, padding_for, pool_to_stride
 from vos_lightning.matching.alignment import correspondence
-from vos_lightning.metrics import Protocol
 from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.dmn_aoa import DMNAOA
 from vos_lightning.panels import FrameView, Panel, draw_boxes, score_panels
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy, PreviousOnly
@@ -23,6 +23,10 @@ from vos_lightning.structures import ClipBatch
 
 MemoryStrategy = Literal["first", "previous", "first+previous", "every_kth", "all"]
 """Rows B1, B2, B3, F0 and B4 of Table 3; ``every_kth`` includes the first and the previous frame."""
+
+
+OPTIMISATION = Optimisation(learning_rate=1e-4, schedule=Schedule("steps", milestones=(0.8,)), rate_factors={"backbone": 0.1})
+EVALUATION = Evaluation(short_side=480)
 
 
 class DMNAOAModule(VOSModule):
@@ -38,16 +42,13 @@ class DMNAOAModule(VOSModule):
         max_memory_frames: bound of the remembered frames without an annotation; None keeps all that ``memory`` says.
         train_aggregation: how objects are merged in training.
         eval_aggregation: how they are merged in use.
-        backbone_rate: learning rate of the backbone.
-        drop_at: share of the training after which both rates fall, with the ``constant`` schedule (the paper is silent).
-        drop_factor: by which they fall.
         coarse_weight: of the soft overlap loss of the coarse masks; 0 in the paper.
         matching_weight: of the squared error of the similarities, see :func:`matching_loss`; 0 in the paper.
 
     Raises:
         ValueError: arguments out of their range.
 
-    Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1.
+    Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1. The paper does not say when rates fall (``schedule.milestones``).
     """
 
     network: DMNAOA
@@ -60,44 +61,23 @@ class DMNAOAModule(VOSModule):
         max_memory_frames: int | None = None,
         train_aggregation: Aggregation = "product",
         eval_aggregation: Aggregation = "product",
-        backbone_rate: float = 1e-5,
-        drop_at: float = 0.8,
-        drop_factor: float = 0.1,
         coarse_weight: float = 0.0,
         matching_weight: float = 0.0,
-        protocol: Protocol = "davis17",
-        optimizer: Literal["adam", "adamw"] = "adam",
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        schedule: Literal["constant", "cosine"] = "constant",
-        warmup_steps: int = 0,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
         late_objects: bool = False,
-        short_side: int | None = 480,
-        min_object_pixels: int = 0,
         channels_last: bool = True,
     ) -> None:
-        for name, value in (("drop_at", drop_at), ("drop_factor", drop_factor)):
-            if not 0 < value <= 1:
-                raise ValueError(f"{name} must be in (0, 1], not {value}")
         policy = memory_policy(memory, memory_stride, max_memory_frames)
         super().__init__(
             network,
             train_propagation=Propagation(All(), train_aggregation, "overwrite"),
             eval_propagation=Propagation(policy, eval_aggregation, "overwrite"),
-            protocol=protocol,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=late_objects,
-            short_side=short_side,
-            min_object_pixels=min_object_pixels,
             channels_last=channels_last,
         )
-        self.backbone_rate = backbone_rate
-        self.drop_at = drop_at
-        self.drop_factor = drop_factor
         self.coarse_weight = coarse_weight
         self.matching_weight = matching_weight
         self.save_hyperparameters()
@@ -156,23 +136,6 @@ class DMNAOAModule(VOSModule):
         height, width = masks.shape[-2:]
         padding = padding_for(height, width, self.network.stride, self.network.padding.larger_half_first)
         return pool_to_stride(pad(masks, padding, "zero"), 4)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """As usual, with a rate of its own for the backbone."""
-        backbone = [p for p in self.network.backbone.parameters() if p.requires_grad]
-        own = {id(p) for p in backbone}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p.requires_grad and id(p) not in own]}]
-        if backbone:
-            groups.append({"params": backbone, "lr": self.backbone_rate})
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.optimizer_name]
-        optimizer = kind(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate_factor(step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _rate_factor(self, step: int) -> float:
-        factor = super()._rate_factor(step)
-        late = self.schedule == "constant" and step >= self.drop_at * self.trainer.max_steps
-        return factor * self.drop_factor if late else factor
 
 
 def memory_policy(memory: MemoryStrategy, stride: int, max_frames: int | None) -> MemoryPolicy:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from vos_lightning.mask_ops import Aggregation
-from vos_lightning.metrics import Protocol
 from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.panels import FrameView, Panel, score_panels
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
+
+OPTIMISATION = Optimisation(learning_rate=1e-4)
+EVALUATION = Evaluation(short_side=480, min_object_pixels=1000)
 
 
 class EMVOSModule(VOSModule):
@@ -36,15 +40,9 @@ class EMVOSModule(VOSModule):
         train_aggregation: Aggregation = "none",
         eval_aggregation: Aggregation = "minimum",
         reannotation: Literal["replace", "add"] = "replace",
-        protocol: Protocol = "davis17",
-        optimizer: Literal["adam", "adamw"] = "adam",
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        schedule: Literal["constant", "cosine"] = "constant",
-        warmup_steps: int = 0,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
         late_objects: bool = False,
-        short_side: int | None = 480,
-        min_object_pixels: int = 1000,
         channels_last: bool = True,
     ) -> None:
         policy = AnnotatedOnly(reannotation)
@@ -52,15 +50,9 @@ class EMVOSModule(VOSModule):
             network,
             train_propagation=Propagation(policy, train_aggregation, "join"),
             eval_propagation=Propagation(policy, eval_aggregation, "join"),
-            protocol=protocol,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=late_objects,
-            short_side=short_side,
-            min_object_pixels=min_object_pixels,
             channels_last=channels_last,
         )
         self.save_hyperparameters()

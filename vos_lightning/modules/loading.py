@@ -52,7 +52,7 @@ def load_engine(
     """
     module = load_module(checkpoint, device=device)
     if short_side != "checkpoint":
-        module.short_side = short_side
+        module.evaluation = dataclasses.replace(module.evaluation, short_side=short_side)
     if max_memory_frames is not None:
         propagation = module.eval_propagation
         module.eval_propagation = dataclasses.replace(propagation, policy=propagation.policy.bounded(max_memory_frames))
@@ -94,9 +94,8 @@ def module_of_network(class_path: str) -> VOSModule:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"there is no network {class_path}; name one as vos_lightning.networks.emvos.EMVOS") from error
     module: Any = next(m for m in candidates if isinstance(m, type) and issubclass(m, VOSModule) and m is not VOSModule)
-    weights = {"weights": None} if "weights" in inspect.signature(network).parameters else {}
     with _quiet():
-        built: VOSModule = module(network(**weights))
+        built: VOSModule = module(network.published(None))
     return built
 
 

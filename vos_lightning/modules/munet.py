@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -16,8 +15,9 @@ from vos_lightning.losses.segmentation import (
     trainable_labels,
 )
 from vos_lightning.mask_ops import Aggregation, masks_from_label_map
-from vos_lightning.metrics.davis import Protocol
-from vos_lightning.modules.base import Schedule, VOSModule
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.networks.munet import MUNet
 from vos_lightning.panels import FrameView, Panel, flow_map, heat_map
 from vos_lightning.propagation.policies import All, AnnotatedOnly, CountFrom, EveryKth
@@ -26,6 +26,10 @@ from vos_lightning.structures import ClipBatch
 
 Loss = Literal["cross_entropy", "bootstrapped+iou", "binary_bootstrapped+iou"]
 TrainMemory = Literal["reference", "recurrent", "truth"]
+
+
+OPTIMISATION = Optimisation("adamw", learning_rate=2e-5, weight_decay=0.5)
+EVALUATION = Evaluation()
 
 
 class MUNetModule(VOSModule):
@@ -68,16 +72,9 @@ class MUNetModule(VOSModule):
         max_memory_frames: int | None = None,
         train_aggregation: Aggregation = "product",
         eval_aggregation: Aggregation = "product",
-        protocol: Protocol = "davis17",
-        optimizer: Literal["adam", "adamw"] = "adamw",
-        learning_rate: float = 2e-5,
-        weight_decay: float = 0.5,
-        schedule: Schedule = "constant",
-        milestones: Sequence[int] = (),
-        warmup_steps: int = 0,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
         late_objects: bool = False,
-        short_side: int | None = None,
-        min_object_pixels: int = 0,
         channels_last: bool = True,
     ) -> None:
         for name, value, allowed in (
@@ -96,17 +93,10 @@ class MUNetModule(VOSModule):
             eval_propagation=Propagation(
                 EveryKth(memory_stride, include_previous, max_memory_frames, count_from), eval_aggregation, "overwrite"
             ),
-            protocol=protocol,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=late_objects,
-            short_side=short_side,
-            min_object_pixels=min_object_pixels,
             channels_last=channels_last,
-            milestones=milestones,
         )
         self.loss: Loss = loss
         self.train_memory: TrainMemory = train_memory

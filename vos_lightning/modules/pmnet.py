@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,8 +15,9 @@ from vos_lightning.decoders.points import PointSource
 from vos_lightning.losses.auxiliary import HardestBy, falling_fraction, mean_over_objects, point_loss, uncertainty_loss
 from vos_lightning.losses.segmentation import bootstrapped_cross_entropy, trainable_labels
 from vos_lightning.mask_ops import masks_from_label_map, padding_for, pool_to_stride, soft_aggregate, unpad
-from vos_lightning.metrics import Protocol
-from vos_lightning.modules.base import Schedule, VOSModule
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.pmnet import PMNet
 from vos_lightning.panels import FrameView, Panel, draw_points, heat_map
 from vos_lightning.propagation.policies import All, CountFrom, EveryKth
@@ -28,6 +28,10 @@ Alternation = Literal["iteration", "epoch", "joint"]
 PointLoss = Literal["binary", "aggregated"]
 Downsampling = Literal["nearest", "area"]
 TargetProbability = Literal["object", "aggregated"]
+
+
+OPTIMISATION = Optimisation(learning_rate=1e-5, weight_decay=1e-7, schedule=Schedule("steps", milestones=(125_000,)))
+EVALUATION = Evaluation()
 
 
 class PMNetModule(VOSModule):
@@ -97,16 +101,9 @@ class PMNetModule(VOSModule):
         count_from: CountFrom = "start",
         include_previous: bool = False,
         max_memory_frames: int | None = None,
-        protocol: Protocol = "davis17",
-        optimizer: Literal["adam", "adamw"] = "adam",
-        learning_rate: float = 1e-5,
-        weight_decay: float = 1e-7,
-        schedule: Schedule = "steps",
-        milestones: Sequence[int] = (125_000,),
-        warmup_steps: int = 0,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
         late_objects: bool = False,
-        short_side: int | None = None,
-        min_object_pixels: int = 0,
         channels_last: bool = True,
     ) -> None:
         for name, value, allowed in (
@@ -129,17 +126,10 @@ class PMNetModule(VOSModule):
             eval_propagation=Propagation(
                 EveryKth(memory_stride, include_previous, max_memory_frames, count_from), "product", "overwrite"
             ),
-            protocol=protocol,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=late_objects,
-            short_side=short_side,
-            min_object_pixels=min_object_pixels,
             channels_last=channels_last,
-            milestones=milestones,
         )
         self.alternation: Alternation = alternation
         self.steps_per_epoch, self.switch_fraction = steps_per_epoch, switch_fraction

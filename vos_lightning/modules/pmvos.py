@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from vos_lightning.mask_ops import Aggregation
-from vos_lightning.metrics import Protocol
 from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.pmvos import PMVOS
 from vos_lightning.panels import FrameView, Panel, score_panels
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
+
+OPTIMISATION = Optimisation(learning_rate=1e-4, schedule=Schedule("exponential", factor=0.975, period=883))
+EVALUATION = Evaluation()
 
 
 class PMVOSModule(VOSModule):
@@ -21,12 +25,11 @@ class PMVOSModule(VOSModule):
 
     Args:
         network: the network with its own options.
-        decay: factor of the learning rate from epoch to epoch, with the ``constant`` schedule; 1 for none.
-        steps_per_epoch: optimiser steps that count as an epoch for ``decay``; the paper does not say how many clips an epoch has.
         train_aggregation: ``none`` feeds the plain softmax back; the paper does not say.
         eval_aggregation: ``minimum``, the odds rule of the released code.
         reannotation: an object that is annotated again reads the new frame only (``replace``) or both (``add``).
-        weight_decay: the paper states none; A-GAME, whose recipe this is otherwise, has 1e-5 and then 1e-6.
+        optimisation: the rate falls by 0.975 an epoch; the paper does not say how many clips an epoch has (``schedule.period``),
+            and states no weight decay, where A-GAME, whose recipe this is otherwise, has 1e-5 and then 1e-6.
 
     Reference: PMVOS (Cho et al., arXiv 2009.08855), section 3.6; released code for the aggregation.
     """
@@ -36,49 +39,25 @@ class PMVOSModule(VOSModule):
     def __init__(
         self,
         network: PMVOS,
-        decay: float = 0.975,
-        steps_per_epoch: int = 883,
         train_aggregation: Aggregation = "none",
         eval_aggregation: Aggregation = "minimum",
         reannotation: Literal["replace", "add"] = "replace",
-        protocol: Protocol = "davis17",
-        optimizer: Literal["adam", "adamw"] = "adam",
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        schedule: Literal["constant", "cosine"] = "constant",
-        warmup_steps: int = 0,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
         late_objects: bool = False,
-        short_side: int | None = None,
-        min_object_pixels: int = 0,
         channels_last: bool = True,
     ) -> None:
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay must be in (0, 1], not {decay}")
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, not {steps_per_epoch}")
         policy = AnnotatedOnly(reannotation)
         super().__init__(
             network,
             train_propagation=Propagation(policy, train_aggregation, "join"),
             eval_propagation=Propagation(policy, eval_aggregation, "join"),
-            protocol=protocol,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=late_objects,
-            short_side=short_side,
-            min_object_pixels=min_object_pixels,
             channels_last=channels_last,
         )
-        self.decay = decay
-        self.steps_per_epoch = steps_per_epoch
         self.save_hyperparameters()
-
-    def _rate_factor(self, step: int) -> float:
-        factor = super()._rate_factor(step)
-        return factor * self.decay ** (step // self.steps_per_epoch) if self.schedule == "constant" else factor
 
     def panels(self, view: FrameView) -> list[Panel]:
         """The score maps of either class, then the same after spatial and after channel attention, each on its own scale."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from vos_lightning.losses.segmentation import bootstrapped_cross_entropy, trainable_labels
-from vos_lightning.metrics.davis import Protocol
-from vos_lightning.modules.base import Schedule, VOSModule
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.stcn import STCN
 from vos_lightning.propagation.policies import All, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.structures import ClipBatch
+
+OPTIMISATION = Optimisation(learning_rate=1e-5, weight_decay=1e-7, schedule=Schedule("steps", milestones=(125_000,)))
+EVALUATION = Evaluation()
 
 
 class STCNModule(VOSModule):
@@ -49,16 +50,9 @@ class STCNModule(VOSModule):
         hardest_from: int = 20_000,
         hardest_until: int = 70_000,
         hardest_fraction: float = 0.15,
-        protocol: Protocol = "davis17",
-        optimizer: Literal["adam", "adamw"] = "adam",
-        learning_rate: float = 1e-5,
-        weight_decay: float = 1e-7,
-        schedule: Schedule = "steps",
-        milestones: Sequence[int] = (125_000,),
-        warmup_steps: int = 0,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
         late_objects: bool = False,
-        short_side: int | None = None,
-        min_object_pixels: int = 0,
         channels_last: bool = True,
     ) -> None:
         if hardest_from > hardest_until:
@@ -68,17 +62,10 @@ class STCNModule(VOSModule):
             network,
             train_propagation=Propagation(All(), "product", "overwrite"),
             eval_propagation=Propagation(kept, "product", "overwrite"),
-            protocol=protocol,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=late_objects,
-            short_side=short_side,
-            min_object_pixels=min_object_pixels,
             channels_last=channels_last,
-            milestones=milestones,
         )
         self.hardest_from = hardest_from
         self.hardest_until = hardest_until

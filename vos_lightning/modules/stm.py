@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
-from vos_lightning.metrics.davis import Protocol
-from vos_lightning.modules.base import Schedule, VOSModule
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.networks.stm import STM
 from vos_lightning.propagation.policies import All, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation
+
+OPTIMISATION = Optimisation(learning_rate=1e-5)
+EVALUATION = Evaluation()
 
 
 class STMModule(VOSModule):
@@ -35,16 +36,9 @@ class STMModule(VOSModule):
         count_from: CountFrom = "start",
         include_previous: bool = True,
         max_memory_frames: int | None = None,
-        protocol: Protocol = "davis17",
-        optimizer: Literal["adam", "adamw"] = "adam",
-        learning_rate: float = 1e-5,
-        weight_decay: float = 0.0,
-        schedule: Schedule = "constant",
-        milestones: Sequence[int] = (),
-        warmup_steps: int = 0,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
         late_objects: bool = False,
-        short_side: int | None = None,
-        min_object_pixels: int = 0,
         channels_last: bool = True,
     ) -> None:
         kept = EveryKth(memory_stride, include_previous, max_memory_frames, count_from)
@@ -52,16 +46,9 @@ class STMModule(VOSModule):
             network,
             train_propagation=Propagation(All(), "product", "overwrite"),
             eval_propagation=Propagation(kept, "product", "overwrite"),
-            protocol=protocol,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=late_objects,
-            short_side=short_side,
-            min_object_pixels=min_object_pixels,
             channels_last=channels_last,
-            milestones=milestones,
         )
         self.save_hyperparameters()
