@@ -88,17 +88,17 @@ def propagate(
     predicted: dict[tuple[int, int], Tensor] = {}
     masks: dict[int, Tensor] = {}
     for t, image in enumerate(frames):
-        pyramid = network.query_encoder(image[None])
+        pyramid = network.stm.query_encoder(image[None])
         semantic = pyramid.s16
         if t > 0 and network.motion is not None:
-            reduced = [conv(network.query_encoder(f[None]).s16, network.motion.reduction)[0] for f in (image, frames[t - 1])]
+            reduced = [conv(network.stm.query_encoder(f[None]).s16, network.motion.reduction)[0] for f in (image, frames[t - 1])]
             feature = motion_network(motion_maps(*reduced, **motion), network.motion.network)
             semantic = semantic + feature if network.attention is None else attend(semantic, feature, network.attention.gate)
-        key, value = conv(semantic, network.query_projection.key), conv(semantic, network.query_projection.value)
+        key, value = conv(semantic, network.stm.query_projection.key), conv(semantic, network.stm.query_projection.value)
         soft = {}
         for n, slots in remembered.items():
             read_out = read(key, list(slots.values()))
-            soft[n] = network.decoder(pyramid, read_out[None, None], value)[0, 0].sigmoid()
+            soft[n] = network.stm.decoder(pyramid, read_out[None, None], value)[0, 0].sigmoid()
         new = given.get(t, {})
         if new and soft:
             soft = aggregate(soft)
@@ -107,13 +107,13 @@ def propagate(
             soft = {m: p * (mask < 0.5) for m, p in soft.items()}
             soft[n] = mask
         masks = aggregate(soft)
-        projection = network.query_projection if network.memory_projection is None else network.memory_projection
+        projection = network.stm.query_projection if network.stm.memory_projection is None else network.stm.memory_projection
         for n, mask in masks.items():
             if n not in new:
                 predicted[t, n] = mask
             slots = remembered.setdefault(n, {})
             for old in [s for s in slots if s % stride and s not in given]:
                 del slots[old]
-            feature = network.reference_encoder(image[None], mask[None, None])[0]
+            feature = network.stm.memory_encoder(image[None], mask[None, None])[0]
             slots[t] = (conv(feature, projection.key), conv(feature, projection.value))
     return predicted

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,32 +9,32 @@ from tests.oracles import munet as oracle
 from tests.oracles import segmentation_losses
 from tests.tolerances import assert_close
 from tests.unit.dummies import make_video
-from vos_lightning.attention.msam import MSAM
-from vos_lightning.backbones.resnet import ResNetPyramid
+from vos_lightning.attention.msam import MSAM, MotionOptions
 from vos_lightning.callbacks.panels import panels_of
 from vos_lightning.matching.local_window import local_similarity
 from vos_lightning.modules.munet import MUNetModule
-from vos_lightning.networks.munet import Entry, MUNet
+from vos_lightning.modules.optimisation import Optimisation
+from vos_lightning.networks.munet import MUNet
+from vos_lightning.networks.stm import Entry
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput, unroll
 from vos_lightning.structures import ClipBatch, FrameInput, Given
 
-SMALL = {
-    "weights": None,
-    "window": 5,
-    "reduced_channels": 6,
-    "key_channels": 6,
-    "value_channels": 8,
-    "decoder_channels": 8,
-    "blocks": (1, 1, 1, 1),
-    "width": 4,
-}
+SMALL = {"key_channels": 6, "value_channels": 8, "decoder_channels": 8, "blocks": (1, 1, 1), "width": 4}
+MOTION = {"window": 5, "reduced_channels": 6}
 SIZE = (48, 64)
+
+
+def build(**arguments) -> MUNet:
+    """A small network; the options of the motion are arguments like the others, and ``motion=None`` is the baseline."""
+    options = {name: arguments.pop(name) for name in list(arguments) if name in MotionOptions.__dataclass_fields__}
+    motion = arguments.pop("motion", MotionOptions(**{**MOTION, **options}))
+    return MUNet.published(None, motion=motion, **{**SMALL, **arguments})
 
 
 def small(**arguments) -> MUNet:
     torch.manual_seed(0)
-    network = MUNet(**{**SMALL, **arguments}).eval()
+    network = build(**arguments).eval()
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
@@ -58,9 +60,9 @@ def count(module: nn.Module) -> int:
 
 def test_parameter_counts():
     with torch.device("meta"):
-        network = MUNet(weights=None)
-        shared = MUNet(weights=None, shared_projection=True)
-        baseline = MUNet(weights=None, motion="none")
+        network = MUNet.published(None)
+        shared = MUNet.published(None, shared_projection=True)
+        baseline = MUNet.published(None, motion=None)
     assert count(network) == 39_284_591
     assert count(network.motion.reduction) == 262_400
     layers = [layer for layer in network.motion.network if isinstance(layer, nn.Conv2d)]
@@ -78,7 +80,7 @@ def test_parameter_counts():
     ("arguments", "first", "attention"),
     [
         ({}, 3, True),
-        ({"motion": "displacement"}, 2, True),
+        ({"uncertainty": None}, 2, True),
         ({"fusion": "addition"}, 3, False),
     ],
 )
@@ -86,7 +88,7 @@ def test_ablation_rows_have_their_layers(arguments, first, attention):
     network = small(**arguments)
     assert network.motion.network[0].in_channels == first
     assert isinstance(network.attention, MSAM) == attention
-    assert small(motion="none").motion is None
+    assert small(motion=None).motion is None
 
 
 def test_switches_have_their_parameters():
@@ -94,8 +96,8 @@ def test_switches_have_their_parameters():
     assert learned.log_temperature.requires_grad
     assert_close(learned.temperature.detach(), torch.tensor(0.05))
     assert count(small(separate_reduction=True)) - count(small()) == count(small().motion.reduction)
-    assert sum(isinstance(layer, nn.GroupNorm) for layer in small(motion_norm="group").motion.network) == 7
-    assert small(others="clamped").reference_encoder.mask_conv.in_channels == 2
+    assert sum(isinstance(layer, nn.GroupNorm) for layer in small(norm="group").motion.network) == 7
+    assert small(others="clamped").stm.memory_encoder.mask_conv.in_channels == 2
 
 
 @pytest.mark.parametrize(
@@ -104,24 +106,12 @@ def test_switches_have_their_parameters():
         ({"window": 4}, "odd number of cells"),
         ({"temperature": 0.0}, "must be positive"),
         ({"top_k": 0}, "at least 1"),
-        ({"store_motion": True, "motion": "none"}, "store_motion needs motion"),
+        ({"store_motion": True, "motion": None}, "store_motion needs motion"),
     ],
 )
 def test_contradictions_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        MUNet(**{**SMALL, **arguments})
-
-
-def test_detector_weights_are_for_both_encoders_or_one(monkeypatch):
-    asked = []
-
-    def record(self, weights, *size):
-        asked.append(weights)
-
-    monkeypatch.setattr(ResNetPyramid, "_load", record)
-    for encoders in ("both", "query"):
-        MUNet(**{**SMALL, "weights": "MASK_RCNN_COCO_V1"}, detector_encoders=encoders)
-    assert asked == ["MASK_RCNN_COCO_V1"] * 3 + ["IMAGENET1K_V1"]
+        build(**arguments)
 
 
 # Attention and motion -------------------------------------------------------------------------------------------------
@@ -138,9 +128,7 @@ def test_motion_aware_attention_is_equation_3():
 
 @pytest.mark.parametrize(("sign", "tau", "normalize", "zero"), [(1, 0.05, True, False), (-1, 1.0, False, True)])
 def test_motion_layer_is_the_paper(sign, tau, normalize, zero):
-    network = small(
-        displacement_sign=sign, temperature=tau, normalize_displacement=normalize, out_of_frame="zero" if zero else "mask"
-    )
+    network = small(sign=sign, temperature=tau, normalize=normalize, out_of_frame="zero" if zero else "mask")
     layer = network.motion
     semantic, before = torch.rand(2, 1, layer.reduction.in_channels, 4, 6)
     with torch.no_grad():
@@ -168,11 +156,11 @@ def test_reductions_may_differ():
     [
         ({}, (1, 0.05, True, False)),
         (
-            {"displacement_sign": -1, "temperature": 1.0, "normalize_displacement": False, "out_of_frame": "zero"},
+            {"sign": -1, "temperature": 1.0, "normalize": False, "out_of_frame": "zero"},
             (-1, 1.0, False, True),
         ),
         ({"fusion": "addition", "shared_projection": True}, (1, 0.05, True, False)),
-        ({"motion": "none"}, (1, 0.05, True, False)),
+        ({"motion": None}, (1, 0.05, True, False)),
     ],
     ids=["default", "paper", "addition", "baseline"],
 )
@@ -214,9 +202,7 @@ def test_outputs_to_look_at():
     volume = local_similarity(features[1].current, features[0].earlier, 5, "dot")
     assert_close(second.aux["uncertainty"][:, 0], volume.amax(dim=1))
     assert second.aux["displacement"].abs().max() <= 1
-    assert set(small(motion="displacement", fusion="addition").motion(features[0].current, features[0].earlier)[1]) == {
-        "displacement"
-    }
+    assert set(small(uncertainty=None, fusion="addition").motion(features[0].current, features[0].earlier)[1]) == {"displacement"}
 
 
 def test_stored_features_may_know_the_motion():
@@ -249,12 +235,13 @@ def test_top_k_is_for_evaluation():
 
 def test_defaults_are_the_papers():
     module = MUNetModule(small())
-    assert (module.optimizer_name, module.learning_rate, module.weight_decay) == ("adamw", 2e-5, 0.5)
+    assert module.optimisation == Optimisation("adamw", learning_rate=2e-5, weight_decay=0.5)
     assert (module.hardest_fraction, module.iou_weight) == (0.4, 1.0)
     assert module.train_propagation.policy == AnnotatedOnly("add")
     assert module.eval_propagation.policy == EveryKth(5, include_previous=True)
     assert module.eval_propagation.aggregation == "product"
     assert MUNetModule(small(), train_memory="recurrent").train_propagation.policy == All()
+    module._trainer = SimpleNamespace(max_steps=10)
     optimizer = module.configure_optimizers()["optimizer"]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.9, 0.999)
@@ -263,7 +250,7 @@ def test_defaults_are_the_papers():
 def test_training_encodes_the_reference_frame_only():
     network = small()
     calls = []
-    network.reference_encoder.register_forward_hook(lambda *_: calls.append(1))
+    network.stm.memory_encoder.register_forward_hook(lambda *_: calls.append(1))
     module = MUNetModule(network)
     unroll(
         network, module.train_propagation, torch.rand(1, 4, 3, *SIZE), {0: Given(boxes((8, 8, 30, 30)), torch.tensor([[True]]))}
@@ -351,10 +338,11 @@ def test_a_copier_start_writes_masks_into_the_values():
         return entry
 
     def agreement(key: torch.Tensor) -> float:
-        query, _ = network.query_projection(features.pyramid.s16)
+        query, _ = network.stm.query_projection(features.pyramid.s16)
         return F.cosine_similarity(key[0, 0].flatten(1), query[0].flatten(1), dim=0).mean().item()
 
-    network = MUNet(**{**SMALL, "norm": "instance", "width": 32}, normalize_features=True, copier_start=True).eval()
+    arguments = {**SMALL, "norm": "instance", "width": 32}
+    network = MUNet.published(None, **arguments, normalize_features=True, copier_start=True).eval()
     masks = torch.zeros(1, 1, 160, 160)
     masks[..., 48:112, 48:112] = 1
     with torch.no_grad():
@@ -365,7 +353,7 @@ def test_a_copier_start_writes_masks_into_the_values():
     assert own[:2].abs().max() < 0.1
     assert rest[4:6, 4:6].abs().max() < 0.1
     assert rest[:2, :8].min() > 0.9
-    nn.init.kaiming_uniform_(network.reference_encoder.mask_conv.weight.data[2:])
+    nn.init.kaiming_uniform_(network.stm.memory_encoder.mask_conv.weight.data[2:])
     assert agreement(entry.key) > agreement(memorize().key) + 0.1
     with pytest.raises(ValueError, match="set shared_projection to False"):
-        MUNet(**SMALL, shared_projection=True, copier_start=True)
+        build(shared_projection=True, copier_start=True)

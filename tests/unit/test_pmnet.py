@@ -1,5 +1,6 @@
 """PMNet as a whole, and its module. Points, trajectories and losses by themselves are in ``test_points.py``."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from tests.clips import given_at, random_clip
 from tests.oracles import pmnet as oracle
 from tests.tolerances import assert_close
-from vos_lightning.decoders.points import PointSampling
+from vos_lightning.decoders.points import PointRefinement, PointSampling
 from vos_lightning.losses.segmentation import trainable_labels
 from vos_lightning.mask_ops import masks_from_label_map, soft_aggregate
 from vos_lightning.matching.points import strided_grid
@@ -25,16 +26,17 @@ from vos_lightning.structures import ClipBatch, FrameInput
 
 SIZE = (64, 80)
 SMALL = {
-    "weights": None, "norm": "instance", "key_channels": 8, "value_channels": 8, "decoder_channels": (8, 8, 8),
+    "norm": "instance", "key_channels": 8, "value_channels": 8, "decoder_channels": (8, 8, 8),
     "blocks": (1, 1, 1), "value_blocks": (1, 1, 1), "width": 8, "reduction": 2,
 }  # fmt: skip
-POINTS = {"point_window": 5, "point_aggregation": (16, 8), "point_prediction": (8,)}
+POINTS = {"window": 5, "aggregation": (16, 8), "prediction": (8,)}
 MEMORY = Propagation(EveryKth(2), "product")
 
 
 def small(**arguments) -> PMNet:
     torch.manual_seed(0)
-    return PMNet(**{**SMALL, **POINTS, **arguments}).eval()
+    points = {name: arguments.pop(name) for name in list(arguments) if name in PointRefinement.__dataclass_fields__}
+    return PMNet.published(None, refinement=PointRefinement(**{**POINTS, **points}), **{**SMALL, **arguments}).eval()
 
 
 def run(network, length=5, num_objects=2, propagation=MEMORY, given=None):
@@ -49,17 +51,17 @@ def run(network, length=5, num_objects=2, propagation=MEMORY, given=None):
 
 def test_parameters_are_those_of_stcn_and_of_points():
     with torch.device("meta"):
-        network, base = PMNet(weights=None), STCN(weights=None)
+        network, base = PMNet.published(None), STCN.published(None)
     assert sum(p.numel() for p in network.parameters()) == 55_774_854
     own = {name: value.shape for name, value in network.state_dict().items()}
     inherited = {name: shape for name, shape in own.items() if not name.startswith(("detector.", "refiner."))}
-    assert inherited == {name: value.shape for name, value in base.state_dict().items()}
+    assert inherited == {f"stcn.{name}": value.shape for name, value in base.state_dict().items()}
 
 
 def test_without_points_and_adaptive_matching_it_is_stcn():
     network = small(sampling=PointSampling(source="none"), adaptive=None)
-    base = STCN(**SMALL).eval()
-    base.load_state_dict(network.state_dict(), strict=False)
+    base = STCN.published(None, **SMALL).eval()
+    base.load_state_dict(network.stcn.state_dict())
     for ours, theirs in zip(run(network)[2], run(base)[2], strict=True):
         assert_close(ours.logits, theirs.logits)
 
@@ -149,7 +151,7 @@ def test_all_points_and_no_points():
     outputs = run(nothing)[2]
     assert "points" not in outputs[1].aux
     undecided = small(sampling=PointSampling(source="probabilities", empty_mask="whole_frame"))
-    undecided.decoder.predictor.bias.data.fill_(-1e3)
+    undecided.stcn.decoder.predictor.bias.data.fill_(-1e3)
     output = run(undecided)[2][1]
     assert output.aux["points_valid"].sum(dim=2).tolist() == [[64, 64]]
     assert "uncertainty" not in output.aux
@@ -157,7 +159,7 @@ def test_all_points_and_no_points():
 
 def test_an_empty_mask_is_left_alone():
     network = small()
-    network.decoder.predictor.bias.data.fill_(-1e3)
+    network.stcn.decoder.predictor.bias.data.fill_(-1e3)
     aux = run(network)[2][2].aux
     assert aux["points"].shape[2] == 0
     assert torch.equal(aux["refined"], aux["coarse"])
@@ -175,12 +177,11 @@ def test_values_are_encoded_for_remembered_frames_and_fine_features_for_all():
         return call
 
     for name in calls:
-        setattr(network.value_encoder, name, counting(name, getattr(network.value_encoder, name)))
+        setattr(network.stcn.value_encoder, name, counting(name, getattr(network.stcn.value_encoder, name)))
     run(network, length=5)
     assert calls == {"fine": 5, "value": 3}
     calls.update(fine=0, value=0)
-    network.sampling = PointSampling(source="none")
-    run(network, length=5)
+    run(network.with_points_from("none"), length=5)
     assert calls == {"fine": 3, "value": 3}
 
 
@@ -200,10 +201,10 @@ def test_the_first_frame_of_a_late_object_is_its_own():
         assert torch.equal(kept[:, 1], getattr(grids[2], field)[:, 1])
     assert [carry.fresh.tolist() for carry in carries] == [[[True, False]], [[False, False]], [[False, True]], [[False, False]]]
     # The second frame reads its window only, where the grid is of the same frame.
-    network.grid_while_previous = True
+    network.refinement = replace(network.refinement, grid_while_previous=True)
     with torch.no_grad():
         both, _ = advance(network, MEMORY, _state_after(network, frames, given, 1), FrameInput(frames[:, 1]))
-        network.grid_while_previous = False
+        network.refinement = replace(network.refinement, grid_while_previous=False)
         window, _ = advance(network, MEMORY, _state_after(network, frames, given, 1), FrameInput(frames[:, 1]))
     assert torch.equal(both.aux["points"], window.aux["points"])
     assert not torch.allclose(both.aux["point_logits"][:, 0], window.aux["point_logits"][:, 0])
@@ -219,12 +220,12 @@ def _state_after(network, frames, given, number):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"detector": "concatenated", "share_point_key": True, "rectify_decoded": True},
+        {"detector": "concatenated", "share_key": True, "relu_decoded": True},
         {"sampling": PointSampling(count_base="mask", probability_form="margin", source="probabilities")},
         {"similarity": "dot"},
         {"similarity": "cosine", "cosine_scale": 10.0},
         {"others": None, "adaptive": AdaptiveMatching(window=8, spread_is="variance", exclusion_radius=1), "top_k": None},
-        {"point_chunk": 3, "grid_stride": 3},
+        {"chunk": 3, "grid_stride": 3},
     ],
 )
 def test_variants_run(arguments):
@@ -240,7 +241,7 @@ def test_variants_run(arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"adaptive": AdaptiveMatching(spread_form="inverse_distance"), "similarity": "dot"}, "set similarity"),
+        ({"adaptive": AdaptiveMatching(spread_form="inverse_distance"), "similarity": "dot"}, "set stcn.similarity"),
         ({"grid_stride": 0}, "grid_stride"),
         ({"top_k": 0}, "top_k"),
     ],
@@ -356,9 +357,15 @@ def test_points_come_from_probabilities_until_the_switch():
         assert [module.training_source(step) for step in (0, 149)] == sources
     module = module_of(network=small(sampling=PointSampling(source="all")))
     assert module.training_source(0) is None
-    module.network.training_source = "probabilities"
-    assert module.network.train().point_source == "probabilities"
-    assert module.network.eval().point_source == "all"
+
+
+def test_a_step_takes_the_source_of_points_without_changing_the_network():
+    module = module_of(max_steps=150)
+    used = module.training_network()
+    assert used.point_source == "probabilities"
+    assert module.network.point_source == "learned"
+    assert next(used.parameters()) is next(module.network.parameters())
+    assert module_of(step=149, max_steps=150).training_network().point_source == "learned"
 
 
 def test_two_groups_step_as_two_optimisers():
@@ -419,7 +426,7 @@ def test_a_network_without_points_trains_the_backbone_alone():
 
 def test_every_parameter_takes_part_when_all_masks_are_empty():
     module = module_of()
-    module.network.decoder.predictor.bias.data.fill_(-1e3)
+    module.network.stcn.decoder.predictor.bias.data.fill_(-1e3)
     outputs, losses = losses_of(module, batch_of())
     assert not outputs[1].aux["points_valid"].any()
     losses["loss"].backward()
@@ -441,7 +448,7 @@ def test_an_object_that_is_given_later_does_not_count_before():
 
 
 def test_training_starts_from_an_stcn_checkpoint(tmp_path):
-    base = STCNModule(STCN(**SMALL))
+    base = STCNModule(STCN.published(None, **SMALL))
     file = tmp_path / "stcn.ckpt"
     torch.save({"state_dict": base.state_dict()}, file)
     module = PMNetModule(small())
@@ -450,7 +457,8 @@ def test_training_starts_from_an_stcn_checkpoint(tmp_path):
         load_weights(module, file)
     load_weights(module, file, start=True)
     for name, value in module.state_dict().items():
-        assert torch.equal(value, fresh[name] if name.startswith(PMNetModule.new_parts) else base.state_dict()[name])
+        new = name.startswith(PMNetModule.new_parts)
+        assert torch.equal(value, fresh[name] if new else base.state_dict()[name.replace("network.stcn.", "network.")])
     for state in (
         {k: v for k, v in base.state_dict().items() if "projection.key.bias" not in k},
         {**base.state_dict(), "network.more": torch.zeros(1)},

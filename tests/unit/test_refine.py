@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.oracles import stcn as oracle
 from tests.tolerances import assert_close
-from vos_lightning.backbones import ResidualBlock
+from vos_lightning.backbones import ResidualBlock, ResNetPyramid
 from vos_lightning.decoders import RefineDecoder
 from vos_lightning.encoders import KeyValueProjection, MaskedEncoder, ValueEncoder
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
@@ -36,14 +36,24 @@ def normalized(image: torch.Tensor) -> torch.Tensor:
     return (image - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
+def masked(block="basic", blocks=(1, 1, 1, 1), width=64, norm="frozen_statistics", conv_bias=False, **options):
+    trunk = ResNetPyramid(block, blocks, width, "layer3", None, "stem", norm, conv_bias)
+    return MaskedEncoder(trunk, **options)
+
+
+def value_encoder(blocks=(2, 2, 2, 2), width=64, norm="frozen_statistics", others="sum", **options):
+    trunk = masked("basic", blocks, width, norm, conv_bias=True, others=others, mask_init="orthogonal")
+    return ValueEncoder(trunk, **options)
+
+
 def test_parameter_counts():
     with torch.device("meta"):
-        value = ValueEncoder(weights=None)
+        value = value_encoder()
         assert count(value) == 21_701_635
         assert count(value.trunk) == 2_791_296
         assert count(value.attention) == 33_411
-        assert count(ValueEncoder(weights=None, others=None)) == 21_701_635 - 3_136
-        assert count(MaskedEncoder("bottleneck", (3, 4, 6, 3), weights=None)) == 8_549_568
+        assert count(value_encoder(others=None)) == 21_701_635 - 3_136
+        assert count(masked("bottleneck", (3, 4, 6, 3))) == 8_549_568
         assert count(KeyValueProjection(1024, 128, 512)) == 5_898_880
         decoder = RefineDecoder()
         assert count(decoder) == 18_880_257
@@ -66,7 +76,7 @@ def second_channel(masks: torch.Tensor, n: int, others: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("others", ["sum", "clamped", "inverse", None])
 def test_masked_encoder_equals_one_convolution_of_all_channels(others):
-    encoder = MaskedEncoder("bottleneck", (1, 1, 1, 1), 4, None, others=others)
+    encoder = masked("bottleneck", width=4, others=others)
     randomize(encoder)
     image, masks = torch.rand(1, 3, *SIZE), torch.rand(1, 3, *SIZE)
     fine = encoder.fine(image, masks)
@@ -79,7 +89,7 @@ def test_masked_encoder_equals_one_convolution_of_all_channels(others):
 
 
 def test_value_encoder_equals_concatenated_channels():
-    encoder = ValueEncoder(16, 8, weights=None, blocks=(1, 1, 2), width=4, reduction=2)
+    encoder = value_encoder((1, 1, 2, 2), 4, shared_channels=16, value_channels=8, reduction=2)
     randomize(encoder)
     image, masks, shared = torch.rand(1, 3, *SIZE), torch.rand(1, 2, *SIZE), torch.randn(1, 16, 2, 3)
     actual = encoder(image, masks, shared)
@@ -112,7 +122,7 @@ def test_residual_block_is_preactivated_with_an_unactivated_shortcut():
 
 
 def test_frozen_statistics_train_the_affine_parameters_only():
-    encoder = MaskedEncoder("basic", (1, 1, 1, 1), 4, None, conv_bias=True).train()
+    encoder = masked(width=4, conv_bias=True).train()
     before = {name: value.clone() for name, value in encoder.named_buffers()}
     encoder(torch.rand(2, 3, *SIZE), torch.rand(2, 1, *SIZE)).square().mean().backward()
     assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
@@ -121,9 +131,9 @@ def test_frozen_statistics_train_the_affine_parameters_only():
 
 
 def test_initialisation_of_the_added_layers():
-    weight = MaskedEncoder("basic", (1, 1, 1, 1), weights=None, mask_init="orthogonal").mask_conv.weight.flatten(1)
+    weight = masked(mask_init="orthogonal").mask_conv.weight.flatten(1)
     assert_close(weight @ weight.t(), torch.eye(64))
-    bound = MaskedEncoder("basic", (1, 1, 1, 1), weights=None).mask_conv.weight.abs().amax()
+    bound = masked().mask_conv.weight.abs().amax()
     assert 0.9 / 7 < bound <= 1 / 7  # PyTorch's default for one channel of 7 x 7
     key = KeyValueProjection(64, 8, 4, orthogonal_key=True).key
     flat = key.weight.flatten(1)
@@ -133,11 +143,11 @@ def test_initialisation_of_the_added_layers():
 
 def test_contradictions_are_refused():
     with pytest.raises(ValueError, match="set weights to None"):
-        MaskedEncoder("basic", (2, 2, 2, 2), 8)
+        ResNetPyramid("basic", (2, 2, 2, 2), 8, "layer3")
 
 
 def test_one_mask_channel_loads_into_two():
-    one, two = (MaskedEncoder("basic", (1, 1, 1, 1), 8, None, others=others) for others in (None, "sum"))
+    one, two = (masked(width=8, others=others) for others in (None, "sum"))
     two.load_state_dict(one.state_dict())
     assert torch.equal(two.mask_conv.weight[:, :1], one.mask_conv.weight)
     added = two.mask_conv.weight[:, 1].flatten(1)
@@ -148,7 +158,7 @@ def test_one_mask_channel_loads_into_two():
 
 @pytest.mark.parametrize("norm", ["instance", "frozen_statistics"])
 def test_copier_start_keeps_the_mask_in_two_channels(norm):
-    encoder = ValueEncoder(16, 8, weights=None, blocks=(2, 1, 2), width=8, reduction=2, norm=norm)
+    encoder = value_encoder((2, 1, 2, 2), 8, shared_channels=16, value_channels=8, reduction=2, norm=norm)
     encoder.start_as_copier()
     masks = torch.zeros(1, 2, 160, 160)
     masks[0, 0, 32:112, 16:64] = 1

@@ -40,8 +40,8 @@ def network_of(kind: type[STCN] | type[STM]) -> STCN | STM:
 
 def test_parameter_counts():
     with torch.device("meta"):
-        stcn, stage0, stm = STCN(weights=None), STCN(weights=None, others=None), STM(weights=None)
-        assert count(STM(weights=None, shared_projection=True)) == 38_925_570 - 5_898_880
+        stcn, stage0, stm = STCN.published(None), STCN.published(None, others=None), STM.published(None)
+        assert count(STM.published(None, shared_projection=True)) == 38_925_570 - 5_898_880
     assert count(stcn) == 54_434_180
     assert count(stage0) == 54_431_044
     assert (count(stcn.key_encoder), count(stcn.projection.key), count(stcn.projection.value)) == (8_543_296, 589_888, 4_719_104)
@@ -125,8 +125,8 @@ def test_top_k_is_for_evaluation():
     "arguments", [{"others": "inverse", "shared_projection": True}, {"others": None}, {"pad_colour": "mean"}]
 )
 def test_variants_of_stm_run(arguments):
-    network = STM(
-        weights=None, key_channels=8, value_channels=8, decoder_channels=8, blocks=(1, 1, 1), width=4, **arguments
+    network = STM.published(
+        None, key_channels=8, value_channels=8, decoder_channels=8, blocks=(1, 1, 1), width=4, **arguments
     ).train()
     outputs = unroll(
         network,
@@ -141,7 +141,7 @@ def test_variants_of_stm_run(arguments):
 @pytest.mark.parametrize("kind", [STCN, STM])
 def test_top_k_below_one_is_refused(kind):
     with pytest.raises(ValueError, match="top_k must be at least 1"):
-        kind(weights=None, top_k=0)
+        kind.published(None, blocks=(1, 1, 1), width=8, top_k=0)
 
 
 # The modules ----------------------------------------------------------------------------------------------------------
@@ -173,8 +173,8 @@ def test_loss_is_the_bootstrapped_sum_over_frames():
 
 
 def test_rate_falls_at_milestones():
-    module = STCNModule(STCN.small(), milestones=[3, 5])
-    assert [module._rate_factor(step) for step in (0, 2, 3, 4, 5)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    schedule = STCNModule(STCN.small()).optimisation.schedule
+    assert [schedule.at(step, 150_000) for step in (0, 124_999, 125_000, 149_999)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
 def test_memory_of_the_modules():

@@ -42,6 +42,8 @@ class VOSModule(LightningModule):
     network: VOSNetwork[Any, Any, Any]
     new_parts: tuple[str, ...] = ()
     """Prefixes of the parameters that this system adds to another one; training may start from a checkpoint of that one."""
+    base_part: str = ""
+    """Prefix of the parameters of that other one inside this system."""
 
     def __init__(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import inspect
 import pickle
 import sys
 import warnings
@@ -116,8 +115,10 @@ def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     state = _read(path)["state_dict"]
-    new_parts = module.new_parts if isinstance(module, VOSModule) else ()
+    new_parts, base = (module.new_parts, module.base_part) if isinstance(module, VOSModule) else ((), "")
     if start and new_parts and not any(name.startswith(new_parts) for name in state):
+        if base and not any(name.startswith(base) for name in state):
+            state = {base + name.removeprefix("network."): value for name, value in state.items()}
         state = {**{k: v for k, v in module.state_dict().items() if k.startswith(new_parts)}, **state}
     try:
         module.load_state_dict(state)

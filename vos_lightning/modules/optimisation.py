@@ -32,7 +32,7 @@ class Schedule:
     """
 
     kind: ScheduleKind = "constant"
-    milestones: tuple[float, ...] = ()
+    milestones: tuple[int | float, ...] = ()
     factor: float = 0.1
     period: int = 1
     warmup_steps: int = 0

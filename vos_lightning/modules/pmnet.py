@@ -78,6 +78,7 @@ class PMNetModule(VOSModule):
 
     network: PMNet
     new_parts = ("network.detector.", "network.refiner.")
+    base_part = "network.stcn."
     """An STCN checkpoint has the rest."""
 
     def __init__(
