@@ -138,22 +138,31 @@ def visualize(argv: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", type=Path, help="default: the run's best")
     parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP a file or folder")
     parser.add_argument("--masks", type=Path, help="without EXP: PNG for the first frame, or folder of PNGs, as for `predict`")
+    parser.add_argument("--proposals", type=Path, metavar="FILE", help="without EXP: as for `predict`")
+    parser.add_argument("--detector", metavar="FILE", help="without EXP: as for `predict`")
     parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="indices, from 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     known, overrides = parser.parse_known_args(argv)
     if min(known.frame) < 0:
         raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
+    proposals = None
     if known.experiment is None:
         if known.checkpoint is None or known.masks is None:
             raise ValueError("without an experiment, --checkpoint and --masks are needed")
         if overrides:
             raise ValueError(f"unknown option {overrides[0]}")
+        from vos_lightning.io.videos import open_frames
         from vos_lightning.modules.loading import load_module
+        from vos_lightning.predict import open_proposals
         from vos_lightning.visualize import draw, of_files
 
+        frames = open_frames(known.video)
         module = load_module(known.checkpoint)
-        segmented = of_files(module.engine(), Path(known.video), known.masks)
+        proposals = open_proposals(module.network, frames, known.proposals, known.detector)
+        segmented = of_files(module.engine(), frames, known.masks, proposals)
     else:
+        if known.proposals is not None or known.detector is not None:
+            raise ValueError("--proposals and --detector are for a video of your own; an experiment's data have their proposals")
         cli = _trained(known, overrides, "test").cli
         from vos_lightning.visualize import draw, of_sample
 
@@ -164,6 +173,8 @@ def visualize(argv: Sequence[str]) -> int:
         segmented = of_sample(module.engine(), videos[known.video])
     for sheet in draw(module, segmented, known.frame, known.output):
         sys.stdout.write(f"{sheet}\n")
+    if proposals is not None and proposals.note is not None:
+        sys.stdout.write(f"{proposals.note}\n")
     return 0
 
 

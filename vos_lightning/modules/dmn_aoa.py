@@ -79,6 +79,10 @@ class DMNAOAModule(VOSModule):
         for name, value in (("drop_at", drop_at), ("drop_factor", drop_factor)):
             if not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], not {value}")
+        if matching_weight and not network.needs_proposals:
+            raise ValueError(
+                "matching_weight weighs the matching with proposals, and network.coarse 'template' has none: set it to 0"
+            )
         policy = memory_policy(memory, memory_stride, max_memory_frames)
         super().__init__(
             network,
