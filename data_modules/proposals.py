@@ -21,7 +21,7 @@ from data_modules.transforms import RawClip
 from vos_lightning.proposals.boxes import transform_proposals
 from vos_lightning.proposals.store import NUM_PROPOSALS, ProposalFile, batch_proposals, precompute_command
 from vos_lightning.proposals.truth import EXACT, TruthNoise, proposals_from_truth
-from vos_lightning.structures import Proposals, VideoSample
+from vos_lightning.structures import LazySequence, Proposals, VideoSample
 
 DEFAULT_NOISE = TruthNoise()
 
@@ -189,7 +189,8 @@ class ProposalsFromTruth(ProposalSource):
         Raises:
             ValueError: a frame has no target; without proposals nothing would be matched in it.
         """
-        missing = [index for index in range(len(video.frames)) if index not in video.targets]
+        there = set(video.targets)  # names alone: asking for a target would read it
+        missing = [index for index in range(len(video.frames)) if index not in there]
         if missing:
             raise ValueError(
                 f"{video.name}: frame {video.frame_names[missing[0]]} has no true mask to make proposals of ({len(missing)} "
@@ -254,14 +255,14 @@ class ProposalsDataModule(VOSDataModule):
         """Those of the source, with proposals."""
         return add_proposals(self.source.clip_parts(), self.proposals)
 
-    def val_videos(self) -> ProposalVideos:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """Those of the source, with proposals."""
         return ProposalVideos(self.source.val_videos(), self.proposals)
 
-    def test_videos(self) -> ProposalVideos:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """Those of the source, with proposals."""
         return ProposalVideos(self.source.test_videos(), self.proposals)
 
-    def predict_videos(self) -> ProposalVideos:
+    def predict_videos(self) -> LazySequence[VideoSample]:
         """Those under ``predict_root``, or of the test split, with proposals."""
         return ProposalVideos(super().predict_videos() if self.predict_root else self.source.test_videos(), self.proposals)

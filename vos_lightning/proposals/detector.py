@@ -255,7 +255,7 @@ def read_weights(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: there is no such file of detector weights")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: this is no file of detector weights, or it is damaged or truncated") from error
 
 
