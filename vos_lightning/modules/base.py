@@ -101,8 +101,8 @@ class VOSModule(LightningModule):
         if self.network.needs_proposals and has_proposals is False:
             how = getattr(data, "proposals_option", "give them to the data module")
             raise ValueError(
-                f"{name} matches objects to proposals of a detector, and {type(data).__name__} has none: compute them with "
-                f"`{precompute_command('FOLDER_OF_VIDEOS')}`, then {how}"
+                f"{name} matches objects to proposals of a detector, and {type(data).__name__} has none of some or all of its "
+                f"videos: compute them with `{precompute_command('FOLDER_OF_VIDEOS')}`, then {how}"
             )
         if has_proposals and not self.network.needs_proposals:
             rank_zero_info(f"{name} does not read proposals; those of the data change nothing.")
