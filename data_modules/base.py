@@ -135,8 +135,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         clips = state_dict.get("batch_size", self.batch_size)
         if clips != self.batch_size:
             raise ValueError(
-                f"the run was started with {clips} clips a step, now {self.batch_size}: go on with data.init_args.batch_size={clips}, or "
-                "with --scale_batch on as many devices as before"
+                f"the run was started with {clips} clips a step, now {self.batch_size}: go on with "
+                f"data.init_args.batch_size={clips}, or with --scale_batch=true on as many devices as before"
             )
         before = state_dict.get("num_parts", 1)
         if before != self.num_parts:

@@ -35,9 +35,9 @@ def share_batch(
 
     Where all devices are asked for (``auto``, ``-1``), it gets the most that divide the batch.
 
-    With ``scale``, all devices are used: the batch becomes the smallest multiple of their number that is not below the recipe's, and
-    learning rates grow with its square root, as is the rule for Adam, which divides gradients by their root mean square (Malladi et
-    al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022). The number of steps stays.
+    With ``scale``, all devices are used: the batch becomes the smallest multiple of their number that is not below the recipe's,
+    and learning rates grow with its square root, which is the rule for Adam, as that divides gradients by their root mean square.
+    The number of steps stays.
 
     Args:
         trainer: the ``trainer`` section: ``devices``, ``num_nodes``, ``accelerator``.
@@ -48,6 +48,9 @@ def share_batch(
 
     Raises:
         ExperimentError: what was asked for cannot share the batch.
+
+    Reference:
+        Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022: the square root.
     """
     nodes = trainer.get("num_nodes") or 1
     asked = _number(trainer.get("devices", "auto"))
@@ -82,8 +85,8 @@ def _scaled(batch_size: int, processes: int, devices: int | None, before: str) -
     if batch == batch_size:
         return Share(devices, batch, 1.0, f"--scale_batch changes nothing: {before}")
     note = (
-        f"--scale_batch: {batch} clips a step instead of {before}; learning rates times {factor:.4g} (the square root, the rule for "
-        "Adam), as many steps as before; not the published recipe any more"
+        f"--scale_batch: {batch} clips a step instead of {before}; learning rates times {factor:.4g} (the square root, the rule "
+        "for Adam), as many steps as before; not the published recipe any more"
     )
     return Share(devices, batch, factor, note)
 

@@ -8,8 +8,8 @@
   ``init_args`` would be meaningless;
 - ``stages``: names of experiments that run one after the other, each from the weights of the one before;
 - ``hand_over``: which weights a stage passes on, its ``last`` (default) or its ``best``;
-- ``select``: which weights are evaluated, the ``last`` (default) or the ``best`` of all validations, whose score flatters where the
-  validation videos are the reported ones. One that evaluates the checkpoint of another experiment takes what that says;
+- ``select``: which weights are evaluated, the ``last`` (default) or the ``best`` of all validations, whose score flatters where
+  the validation videos are the reported ones. One that evaluates the checkpoint of another experiment takes what that says;
 - ``checkpoint_of``: the experiment whose checkpoint this one evaluates; it is not trained itself;
 - ``published``: the row of the paper that the experiment reproduces, for listings and the results table;
 - ``description``: one sentence.

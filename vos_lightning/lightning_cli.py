@@ -77,7 +77,7 @@ class VOSCommandLine(LightningCLI):
                 args=["--config", str(file), *fixed],
                 run=False,
             )
-        except (argparse.ArgumentError, ValueError, MisconfigurationException) as error:
+        except (argparse.ArgumentError, ValueError) as error:
             raise ExperimentError(condense(str(error))) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -94,8 +94,8 @@ class VOSCommandLine(LightningCLI):
             "--scale_batch",
             type=bool,
             default=False,
-            help="use devices that cannot share the batch of the recipe: a larger batch, and learning rates times the square root of "
-            "its growth; not the published recipe",
+            help="use devices that cannot share the batch of the recipe: a larger batch, and learning rates times the square "
+            "root of its growth; not the published recipe",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
@@ -135,7 +135,7 @@ class VOSCommandLine(LightningCLI):
             return
         asked = {key: trainer[key] for key in ("devices", "num_nodes", "accelerator")}
         share = share_batch(asked, data["batch_size"], self.config["scale_batch"], available_devices, launched_processes())
-        if share.note and rank_zero_only.rank == 0:
+        if share.note and getattr(rank_zero_only, "rank", 0) == 0:
             Console(stderr=True).print(share.note, highlight=False, soft_wrap=True)
         if share.devices is not None:
             trainer["devices"] = share.devices
@@ -157,7 +157,10 @@ class VOSCommandLine(LightningCLI):
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError) as error:  # such as devices that the machine does not have
+            raise ExperimentError(f"trainer: {condense(str(error))}") from error
         weights = self.config_init.get("initial_weights")
         if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:
             load_weights(self.model, Path(weights), start=True)
@@ -211,8 +214,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def available_devices(accelerator: str) -> int:
     """How many devices of this machine ``trainer.devices=auto`` takes."""
     names = {"auto": ("tpu", "mps", "cuda"), "gpu": ("mps", "cuda")}.get(accelerator, (accelerator,))
-    known = [AcceleratorRegistry.get(name) for name in names if name in AcceleratorRegistry]
-    return next((kind.auto_device_count() for kind in known if kind.is_available()), AcceleratorRegistry.get("cpu").auto_device_count())
+    # Classes: to make an object of an accelerator fails where its library is not installed.
+    known = [AcceleratorRegistry[name]["accelerator"] for name in (*names, "cpu") if name in AcceleratorRegistry]
+    return next(int(kind.auto_device_count()) for kind in known if kind.is_available())
 
 
 def launched_processes() -> int | None:

@@ -50,7 +50,8 @@ class Run:
             return found
         if self.last_checkpoint:
             raise ExperimentError(
-                f"{self.directory} keeps no best checkpoint (it was not validated, or best_checkpoint.save_top_k is 0): --select=last"
+                f"{self.directory} keeps no best checkpoint (it was not validated, or best_checkpoint.save_top_k is 0): take its "
+                "last with --select=last"
             )
         raise ExperimentError(f"{self.directory} holds no checkpoint: train first, or pass --checkpoint FILE")
 
@@ -117,8 +118,8 @@ class Run:
             except BlockingIOError:
                 file.seek(0)
                 raise ExperimentError(
-                    f"{self.directory} is being trained by {file.read().strip() or 'another process'}: start this again when that "
-                    "has finished, or choose another --run-dir"
+                    f"{self.directory} is being trained by {file.read().strip() or 'another process'}: start this again when "
+                    "that has finished, or choose another --run-dir"
                 ) from None
             except OSError:  # a file system without locks
                 yield

@@ -1,9 +1,10 @@
 """Stages: trainings of their own, which experiments share, and how the run of each is found.
 
-A stage is found by what it computes (:func:`vos_lightning.experiments.training_identity`): its configuration, options of the command
-line that change the result, seeds, and the stages before it. It lies beside the directory of the experiment (``runs/emvos_coco``
-beside ``runs/emvos_davis17``): under its plain name where ``train STAGE`` alone would compute the same, else under its name and
-the first 8 digits of its identity. ``stages.json`` in the directory of the experiment says which runs its stages are.
+A stage is found by what it computes (:func:`vos_lightning.experiments.training_identity`): its configuration, options of the
+command line that change the result, seeds, and the stages before it. It lies beside the directory of the experiment
+(``runs/emvos_coco`` beside ``runs/emvos_davis17``): under its plain name where ``train STAGE`` alone would compute the same, else
+under its name and the first 8 digits of its identity. ``stages.json`` in the directory of the experiment says which runs its
+stages are.
 """
 
 from __future__ import annotations

@@ -14,8 +14,13 @@ from rich.console import Console
 
 from vos_lightning.devices import share_batch
 from vos_lightning.experiments import (
-    Experiment, ExperimentError, differing_keys, load_experiment, training_identity, with_overrides,
-)  # fmt: skip
+    Experiment,
+    ExperimentError,
+    differing_keys,
+    load_experiment,
+    training_identity,
+    with_overrides,
+)
 from vos_lightning.runs import Run, Stage, find_run, run_command, write_text
 from vos_lightning.stages import PlannedStage, claim, plan
 
@@ -38,10 +43,11 @@ def train(argv: Sequence[str]) -> int:
     """Train an experiment, or go on where it stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning train",
-        description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated. The stages "
-        "of an experiment are runs beside its directory, which it shares with other experiments.",
+        description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated. "
+        "The stages of an experiment are runs beside its directory, which it shares with other experiments.",
         epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
-        "--model.init_args.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. `python -m vos_lightning show EXP --options` lists them all.",
+        "--model.init_args.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. "
+        "`python -m vos_lightning show EXP --options` lists them all.",
     )
     parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")

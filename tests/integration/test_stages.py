@@ -194,21 +194,17 @@ def test_experiments_share_a_stage(folder: Path, trainings: list[str], capfd: py
     assert runs_of["p_first"].name == "p_first"
     assert runs_of["p_second"].name != "p_second"
     assert Run(runs_of["p_second"]).record()["initial"]["checkpoint"] == "runs/p_first/checkpoints/last.ckpt"
-    assert cli.main(["train", "p_first", *QUICK]) == 0
-    assert "is finished" in capfd.readouterr().err
-    # Evaluations find the last stage, and a stage that they name.
-    second = runs_of["p_second"] / "checkpoints" / "last.ckpt"
-    for name, checkpoint in (
-        ("p_one", second),
-        ("p_evaluates_the_last", second),
-        ("p_evaluates_a_stage", folder / "runs" / "p_first" / "checkpoints" / "last.ckpt"),
-    ):
-        assert cli.main(["test", name, *QUICK]) == 0
-        found = scored(folder / "runs" / name)
-        assert Path(found["checkpoint"]).resolve() == checkpoint
-        assert found["weights"] == "last"
-    shutil.rmtree(folder / "runs" / "p_one")  # it is found without the list too
+    # Evaluations find the last stage, and a stage that they name; without the list of stages too.
+    second = runs_of["p_second"]
+    for _ in range(2):
+        for name, run in (("p_one", second), ("p_evaluates_the_last", second), ("p_evaluates_a_stage", runs_of["p_first"])):
+            found = stages.trained_run(load_experiment(name), Path("runs") / name)
+            assert found.directory.resolve() == run
+        shutil.rmtree(folder / "runs" / "p_one", ignore_errors=True)
     assert cli.main(["test", "p_evaluates_the_last", *QUICK]) == 0
+    found = scored(folder / "runs" / "p_evaluates_the_last")
+    assert Path(found["checkpoint"]).resolve() == second / "checkpoints" / "last.ckpt"
+    assert found["weights"] == "last"
     # The second stage alone was never trained: its weights are not those after the first.
     assert "holds no checkpoint" in error_of(["test", "p_alone", *QUICK], capfd)
     # Provenance is judged by the chain of stages.
@@ -225,9 +221,12 @@ def test_best_weights_only_on_request(folder: Path, trainings: list[str], capfd:
     assert Run(second).record()["initial"]["weights"] == "best"
     assert cli.main(["test", "p_flatters", *QUICK]) == 0
     assert scored(folder / "runs" / "p_flatters")["weights"] == "best"
-    assert cli.main(["test", "p_flatters", "--select=last", *QUICK]) == 0
-    assert scored(folder / "runs" / "p_flatters")["weights"] == "last"
-    assert "weights: last, step 1, " in capfd.readouterr().err
+    assert "weights: best, step 1, " in capfd.readouterr().err
+    experiment = load_experiment("p_flatters")
+    for select, name in (("last", "last.ckpt"), (None, "best-")):
+        assert cli._checkpoint_of(experiment, Path("runs/p_flatters"), select).name.startswith(name)  # type: ignore[arg-type]
+    assert cli.main(["test", "p_flatters", "--select=last", "--trainer.max_stepz=1"]) == 2  # the option is known, the other not
+    assert "max_stepz" in capfd.readouterr().err
     for best in (second / "checkpoints").glob("best*"):
         best.unlink()
     assert "keeps no best checkpoint" in error_of(["test", "p_flatters", *QUICK], capfd)

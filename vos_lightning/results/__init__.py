@@ -4,8 +4,8 @@
 ``results.html``. A score counts as ours for a row only if
 
 - the evaluation covered the published data set, recognised by protocol, number of videos and number of objects;
-- the checkpoint comes from the finished training of the row's experiment (its stages, or the experiment that it evaluates), and is
-  its last or its best one, as the experiment says;
+- the checkpoint comes from the finished training of the row's experiment (its stages, or the experiment that it evaluates), and
+  is its last or its best one, as the experiment says;
 - neither training nor evaluation changed an option that decides the result, and the experiment is still the same;
 - the experiment trains on the data of the paper (its ``published.departs`` says so where it does not).
 

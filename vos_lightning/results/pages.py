@@ -16,8 +16,8 @@ OTHER_HEADERS = ("experiment", "scores", "evaluated", "why it is not in the tabl
                  "hardware", "date", "commit", "file")  # fmt: skip
 INTRODUCTION = (
     "Scores in percent. A number stands under “ours” only if the finished, unchanged experiment of the row was evaluated on the "
-    "whole published data set; deviations are over seeds. “Weights” are those after the last step, or the best of all validations, whose score flatters "
-    "where the same videos were validated on. All other measured scores are listed at the end."
+    "whole published data set; deviations are over seeds. “Weights” are those after the last step, or the best of all "
+    "validations, whose score flatters where the same videos were validated on. All other measured scores are listed at the end."
 )
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
 """Title, headers, rows."""
