@@ -135,11 +135,17 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         self.num_parts = parts
 
     def state_dict(self) -> dict[str, Any]:
-        """In how many parts a step was taken: the trainer's position counts them."""
-        return {"num_parts": self.num_parts}
+        """In how many parts a step was taken and of how many clips: the trainer's position counts them."""
+        return {"num_parts": self.num_parts, "batch_size": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on in other parts."""
+        """Refuse to go on in other parts or with other batches."""
+        clips = state_dict.get("batch_size", self.batch_size)
+        if clips != self.batch_size:
+            raise ValueError(
+                f"the run was started with {clips} clips a step, now {self.batch_size}: go on with "
+                f"data.init_args.batch_size={clips}, or with --scale_batch=true on as many devices as before"
+            )
         before = state_dict.get("num_parts", 1)
         if before != self.num_parts:
             raise ValueError(
