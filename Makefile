@@ -34,11 +34,11 @@ train: $(STAMP) ## train EXP, or go on where it stopped; EXP=finetune_own DATA=m
 	@test -n "$(EXP)" || { echo 'error: which experiment? make train EXP=emvos_davis17 (make list)' >&2; exit 2; }
 	@$(RUN) train $(EXP) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ARGS)
 
-validate: $(STAMP) ## score EXP's validation videos with its best checkpoint
+validate: $(STAMP) ## score EXP's validation videos with its last weights (ARGS=--select=best: the best of its validations)
 	@test -n "$(EXP)" || { echo 'error: which experiment? make validate EXP=emvos_davis17 (make list)' >&2; exit 2; }
 	@$(RUN) validate $(EXP) $(ARGS)
 
-evaluate: $(STAMP) ## score EXP's test videos with its best checkpoint, or PNGs: TRUTH=dir PREDICTIONS=dir PROTOCOL=davis17
+evaluate: $(STAMP) ## score EXP's test videos with its last weights, or PNGs: TRUTH=dir PREDICTIONS=dir PROTOCOL=davis17
 ifdef PREDICTIONS
 	@$(RUN) evaluate --truth $(TRUTH) --predictions $(PREDICTIONS) --protocol $(or $(PROTOCOL),davis17) $(ARGS)
 else
@@ -108,7 +108,7 @@ slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=2
 	  { test \$$? = 75 && scontrol requeue \$$SLURM_JOB_ID; }"
 
 wandb-sync: $(STAMP) ## upload runs that were logged offline
-	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-* runs/*/*/wandb/offline-run-*
+	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-*
 
 clean: ## remove caches (runs and .venv stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

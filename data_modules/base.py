@@ -11,6 +11,7 @@ import lightning
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.clip_dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
+from data_modules.proposal_clips import check_proposals
 from data_modules.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.sources import folder_videos
 from vos_lightning.structures import LazySequence, VideoSample
@@ -53,6 +54,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
             mask of every object) to predict; None predicts the test videos.
     """
 
+    proposals_option = "wrap the data module in data_modules.proposals.ProposalsDataModule"
+    """How a user gives this data module proposals."""
     # A process may get no video when there are more processes than videos.
     allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -78,6 +81,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         self.pin_memory = pin_memory
         self.predict_root = predict_root
         self.max_device_batch = max_device_batch
+        self.has_proposals: bool | None = None
+        """Whether all clips and videos of the stage that was set up have object proposals; None before."""
         self.num_parts = 1
         """Parts of a step that a process takes one after the other."""
 
@@ -105,16 +110,19 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Look for the data of a stage, so that a wrong path shows before anything is computed."""
+        clips: list[ClipSource] = []
+        videos: list[LazySequence[VideoSample]] = []
         if stage == "fit":
-            self.clip_parts()
+            clips = [source for source, _ in self.clip_parts()]
             if self.trainer is not None and self.max_device_batch is not None:
                 self._accumulate(self.trainer, self.max_device_batch)
         if stage in ("fit", "validate"):
-            self.val_videos()
+            videos = [self.val_videos()]
         elif stage == "test":
-            self.test_videos()
+            videos = [self.test_videos()]
         elif stage == "predict":
-            self.predict_videos()
+            videos = [self.predict_videos()]
+        self.has_proposals = check_proposals(clips, videos)
 
     def _accumulate(self, trainer: lightning.Trainer, max_device_batch: int) -> None:
         """Split the batch among the processes and over time."""
@@ -127,11 +135,17 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         self.num_parts = parts
 
     def state_dict(self) -> dict[str, Any]:
-        """In how many parts a step was taken: the trainer's position counts them."""
-        return {"num_parts": self.num_parts}
+        """In how many parts a step was taken and of how many clips: the trainer's position counts them."""
+        return {"num_parts": self.num_parts, "batch_size": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on in other parts."""
+        """Refuse to go on in other parts or with other batches."""
+        clips = state_dict.get("batch_size", self.batch_size)
+        if clips != self.batch_size:
+            raise ValueError(
+                f"the run was started with {clips} clips a step, now {self.batch_size}: go on with "
+                f"data.init_args.batch_size={clips}, or with --scale_batch=true on as many devices as before"
+            )
         before = state_dict.get("num_parts", 1)
         if before != self.num_parts:
             raise ValueError(

@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -20,6 +20,15 @@ from data_modules.transforms import ClipTransform, RawClip
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch, ClipSample, Proposals
 
 
+class ItemNames(NamedTuple):
+    """Names of a video or an image, without opening it."""
+
+    name: str
+    """``video_name`` of its clips."""
+    frames: Mapping[int, str] | None
+    """Index -> name of the frames that clips are drawn from; None for a still image."""
+
+
 class ClipSource(ABC):
     """Where raw clips come from: videos, images, or a generator of scenes."""
 
@@ -30,6 +39,10 @@ class ClipSource(ABC):
     @abstractmethod
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """Draw a clip of ``recipe.num_frames`` frames from item ``index``."""
+
+    def names(self, index: int) -> ItemNames:
+        """How item ``index`` and its frames are called, for files that lie elsewhere (proposals)."""
+        raise NotImplementedError(f"{type(self).__name__} has no names for its items, so no proposals can be found for them")
 
 
 class Draw(NamedTuple):

@@ -15,7 +15,7 @@ import pycocotools.mask
 from jaxtyping import UInt8
 
 from data_modules.base import VOSDataModule
-from data_modules.clip_dataset import ClipSource
+from data_modules.clip_dataset import ClipSource, ItemNames
 from data_modules.recipe import ClipRecipe
 from data_modules.sources import check_size
 from data_modules.static_images import IMAGE_RECIPE, repeat_image
@@ -63,6 +63,10 @@ class CocoClips(ClipSource):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def names(self, index: int) -> ItemNames:
+        """Of an image."""
+        return ItemNames(Path(pickle.loads(self.items[index])[0]).stem, None)
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:  # noqa: ARG002
         """Repeat image ``index``."""

@@ -6,9 +6,13 @@ import dataclasses
 from pathlib import Path
 
 from data_modules.base import VOSDataModule
+from data_modules.clip_dataset import ClipSource
+from data_modules.proposal_clips import ProposalVideos, add_proposals
+from data_modules.proposals import StoredProposals
 from data_modules.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.sources import RecordClips, RecordVideos, find_record, read_names
-from vos_lightning.structures import VideoRecord
+from vos_lightning.proposals.store import NUM_PROPOSALS
+from vos_lightning.structures import LazySequence, VideoRecord, VideoSample
 
 MIN_SCORED = 3
 """The first annotated frame is given and the last is not scored."""
@@ -23,6 +27,9 @@ class OwnVideosDataModule(VOSDataModule):
         <root>/Annotations/<video>/<frame>.png    indexed masks, ids 1, 2, ...; the first one holds every object that is scored
         <root>/val.txt                            optional: names of the held-out videos, one a line
 
+    A system that matches proposals (DMN-AOA) needs a file ``<video>.npz`` of every video in the folder ``proposals``:
+    ``python -m vos_lightning precompute-proposals --images <root>/JPEGImages --output <proposals> ...``.
+
     What lies before the first mask of a video is not used. Training draws from the annotated frames alone, so their spacing is
     the step from frame to frame; held-out videos are segmented frame by frame and scored where they are annotated.
 
@@ -36,7 +43,11 @@ class OwnVideosDataModule(VOSDataModule):
         seed: likewise.
         pin_memory: likewise.
         predict_root: likewise.
+        proposals: folder of proposals; None for none.
+        num_proposals: the best ones of every frame.
     """
+
+    proposals_option = "pass --data.init_args.proposals=FOLDER"
 
     def __init__(
         self,
@@ -48,24 +59,39 @@ class OwnVideosDataModule(VOSDataModule):
         seed: int = 0,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        proposals: str | None = None,
+        num_proposals: int = NUM_PROPOSALS,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of the videos in (0, 1), not {held_out}")
         self.root = Path(root)
         self.held_out = held_out
+        self.proposals = None if proposals is None else StoredProposals([proposals], num_proposals)
 
     def clip_source(self) -> RecordClips:
         """Clips of the videos that are not held out."""
         return RecordClips(self.records(held_out=False))
 
-    def val_videos(self) -> RecordVideos:
-        """Held-out videos."""
-        return RecordVideos(self.records(held_out=True), with_targets=True)
+    def clip_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
+        """The one source, with proposals if there are any."""
+        parts = super().clip_parts()
+        return parts if self.proposals is None else add_proposals(parts, self.proposals)
 
-    def test_videos(self) -> RecordVideos:
+    def val_videos(self) -> LazySequence[VideoSample]:
+        """Held-out videos."""
+        return self._with_proposals(RecordVideos(self.records(held_out=True), with_targets=True))
+
+    def test_videos(self) -> LazySequence[VideoSample]:
         """Held-out videos."""
         return self.val_videos()
+
+    def predict_videos(self) -> LazySequence[VideoSample]:
+        """Those under ``predict_root``, or the held-out ones."""
+        return self.test_videos() if self.predict_root is None else self._with_proposals(super().predict_videos())
+
+    def _with_proposals(self, videos: LazySequence[VideoSample]) -> LazySequence[VideoSample]:
+        return videos if self.proposals is None else ProposalVideos(videos, self.proposals)
 
     def records(self, held_out: bool) -> list[VideoRecord]:
         """Videos of a part.

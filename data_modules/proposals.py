@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.base import VOSDataModule
-from data_modules.clip_dataset import ClipSource
+from data_modules.clip_dataset import ClipSource, ItemNames
 from data_modules.clip_geometry import ClipProposals, Maps
+from data_modules.proposal_clips import ProposalSource, ProposalVideos, add_proposals, refuse_pasting
 from data_modules.recipe import ClipRecipe
-from data_modules.sources import RecordClips
 from data_modules.transforms import RawClip
 from vos_lightning.proposals.boxes import transform_proposals
-from vos_lightning.proposals.store import ProposalFile, batch_proposals, nothing_found
+from vos_lightning.proposals.store import NUM_PROPOSALS, ProposalFile, batch_proposals, precompute_command
 from vos_lightning.proposals.truth import EXACT, TruthNoise, proposals_from_truth
 from vos_lightning.structures import LazySequence, Proposals, VideoSample
 
 DEFAULT_NOISE = TruthNoise()
-
-
-class ProposalSource(ABC):
-    """Where proposals come from."""
-
-    num_proposals: int
-
-    @abstractmethod
-    def of_clip(self, clip: RawClip, frame_names: Sequence[str]) -> ClipProposals:
-        """What makes the proposals of a clip once it is transformed."""
-
-    @abstractmethod
-    def of_video(self, video: VideoSample) -> Mapping[int, Proposals]:
-        """Proposals of every frame, made or read when they are accessed."""
 
 
 class LazyProposals(Mapping[int, Proposals]):
@@ -71,7 +56,7 @@ class StoredProposals(ProposalSource):
     """
 
     def __init__(
-        self, roots: list[str], num_proposals: int = 30, truth_probability: float = 0.0, generator: str | None = None
+        self, roots: list[str], num_proposals: int = NUM_PROPOSALS, truth_probability: float = 0.0, generator: str | None = None
     ) -> None:
         if not roots:
             raise ValueError("roots must name at least one folder of proposals")
@@ -81,6 +66,32 @@ class StoredProposals(ProposalSource):
         self.generator = generator
         self.num_proposals = num_proposals
         self.truth_probability = truth_probability
+
+    def check(self, items: Iterable[ItemNames]) -> None:
+        """Look for the files, and in those of videos for the frames; nothing but their headers is read."""
+        wanted = {item.name: item for item in items}
+        there: set[str] = set()
+        for root in self.roots:
+            there.update(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.npz"))
+        missing = [item for name, item in wanted.items() if name not in there]
+        if missing:
+            command = precompute_command(
+                "FOLDER_OF_IMAGES" if missing[0].frames is None else "FOLDER_OF_VIDEOS",
+                str(self.roots[0]) if len(self.roots) == 1 else "ONE_OF_THEM",
+                stills=missing[0].frames is None,
+            )
+            raise FileNotFoundError(
+                f"there are no proposals of {missing[0].name} ({len(missing)} of {len(wanted)} files are missing) in "
+                f"{', '.join(map(str, self.roots))}: compute them with `{command}`"
+            )
+        empty: list[bool] = []
+        for name, item in wanted.items():
+            if item.frames is not None:
+                file = self.file(name)
+                file.check(list(item.frames.values()))
+                empty.append(file.is_empty)
+        if empty and all(empty):
+            rank_zero_warn(f"the detector has found nothing in any frame of the {len(empty)} videos: no object will be matched")
 
     def file(self, video: str) -> ProposalFile:
         """The file of a video.
@@ -95,12 +106,16 @@ class StoredProposals(ProposalSource):
             raise ValueError(f"{file.path}: made by {file.header.get('generator')!r}, not by {self.generator!r}")
         return file
 
-    def of_clip(self, clip: RawClip, frame_names: Sequence[str]) -> ClipProposals:
+    def of_clip(self, clip: RawClip, frame_names: Sequence[str] | None) -> ClipProposals:
         """Read the frames of the clip; they are moved with the clip."""
         file = self.file(clip.video_name)
-        # A still image has one frame, whatever its name.
-        names = list(frame_names) or file.frames[:1] * len(clip.frames)
-        stored = batch_proposals(file.read(names), self.num_proposals)
+        if frame_names is None:
+            # A still image has one frame, whatever its name.
+            if len(file.frames) != 1:
+                raise ValueError(f"{file.path}: proposals of {len(file.frames)} frames for an image; compute it with --stills")
+            frame_names = file.frames * len(clip.frames)
+        file.check(frame_names, (clip.frames.shape[1], clip.frames.shape[2]))
+        stored = batch_proposals(file.read(frame_names), self.num_proposals)
 
         def move(rng: np.random.Generator, label_maps: UInt8[Tensor, "T H W"], maps: Maps) -> Proposals:
             height, width = label_maps.shape[1:]
@@ -116,7 +131,9 @@ class StoredProposals(ProposalSource):
 
     def of_video(self, video: VideoSample) -> Mapping[int, Proposals]:
         """Read frame by frame."""
-        return _StoredVideo(self.file(video.name), video.frame_names, self.num_proposals)
+        file = self.file(video.name)
+        file.check(video.frame_names, video.original_size)
+        return _StoredVideo(file, video.frame_names, self.num_proposals)
 
 
 class _StoredVideo(LazyProposals):
@@ -155,7 +172,10 @@ class ProposalsFromTruth(ProposalSource):
         self.noise = noise
         self.seed = seed
 
-    def of_clip(self, clip: RawClip, frame_names: Sequence[str]) -> ClipProposals:  # noqa: ARG002
+    def check(self, items: Iterable[ItemNames]) -> None:
+        """Nothing: they are made."""
+
+    def of_clip(self, clip: RawClip, frame_names: Sequence[str] | None) -> ClipProposals:  # noqa: ARG002
         """Make them from the label maps of the transformed clip."""
 
         def make(rng: np.random.Generator, label_maps: UInt8[Tensor, "T H W"], maps: Maps) -> Proposals:  # noqa: ARG001
@@ -164,7 +184,18 @@ class ProposalsFromTruth(ProposalSource):
         return make
 
     def of_video(self, video: VideoSample) -> Mapping[int, Proposals]:
-        """Make them from the targets; a frame without a target has none."""
+        """Make them from the targets.
+
+        Raises:
+            ValueError: a frame has no target; without proposals nothing would be matched in it.
+        """
+        there = set(video.targets)  # names alone: asking for a target would read it
+        missing = [index for index in range(len(video.frames)) if index not in there]
+        if missing:
+            raise ValueError(
+                f"{video.name}: frame {video.frame_names[missing[0]]} has no true mask to make proposals of ({len(missing)} "
+                "frames lack one): use StoredProposals"
+            )
         return _TrueVideo(video, self)
 
 
@@ -175,58 +206,12 @@ class _TrueVideo(LazyProposals):
         self.seed = zlib.crc32(video.name.encode())
 
     def __getitem__(self, index: int) -> Proposals:
-        target = self.targets.get(index)
-        if target is None:
-            return batch_proposals([nothing_found()], self.source.num_proposals)
+        target = self.targets[index]
         rng = np.random.Generator(np.random.PCG64([self.source.seed, self.seed, index]))
         return batch_proposals([proposals_from_truth(target, self.source.noise, rng)], self.source.num_proposals)
 
 
 # Any data module with proposals ---------------------------------------------------------------------------------------
-
-
-class ProposalClips(ClipSource):
-    """Clips of another source, each with what makes its proposals.
-
-    Args:
-        source: of the clips.
-        proposals: of the proposals.
-    """
-
-    def __init__(self, source: ClipSource, proposals: ProposalSource) -> None:
-        self.source = source
-        self.proposals = proposals
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
-        """A clip of the source."""
-        clip = self.source.draw(index, rng, recipe)
-        names: list[str] = []
-        if isinstance(self.source, RecordClips):
-            names = [self.source.records[index].frame_names[i] for i in clip.frame_indices]
-        return dataclasses.replace(clip, proposals=self.proposals.of_clip(clip, names))
-
-
-class ProposalVideos(Sequence[VideoSample]):
-    """Videos of another sequence, each with its proposals.
-
-    Args:
-        videos: opened when they are accessed.
-        proposals: of the proposals.
-    """
-
-    def __init__(self, videos: LazySequence[VideoSample], proposals: ProposalSource) -> None:
-        self.videos = videos
-        self.proposals = proposals
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, index: int) -> VideoSample:  # type: ignore[override]
-        video = self.videos[index]
-        return dataclasses.replace(video, proposals=self.proposals.of_video(video))
 
 
 class ProposalsDataModule(VOSDataModule):
@@ -257,8 +242,7 @@ class ProposalsDataModule(VOSDataModule):
         predict_root: str | None = None,
         max_device_batch: int | None = None,
     ) -> None:
-        if source.recipe.swap_probability:
-            raise ValueError("proposals do not follow objects into other clips: set recipe.swap_probability of the source to 0")
+        refuse_pasting(source.recipe)
         super().__init__(batch_size, num_workers, seed, source.recipe, pin_memory, predict_root, max_device_batch)
         self.source = source
         self.proposals = proposals
@@ -269,16 +253,16 @@ class ProposalsDataModule(VOSDataModule):
 
     def clip_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
         """Those of the source, with proposals."""
-        return [(ProposalClips(source, self.proposals), recipe) for source, recipe in self.source.clip_parts()]
+        return add_proposals(self.source.clip_parts(), self.proposals)
 
-    def val_videos(self) -> ProposalVideos:
+    def val_videos(self) -> LazySequence[VideoSample]:
         """Those of the source, with proposals."""
         return ProposalVideos(self.source.val_videos(), self.proposals)
 
-    def test_videos(self) -> ProposalVideos:
+    def test_videos(self) -> LazySequence[VideoSample]:
         """Those of the source, with proposals."""
         return ProposalVideos(self.source.test_videos(), self.proposals)
 
-    def predict_videos(self) -> ProposalVideos:
+    def predict_videos(self) -> LazySequence[VideoSample]:
         """Those under ``predict_root``, or of the test split, with proposals."""
         return ProposalVideos(super().predict_videos() if self.predict_root else self.source.test_videos(), self.proposals)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from data_modules.clip_dataset import ClipSource
+from data_modules.clip_dataset import ClipSource, ItemNames
 from data_modules.clip_sampling import choose_by_recipe
 from data_modules.recipe import ClipRecipe
 from data_modules.transforms import RawClip
@@ -183,6 +183,11 @@ class RecordClips(ClipSource):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def names(self, index: int) -> ItemNames:
+        """Of a video and its labelled frames."""
+        record = self.records[index]
+        return ItemNames(record.name, {i: record.frame_names[i] for i in self.labelled[index]})
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """Draw frames, again if the first one shows no object."""

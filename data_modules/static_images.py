@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_modules.base import VOSDataModule
-from data_modules.clip_dataset import ClipSource
+from data_modules.clip_dataset import ClipSource, ItemNames
 from data_modules.recipe import AffineRecipe, ClipRecipe
 from data_modules.sources import REFERENCE_ATTEMPTS, check_size
 from data_modules.transforms import RawClip
@@ -72,6 +72,10 @@ class ImageClips(ClipSource):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def names(self, index: int) -> ItemNames:
+        """Of an image."""
+        return ItemNames(self.pairs[index][0], None)
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """Repeat image ``index``, or another one if it shows no object."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_modules.base import VOSDataModule
-from data_modules.clip_dataset import ClipSource
+from data_modules.clip_dataset import ClipSource, ItemNames
 from data_modules.clip_sampling import Stream, choose_by_recipe, sample_generator
 from data_modules.recipe import ClipRecipe
 from data_modules.scenes import Scene, SceneRecipe
@@ -37,6 +37,10 @@ class SyntheticClips(ClipSource):
     def __len__(self) -> int:
         return self.num_videos
 
+    def names(self, index: int) -> ItemNames:
+        """Of a scene and its frames."""
+        return ItemNames(f"synthetic-train-{index:05d}", dict(enumerate(_frame_names(self.scene))))
+
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """Render a clip of scene ``index``, of other frames if its first one shows no object."""
         scene = make_scene(self.scene_seed, TRAIN, index, self.scene)
@@ -45,7 +49,7 @@ class SyntheticClips(ClipSource):
             frames, label_maps = scene.render(times)
             if np.count_nonzero(label_maps[0]) >= self.scene.min_pixels:
                 break
-        return RawClip(frames, label_maps, f"synthetic-train-{index:05d}", times)
+        return RawClip(frames, label_maps, self.names(index).name, times)
 
 
 class SyntheticVideos(Sequence[VideoSample]):
@@ -92,7 +96,7 @@ class SyntheticVideos(Sequence[VideoSample]):
             object_ids=tuple(first_frames),
             required_frames=tuple(range(num_frames)),
             original_size=(self.scene.height, self.scene.width),
-            frame_names=tuple(f"{t:05d}" for t in range(num_frames)),
+            frame_names=_frame_names(self.scene),
         )
 
 
@@ -147,6 +151,10 @@ class SyntheticDataModule(VOSDataModule):
     def test_videos(self) -> SyntheticVideos:
         """Test scenes."""
         return SyntheticVideos(self.num_test_videos, TEST, self.scene, self.scene_seed)
+
+
+def _frame_names(scene: SceneRecipe) -> tuple[str, ...]:
+    return tuple(f"{t:05d}" for t in range(scene.num_frames))
 
 
 def make_scene(scene_seed: int, split: int, index: int, recipe: SceneRecipe) -> Scene:

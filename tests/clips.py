@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vos_lightning.structures import Given
+from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.structures import FrameInput, Given, Proposals
 
 
 def random_clip(batch: int, length: int, num_objects: int, size: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -32,3 +33,22 @@ def given_at(labels: Tensor, t: int, slots: list[int], num_objects: int) -> Give
     masks = torch.stack([(labels[:, t] == n).float() for n in range(1, num_objects + 1)], dim=1)
     which = torch.tensor([[n in slots for n in range(1, num_objects + 1)]] * len(labels))
     return Given(masks.to(labels.device), which.to(labels.device))
+
+
+def proposals_of(network: VOSNetwork, frames: Tensor, count: int = 4) -> Proposals | None:
+    """Random proposals of frames ``(R, 3, H, W)``, those of a frame the same in any batch; None where a network needs none."""
+    if not network.needs_proposals:
+        return None
+    height, width = frames.shape[-2:]
+    rows = []
+    for frame in frames:
+        generator = torch.Generator().manual_seed(int(frame[0, 0, 0] * 2**24))
+        corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values
+        boxes = corners.flatten(1) * torch.tensor([width, height] * 2) + torch.tensor([0.0, 0, 4, 4])
+        rows.append((boxes, torch.rand(count, 28, 28, generator=generator), torch.rand(count, generator=generator) + 0.1))
+    return Proposals(*(torch.stack(parts).to(frames.device) for parts in zip(*rows, strict=True)))
+
+
+def frame_input(network: VOSNetwork, frames: Tensor) -> FrameInput:
+    """Frames ``(B, 3, H, W)`` with all that a network needs."""
+    return FrameInput(frames, proposals_of(network, frames))

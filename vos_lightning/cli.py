@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from vos_lightning.experiments import Experiment, ExperimentError, load_experiment, with_overrides
-from vos_lightning.runs import Run, Stage
-from vos_lightning.training import build, stage_run, train
+from vos_lightning.experiments import Experiment, ExperimentError, load_experiment, selection, with_overrides
+from vos_lightning.runs import Run, Stage, Which
+from vos_lightning.stages import trained_run
+from vos_lightning.training import build, train
 
 
 def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
@@ -32,7 +33,7 @@ def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
-    parser.add_argument("--checkpoint", type=Path, help="default: the run's best")
+    _add_weights(parser)
     if stage == "test":
         parser.add_argument("--baselines", action="store_true", help="also score copying and flow-warping the first mask")
     known, overrides = parser.parse_known_args(argv)
@@ -42,6 +43,17 @@ def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
     if stage != "predict":
         _report(trained, stage, baselines=getattr(known, "baselines", False))
     return 0
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--checkpoint", type=Path, help="default: that of the run, see --select")
+    weights.add_argument(
+        "--select",
+        choices=("last", "best"),
+        help="the run's last weights, or the best of its validations (which flatters where the same videos are scored); default: "
+        "what the experiment says, else last",
+    )
 
 
 @dataclass(frozen=True)
@@ -55,10 +67,10 @@ class _Trained:
 
 
 def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) -> _Trained:
-    """Build an experiment and load the checkpoint that is named, or the run's best."""
+    """Build an experiment and load the checkpoint that is named, or the last or best one of its run."""
     asked = experiment = load_experiment(known.experiment)
     run = Run(known.run_dir or Path("runs") / experiment.name)
-    checkpoint = known.checkpoint or _checkpoint_of(experiment, run.directory)
+    checkpoint = known.checkpoint or _checkpoint_of(experiment, run.directory, known.select)
     if experiment.stages:
         experiment = load_experiment(experiment.stages[-1])
     if not checkpoint.is_file():
@@ -75,14 +87,9 @@ def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) 
     return _Trained(cli, run, asked, evaluated(experiment, overrides, cli.trainer, checkpoint))
 
 
-def _checkpoint_of(experiment: Experiment, directory: Path) -> Path:
-    """The best checkpoint of an experiment's run, of its last stage, or of the experiment that it evaluates."""
-    if experiment.checkpoint_of:
-        trained = load_experiment(experiment.checkpoint_of)
-        return _checkpoint_of(trained, Path("runs") / trained.name)
-    if experiment.stages:
-        return stage_run(experiment, directory, len(experiment.stages)).best_checkpoint
-    return Run(directory).best_checkpoint
+def _checkpoint_of(experiment: Experiment, directory: Path, select: Which | None) -> Path:
+    """The last or best checkpoint of an experiment's run, of its last stage, or of the experiment that it evaluates."""
+    return trained_run(experiment, directory).checkpoint(select or selection(experiment))
 
 
 def _report(trained: _Trained, stage: Stage, baselines: bool) -> None:
@@ -99,12 +106,16 @@ def _report(trained: _Trained, stage: Stage, baselines: bool) -> None:
     videos = cli.datamodule.test_videos() if stage == "test" else cli.datamodule.val_videos()
     others = score_baselines(videos, protocol) if baselines else {}
     Console().print(report(asked.name, rows, protocol, others))
+    weights = context["trained"]
+    kind = f"{weights['weights']}, " if weights["weights"] else ""
+    Console(stderr=True).print(f"weights: {kind}step {weights['step']}, {weights['checkpoint']}", highlight=False, soft_wrap=True)
     write_scores(
         trained.run.directory / "scores" / f"{stage}.json",
         {
             "experiment": asked.name,
             "fingerprint": asked.fingerprint,
             "checkpoint": context["trained"]["checkpoint"],
+            "weights": context["trained"]["weights"],
             "protocol": describe(protocol, rows),
             "summary": summarize(rows, protocol),
             "rows": [dataclasses.asdict(row) for row in rows],
@@ -135,25 +146,34 @@ def visualize(argv: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", metavar="EXP", nargs="?", help="name from `list`, or a YAML file; none for your own video")
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
-    parser.add_argument("--checkpoint", type=Path, help="default: the run's best")
+    _add_weights(parser)
     parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP a file or folder")
     parser.add_argument("--masks", type=Path, help="without EXP: PNG for the first frame, or folder of PNGs, as for `predict`")
+    parser.add_argument("--proposals", type=Path, metavar="FILE", help="without EXP: as for `predict`")
+    parser.add_argument("--detector", metavar="FILE", help="without EXP: as for `predict`")
     parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="indices, from 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     known, overrides = parser.parse_known_args(argv)
     if min(known.frame) < 0:
         raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
+    proposals = None
     if known.experiment is None:
         if known.checkpoint is None or known.masks is None:
             raise ValueError("without an experiment, --checkpoint and --masks are needed")
         if overrides:
             raise ValueError(f"unknown option {overrides[0]}")
+        from vos_lightning.io.videos import open_frames
         from vos_lightning.modules.loading import load_module
+        from vos_lightning.predict import open_proposals
         from vos_lightning.visualize import draw, of_files
 
+        frames = open_frames(known.video)
         module = load_module(known.checkpoint)
-        segmented = of_files(module.engine(), Path(known.video), known.masks)
+        proposals = open_proposals(module.network, frames, known.proposals, known.detector)
+        segmented = of_files(module.engine(), frames, known.masks, proposals)
     else:
+        if known.proposals is not None or known.detector is not None:
+            raise ValueError("--proposals and --detector are for a video of your own; an experiment's data have their proposals")
         cli = _trained(known, overrides, "test").cli
         from vos_lightning.visualize import draw, of_sample
 
@@ -164,6 +184,8 @@ def visualize(argv: Sequence[str]) -> int:
         segmented = of_sample(module.engine(), videos[known.video])
     for sheet in draw(module, segmented, known.frame, known.output):
         sys.stdout.write(f"{sheet}\n")
+    if proposals is not None and proposals.note is not None:
+        sys.stdout.write(f"{proposals.note}\n")
     return 0
 
 

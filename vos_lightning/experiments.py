@@ -7,7 +7,9 @@
   ``emvos/davis17``). Mappings merge key by key, anything else is replaced. No file may change a ``class_path``: its
   ``init_args`` would be meaningless;
 - ``stages``: names of experiments that run one after the other, each from the weights of the one before;
-- ``hand_over``: which weights a stage passes on, its ``best`` (default) or its ``last``;
+- ``hand_over``: which weights a stage passes on, its ``last`` (default) or its ``best``;
+- ``select``: which weights are evaluated, the ``last`` (default) or the ``best`` of all validations, whose score flatters where
+  the validation videos are the reported ones. One that evaluates the checkpoint of another experiment takes what that says;
 - ``checkpoint_of``: the experiment whose checkpoint this one evaluates; it is not trained itself;
 - ``published``: the row of the paper that the experiment reproduces, for listings and the results table;
 - ``description``: one sentence.
@@ -33,7 +35,9 @@ from typing import Any, Literal
 
 import yaml
 
-OWN_KEYS = ("extends", "stages", "hand_over", "checkpoint_of", "published", "description")
+OWN_KEYS = ("extends", "stages", "hand_over", "select", "checkpoint_of", "published", "description")
+
+Which = Literal["last", "best"]
 
 NEUTRAL_OPTIONS = (
     "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.benchmark",
@@ -58,8 +62,11 @@ class Experiment:
     path: Path
     config: Mapping[str, Any]
     """What LightningCLI gets."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """The same before ``${VOS_DATA}`` is replaced."""
     stages: tuple[str, ...] = ()
-    hand_over: Literal["best", "last"] = "best"
+    hand_over: Which = "last"
+    select: Which | None = None
     checkpoint_of: str | None = None
     published: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
@@ -115,17 +122,20 @@ def load_experiment(name: str) -> Experiment:
     else:
         name = path.stem
     own, config = _compose(path, folder, ())
-    hand_over = own.get("hand_over", "best")
-    if hand_over not in ("best", "last"):
-        raise ExperimentError(f"{path}: hand_over must be best or last, not {hand_over!r}")
+    for key in ("hand_over", "select"):
+        if own.get(key, "last") not in ("best", "last"):
+            raise ExperimentError(f"{path}: {key} must be best or last, not {own[key]!r}")
+    stages, hand_over = own.get("stages", ()), own.get("hand_over", "last")
     return Experiment(
         name=name,
         path=path,
         config=_expand(config),
-        stages=tuple(own.get("stages", ())),
+        source=config,
+        stages=tuple(stages),
         hand_over=hand_over,
+        select=own.get("select"),
         checkpoint_of=own.get("checkpoint_of"),
-        fingerprint=_fingerprint([own.get("stages"), hand_over, own.get("checkpoint_of"), without_neutral(config)]),
+        fingerprint=digest([stages, hand_over if stages else None, own.get("checkpoint_of"), without_neutral(config)]),
         published=own.get("published") or {},
         description=own.get("description", ""),
     )
@@ -142,7 +152,29 @@ def without_neutral(config: Mapping[str, Any], where: str = "") -> dict[str, Any
     return kept
 
 
-def _fingerprint(value: Any) -> str:
+def selection(experiment: Experiment) -> Which:
+    """Which weights of its training an experiment evaluates."""
+    while experiment.select is None and experiment.checkpoint_of:
+        experiment = load_experiment(experiment.checkpoint_of)
+    return experiment.select or "last"
+
+
+def training_identity(experiment: Experiment, overrides: Sequence[str] = (), start: Any = None) -> str:
+    """What a training computes, as 16 hexadecimal digits: trainings that agree in it end with the same weights.
+
+    Args:
+        experiment: one that is trained, without stages.
+        overrides: options of the command line. Unlike in the fingerprint of the experiment, the seeds count.
+        start: what it starts from, see :func:`vos_lightning.runs.starting_point`; None for what its configuration says.
+    """
+    config = with_overrides(experiment.source, overrides)
+    arguments = (config.get("data") or {}).get("init_args") or {}
+    seeds = [config.get("seed_everything", 0), arguments.get("seed", 0)]
+    return digest([without_neutral(config), seeds, start])
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of a value of plain types."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

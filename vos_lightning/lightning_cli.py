@@ -12,24 +12,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments import LSFEnvironment, MPIEnvironment, TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from vos_lightning.callbacks.panels import FramePanels
 from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.callbacks.preemption import StopOnSignal
 from vos_lightning.callbacks.throughput import Throughput
 from vos_lightning.callbacks.visuals import EvaluationPictures
+from vos_lightning.devices import share_batch
 from vos_lightning.experiments import ExperimentError
 from vos_lightning.modules.loading import load_weights
 from vos_lightning.runs import Run, Stage
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+RATES = ("learning_rate", "backbone_rate")
+"""Arguments of LightningModules that are learning rates."""
 
 
 class VOSCommandLine(LightningCLI):
@@ -82,6 +90,13 @@ class VOSCommandLine(LightningCLI):
         parser.add_argument(
             "--initial_weights", type=str | None, default=None, help="checkpoint whose weights training starts from"
         )
+        parser.add_argument(
+            "--scale_batch",
+            type=bool,
+            default=False,
+            help="use devices that cannot share the batch of the recipe: a larger batch, and learning rates times the square "
+            "root of its growth; not the published recipe",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -107,9 +122,27 @@ class VOSCommandLine(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Training needs a number of steps."""
-        if self.stage == "fit" and int(self.config["trainer"]["max_steps"]) <= 0 and not self.config["trainer"]["fast_dev_run"]:
+        """Training needs a number of steps, and devices that share its batch."""
+        if self.stage != "fit":
+            return
+        if int(self.config["trainer"]["max_steps"]) <= 0 and not self.config["trainer"]["fast_dev_run"]:
             raise ExperimentError("trainer.max_steps is not set: recipes count steps, e.g. --trainer.max_steps=64000")
+        self._share_batch()
+
+    def _share_batch(self) -> None:
+        trainer, data, model = self.config["trainer"], self.config["data"]["init_args"], self.config["model"]["init_args"]
+        if "batch_size" not in data or not isinstance(trainer["accelerator"], str):
+            return
+        asked = {key: trainer[key] for key in ("devices", "num_nodes", "accelerator")}
+        share = share_batch(asked, data["batch_size"], self.config["scale_batch"], available_devices, launched_processes())
+        if share.note and getattr(rank_zero_only, "rank", 0) == 0:
+            Console(stderr=True).print(share.note, highlight=False, soft_wrap=True)
+        if share.devices is not None:
+            trainer["devices"] = share.devices
+        data["batch_size"] = share.batch_size
+        for name in RATES:
+            if name in model:
+                model[name] *= share.rate_factor
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add loggers, the signal callback, and a SLURM environment that leaves requeueing to the scheduler."""
@@ -124,7 +157,10 @@ class VOSCommandLine(LightningCLI):
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError) as error:  # such as devices that the machine does not have
+            raise ExperimentError(f"trainer: {condense(str(error))}") from error
         weights = self.config_init.get("initial_weights")
         if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:
             load_weights(self.model, Path(weights), start=True)
@@ -173,6 +209,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         torch.save(checkpoint, temporary)
         os.replace(temporary, target)
+
+
+def available_devices(accelerator: str) -> int:
+    """How many devices of this machine ``trainer.devices=auto`` takes."""
+    names = {"auto": ("tpu", "mps", "cuda"), "gpu": ("mps", "cuda")}.get(accelerator, (accelerator,))
+    # Classes: to make an object of an accelerator fails where its library is not installed.
+    known = [AcceleratorRegistry[name]["accelerator"] for name in (*names, "cpu") if name in AcceleratorRegistry]
+    return next(int(kind.auto_device_count()) for kind in known if kind.is_available())
+
+
+def launched_processes() -> int | None:
+    """How many processes a cluster has started, of which this is one; None if a training starts its own."""
+    kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+    found = next((kind() for kind in kinds if kind.detect()), None)
+    return found.world_size() if found else None
 
 
 def has_wandb() -> bool:

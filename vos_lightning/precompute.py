@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from rich.console import Console
@@ -20,20 +20,29 @@ from vos_lightning.proposals.detector import Architecture, Order, ProposalDetect
 from vos_lightning.proposals.store import Found, ProposalFile, write_proposals
 
 
+class Computed(NamedTuple):
+    """What :func:`precompute` has done for a video."""
+
+    name: str
+    new: bool
+    """Computed now, not found."""
+    empty: bool
+    """The detector found nothing in any frame."""
+
+
 def precompute(
-    detector: ProposalDetector, videos: Sequence[tuple[str, Path]], output: Path, device: torch.device, batch_size: int = 4
-) -> Iterator[tuple[str, bool]]:
+    detector: ProposalDetector, videos: Sequence[tuple[str, Path]], output: Path, batch_size: int = 4
+) -> Iterator[Computed]:
     """Write ``<output>/<video>.npz`` for every video that has no such file yet.
 
     Args:
-        detector: makes the proposals; already on ``device``.
+        detector: makes the proposals, on the device where it is.
         videos: name and place: a folder of images, a single image, or a video file.
         output: folder of this generator.
-        device: of the detector.
         batch_size: frames that are looked at together.
 
     Yields:
-        Every video, and whether it was computed now.
+        Every video, computed or there already.
 
     Raises:
         ValueError: a file is there but was made in another way, or a frame cannot be read.
@@ -41,16 +50,18 @@ def precompute(
     for name, place in videos:
         path = output / f"{name}.npz"
         if path.is_file():
-            _check_header(path, detector.header)
-            yield name, False
+            there = ProposalFile(path)
+            _check_header(there, detector.header)
+            yield Computed(name, new=False, empty=there.is_empty)
             continue
         found: dict[str, Found] = {}
         frames = iter(_frames(place))
+        size = [0, 0]
         while batch := list(itertools.islice(frames, batch_size)):
-            images = [(frame.to(device).float() / 255) for _, frame in batch]
-            found |= {stem: one for (stem, _), one in zip(batch, detector(images), strict=True)}
-        write_proposals(path, found, detector.header)
-        yield name, True
+            found |= {stem: one for (stem, _), one in zip(batch, detector.find([f for _, f in batch]), strict=True)}
+            size = list(batch[0][1].shape[1:])
+        write_proposals(path, found, {**detector.header, "frame_size": size})
+        yield Computed(name, new=True, empty=not any(len(one.scores) for one in found.values()))
 
 
 def _frames(place: Path) -> Iterable[tuple[str, Tensor]]:
@@ -59,11 +70,12 @@ def _frames(place: Path) -> Iterable[tuple[str, Tensor]]:
     return open_frames(place)
 
 
-def _check_header(path: Path, header: dict[str, Any]) -> None:
-    there = ProposalFile(path).header
-    differing = [key for key, value in header.items() if there.get(key) != value]
+def _check_header(file: ProposalFile, header: dict[str, Any]) -> None:
+    differing = [key for key, value in header.items() if file.header.get(key) != value]
     if differing:
-        raise ValueError(f"{path} was made with other settings ({', '.join(differing)}): remove it, or choose another --output")
+        raise ValueError(
+            f"{file.path} was made with other settings ({', '.join(differing)}): remove it, or choose another --output"
+        )
 
 
 def find_videos(images: Path, stills: bool) -> list[tuple[str, Path]]:
@@ -118,16 +130,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = _device(arguments.device)
         detector.to(device)
         output = arguments.output
-        computed = 0
+        computed, empty = 0, []
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("proposals", total=len(videos))
-            for _, new in precompute(detector, videos, output, device, arguments.batch_size):
-                computed += new
+            for one in precompute(detector, videos, output, arguments.batch_size):
+                computed += one.new
+                if one.empty:
+                    empty.append(one.name)
                 progress.advance(task)
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write(f"{computed} computed, {len(videos) - computed} there already: {output}\n")
+    if empty:
+        of_all = "each of them" if len(empty) == len(videos) else f"{len(empty)} of {len(videos)}, first {empty[0]}"
+        sys.stdout.write(f"nothing was found in any frame of {of_all}: lower --score-threshold or take another detector\n")
     return 0
 
 

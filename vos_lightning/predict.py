@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -19,7 +20,11 @@ from vos_lightning.io.label_maps import overlay, read_label_map, write_label_map
 from vos_lightning.io.videos import FrameSource, VideoWriter, list_images, open_frames
 from vos_lightning.mask_ops import object_ids_in
 from vos_lightning.modules.loading import load_engine
+from vos_lightning.modules.proposal_detector import load_detector
 from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.proposals.frames import DetectedFrames, FrameProposals, StoredFrames
+from vos_lightning.proposals.store import precompute_command
 from vos_lightning.structures import IGNORE_LABEL, FramePrediction
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
@@ -123,6 +128,44 @@ def read_given(path: Path, size: tuple[int, int], first: bool) -> UInt8[Tensor, 
     return label_map
 
 
+# Proposals ------------------------------------------------------------------------------------------------------------
+
+
+def open_proposals(
+    network: VOSNetwork[Any, Any, Any], frames: FrameSource, file: Path | None, detector: str | None
+) -> FrameProposals | None:
+    """The proposals of a video of one's own, from a file or from a detector that runs beside the network.
+
+    Args:
+        network: which says whether it needs them.
+        frames: the video.
+        file: of stored proposals (``--proposals``).
+        detector: see :func:`vos_lightning.modules.proposal_detector.load_detector` (``--detector``).
+
+    Returns:
+        None for networks without proposals.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the network needs proposals and there are none, or the other way round; the file is of another video.
+    """
+    name = type(network).__name__
+    if not network.needs_proposals:
+        if file is not None or detector is not None:
+            raise ValueError(f"{name} does not read proposals: leave --{'detector' if file is None else 'proposals'} out")
+        return None
+    if file is not None and detector is not None:
+        raise ValueError("pass either --proposals or --detector, not both")
+    if file is not None:
+        return StoredFrames(file, frames.names, frames.length)
+    if detector is not None:
+        return DetectedFrames(load_detector(detector).to(network.device))
+    raise ValueError(
+        f"{name} matches objects to proposals of a detector: pass --proposals FILE, made by "
+        f"`{precompute_command(str(frames.path))}`, or --detector FILE|COCO_V1, which runs beside it"
+    )
+
+
 # What is written ------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +223,12 @@ class Summary:
 
 
 def predict_video(
-    engine: InferenceEngine, frames: FrameSource, masks: MaskFiles, output: Path, overlay_video: bool = True
+    engine: InferenceEngine,
+    frames: FrameSource,
+    masks: MaskFiles,
+    output: Path,
+    overlay_video: bool = True,
+    proposals: FrameProposals | None = None,
 ) -> Iterator[Summary]:
     """Segment a video frame by frame; only one frame is in memory at a time.
 
@@ -198,6 +246,7 @@ def predict_video(
         masks: of the objects; frames before the first one are empty.
         output: folder.
         overlay_video: write the overlay.
+        proposals: of the video, for networks that need them, see :func:`open_proposals`.
 
     Yields:
         The same summary after every frame.
@@ -217,7 +266,7 @@ def predict_video(
                 mask_file = masks.take(index, name)
                 size = (int(frame.shape[1]), int(frame.shape[2]))
                 label_map = None if mask_file is None else read_given(mask_file, size, first=not engine.object_ids)
-                prediction = engine.step(frame, label_map)
+                prediction = step_frame(engine, name, frame, label_map, proposals)
                 write_label_map(output / "masks" / f"{name}.png", prediction.label_map)
                 if writer is not None:
                     writer.write(overlay(frame, prediction.label_map))
@@ -234,6 +283,19 @@ def predict_video(
     masks.finish()
     if not summary.object_ids:
         raise ValueError(f"{frames.path}: no frame has a mask, so there was nothing to segment")
+
+
+def step_frame(
+    engine: InferenceEngine,
+    name: str,
+    frame: UInt8[Tensor, "3 H W"],
+    label_map: UInt8[Tensor, "H W"] | None,
+    proposals: FrameProposals | None,
+) -> FramePrediction:
+    """Step the engine; a detector does not look at the frames before the first mask."""
+    wanted = label_map is not None or len(engine.object_ids) > 0
+    found = proposals.of_frame(name, frame) if proposals is not None and wanted else None
+    return engine.step(frame, label_map, proposals=found)
 
 
 # Command line ---------------------------------------------------------------------------------------------------------
@@ -260,11 +322,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             short_side=short_side,
             max_memory_frames=arguments.memory_frames or None,
         )
+        proposals = open_proposals(engine.network, frames, arguments.proposals, arguments.detector)
         summary = Summary()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(arguments.video.name, total=frames.length)
-            for summary in predict_video(engine, frames, masks, arguments.output, arguments.overlay):
+            for summary in predict_video(engine, frames, masks, arguments.output, arguments.overlay, proposals):
                 progress.update(task, completed=summary.num_frames)
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -273,6 +336,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{summary.num_frames} frames, {len(summary.object_ids)} objects, {summary.num_flagged} frames to look at "
         f"(flags in {arguments.output / 'index.csv'})\n"
     )
+    if proposals is not None and proposals.note is not None:
+        sys.stdout.write(f"{proposals.note}\n")
     return 0
 
 
@@ -281,6 +346,16 @@ def _at_least_0(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
+
+
+def add_proposal_options(parser: argparse.ArgumentParser) -> None:
+    """``--proposals`` and ``--detector``, see :func:`open_proposals`."""
+    parser.add_argument(
+        "--proposals", type=Path, metavar="FILE", help="for networks that match proposals: those of the video, precomputed"
+    )
+    parser.add_argument(
+        "--detector", metavar="FILE", help="instead: checkpoint of a detector, or COCO_V1, which finds them on the way"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -309,5 +384,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"frames that a network which remembers one in k keeps at most, the latest ones; 0: all; default: {MEMORY_FRAMES}",
     )
+    add_proposal_options(parser)
     parser.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="write overlay.mp4")
     return parser

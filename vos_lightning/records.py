@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from vos_lightning.experiments import Experiment, with_overrides, without_neutral
-from vos_lightning.runs import Run
+from vos_lightning.experiments import Experiment, digest, training_identity, with_overrides, without_neutral
+from vos_lightning.runs import Run, starting_point, weights_kind
 
 _NOT_DATA = ("recipe", "batch_size", "num_workers", "seed", "pin_memory", "predict_root", "max_device_batch")
 
@@ -88,6 +88,7 @@ def _dotted(options: Mapping[str, Any], where: str = "") -> list[str]:
 def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any, from_step: int) -> None:
     """Write ``record.json`` when a training starts or goes on."""
     record = run.record()
+    start_of_weights, identity = _identity(record, experiment, overrides, cli.config.get("initial_weights"), from_step)
     config = with_overrides(experiment.config, overrides)
     parts = cli.datamodule.clip_parts() if hasattr(cli.datamodule, "clip_parts") else []
     initial = cli.config.get("initial_weights")
@@ -103,6 +104,8 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
         {
             "experiment": experiment.name,
             "fingerprint": experiment.fingerprint,
+            "identity": identity,
+            "start": start_of_weights,
             "seed": [cli.config.get("seed_everything"), getattr(cli.datamodule, "seed", None)],
             "data": describe_data(config.get("data") or {}),
             "train_items": [len(source) for source, _ in parts],
@@ -116,16 +119,34 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
     )
 
 
+def _identity(
+    record: Mapping[str, Any], experiment: Experiment, overrides: Sequence[str], initial: str | None, from_step: int
+) -> tuple[Any, str | None]:
+    """What a training starts from and what it computes; None where a run of an older version did not say it."""
+    if not from_step:
+        start = starting_point(Path(initial)) if initial else None
+        return start, training_identity(experiment, overrides, start)
+    start, before = record.get("start"), record.get("identity")
+    current = training_identity(experiment, overrides, start)
+    if before is None or before == current:
+        return start, before
+    return start, digest([before, current])  # it went on with other settings: nothing else computes that
+
+
 def ended(run: Run, steps: int, finished: bool) -> None:
     """Note how far the training got."""
     run.write_record({**run.record(), "steps": steps, "finished": now() if finished else None})
 
 
 def provenance(checkpoint: Path) -> dict[str, Any]:
-    """What is known of a checkpoint: its file, its step, and the record of its run if it lies in one."""
+    """What is known of a checkpoint: its file, whether it is the last or the best of its run, its step, and the run's record."""
     from vos_lightning.modules.loading import checkpoint_step  # reading records alone needs no Lightning
 
-    known: dict[str, Any] = {"checkpoint": os.fspath(checkpoint), "step": checkpoint_step(checkpoint)}
+    known: dict[str, Any] = {
+        "checkpoint": os.fspath(checkpoint),
+        "weights": weights_kind(checkpoint),
+        "step": checkpoint_step(checkpoint),
+    }
     record = Run(checkpoint.resolve().parent.parent).record() if checkpoint.resolve().parent.name == "checkpoints" else {}
     return {**known, "run": record or None}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -16,11 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from vos_lightning.experiments import ExperimentError
+from vos_lightning.experiments import ExperimentError, Which
 from vos_lightning.io.label_maps import write_atomically
 
 Stage = Literal["fit", "validate", "test", "predict"]
-Which = Literal["best", "last"]
 
 
 class Run:
@@ -42,17 +43,36 @@ class Run:
 
     @property
     def best_checkpoint(self) -> Path:
-        """The checkpoint with the best validation J&F, else the last one."""
-        best = sorted((self.directory / "checkpoints").glob("best*.ckpt"), key=lambda path: path.stat().st_mtime)
-        if best:
-            return best[-1]
+        """The checkpoint with the best validation J&F."""
+        best = (self.directory / "checkpoints").glob("best*.ckpt")
+        found = max(best, key=lambda path: (_score_in_name(path), path.stat().st_mtime), default=None)
+        if found:
+            return found
         if self.last_checkpoint:
-            return self.last_checkpoint
+            raise ExperimentError(
+                f"{self.directory} keeps no best checkpoint (it was not validated, or best_checkpoint.save_top_k is 0): take its "
+                "last with --select=last"
+            )
         raise ExperimentError(f"{self.directory} holds no checkpoint: train first, or pass --checkpoint FILE")
 
-    def checkpoint(self, which: Which) -> Path:
-        """The best or the last checkpoint."""
-        return self.last_checkpoint or self.best_checkpoint if which == "last" else self.best_checkpoint
+    def checkpoint(self, which: Which = "last") -> Path:
+        """The last or the best checkpoint.
+
+        Raises:
+            ExperimentError: there is none.
+        """
+        return (self.last_checkpoint if which == "last" else None) or self.best_checkpoint
+
+    @property
+    def identity(self) -> str | None:
+        """What the training computes (:func:`vos_lightning.experiments.training_identity`); None if nothing says so."""
+        identity: str | None = self.record().get("identity")
+        return identity
+
+    @property
+    def begun(self) -> bool:
+        """Whether something was trained here."""
+        return (self.directory / "record.json").is_file() or (self.directory / "checkpoints").is_dir()
 
     @property
     def finished(self) -> bool:
@@ -98,8 +118,8 @@ class Run:
             except BlockingIOError:
                 file.seek(0)
                 raise ExperimentError(
-                    f"{self.directory} is being trained by {file.read().strip() or 'another process'}: "
-                    "stop that first, or choose another --run-dir"
+                    f"{self.directory} is being trained by {file.read().strip() or 'another process'}: start this again when "
+                    "that has finished, or choose another --run-dir"
                 ) from None
             except OSError:  # a file system without locks
                 yield
@@ -108,6 +128,48 @@ class Run:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+
+def weights_kind(checkpoint: str | Path) -> Which | None:
+    """Whether a checkpoint of a run is its last or its best one, by its name; None for any other file."""
+    name = Path(checkpoint).name
+    return "last" if name == "last.ckpt" else "best" if name.startswith("best") else None
+
+
+def starting_point(checkpoint: Path) -> Any:
+    """What a training that starts from a checkpoint starts from, for :func:`vos_lightning.experiments.training_identity`.
+
+    Returns:
+        The identity of the finished run whose last or best checkpoint it is, or else a digest of its content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: there is no such checkpoint")
+    place = checkpoint.resolve()
+    run, kind = Run(place.parent.parent), weights_kind(place)
+    if place.parent.name == "checkpoints" and kind and run.finished and run.identity and run.checkpoint(kind).resolve() == place:
+        return after(run.identity, kind)
+    with place.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def after(identity: str, which: Which) -> dict[str, str]:
+    """The starting point that the weights of a finished run are."""
+    return {"run": identity, "weights": which}
+
+
+def find_run(folder: Path, identity: str, first: Path | None = None) -> Run | None:
+    """The run in a folder that computes something: a finished one before others, ``first`` before others."""
+    places = sorted((path.parent for path in folder.glob("*/record.json")), key=lambda place: (place != first, place.name))
+    found = [run for run in map(Run, places) if run.identity == identity]
+    return next((run for run in found if run.finished), found[0] if found else None)
+
+
+def _score_in_name(path: Path) -> float:
+    found = re.search(r"jf=(\d\.\d+)", path.name)
+    return float(found[1]) if found else -1.0
 
 
 def write_text(path: Path, text: str) -> None:

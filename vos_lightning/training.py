@@ -12,8 +12,17 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from vos_lightning.experiments import Experiment, ExperimentError, differing_keys, load_experiment, with_overrides
-from vos_lightning.runs import Run, Stage, run_command, write_text
+from vos_lightning.devices import share_batch
+from vos_lightning.experiments import (
+    Experiment,
+    ExperimentError,
+    differing_keys,
+    load_experiment,
+    training_identity,
+    with_overrides,
+)
+from vos_lightning.runs import Run, Stage, find_run, run_command, write_text
+from vos_lightning.stages import PlannedStage, claim, plan
 
 
 def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage) -> Any:
@@ -34,9 +43,11 @@ def train(argv: Sequence[str]) -> int:
     """Train an experiment, or go on where it stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning train",
-        description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated.",
+        description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated. "
+        "The stages of an experiment are runs beside its directory, which it shares with other experiments.",
         epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
-        "--model.init_args.learning_rate=1e-5 ... `python -m vos_lightning show EXP --options` lists them all.",
+        "--model.init_args.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. "
+        "`python -m vos_lightning show EXP --options` lists them all.",
     )
     parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
@@ -56,26 +67,36 @@ def train(argv: Sequence[str]) -> int:
         from vos_lightning.finetuning import fine_tune
 
         return fine_tune(experiment, run, known.checkpoint, overrides, _train_one)
+    if known.run_dir is None and not run.begun:
+        same = find_run(run.directory.parent, training_identity(experiment))
+        if same and same.finished and training_identity(experiment, overrides) == training_identity(experiment):
+            Console(stderr=True).print(
+                f"{same.directory} has trained the same: not repeated (--run-dir={run.directory} trains it again)",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return 0
     return _train_one(experiment, run, overrides)
 
 
 def _train_stages(experiment: Experiment, directory: Path, overrides: Sequence[str]) -> int:
-    """Each stage is a run of its own in a sub-directory and a process of its own, from the weights of the one before."""
+    """Each stage is a run of its own and a process of its own, from the weights of the one before; see :mod:`.stages`."""
     console = Console(stderr=True)
-    for stage in experiment.stages:
-        load_experiment(stage)  # a misspelt name shows before hours of training
+    planned = plan(experiment, directory.parent, overrides)
+    for stage in planned:
+        _check_devices(stage, overrides)  # what the last stage cannot do shows before hours of training
+    claim(experiment, directory, planned)
     weights: Path | None = None
-    for number, stage in enumerate(experiment.stages, start=1):
-        run = stage_run(experiment, directory, number)
-        title = f"Stage {number} of {len(experiment.stages)}, {stage}"
+    for number, stage in enumerate(planned, start=1):
+        run, name = stage.run, stage.experiment.name
+        title = f"Stage {number} of {len(planned)}, {name}: {run.directory}"
         if run.finished:
-            console.print(f"{title}: finished, not repeated", highlight=False)
+            console.print(f"{title} is finished, not repeated", highlight=False, soft_wrap=True)
         else:
-            console.print(f"{title}: {run.directory}" + (f", from {weights}" if weights else ""), highlight=False)
-            own = [f"--wandb.group={experiment.name}"]
-            if weights:
-                own.append(f"--initial_weights={weights}")
-            code = run_command(["train", stage, "--run-dir", str(run.directory), *own, *overrides])
+            console.print(title + (f", from {weights}" if weights else ""), highlight=False, soft_wrap=True)
+            before = [f"--initial_weights={weights}"] if weights else []
+            group = f"--wandb.group={experiment.name}"
+            code = run_command(["train", name, "--run-dir", str(run.directory), group, *overrides, *before])
             if code:
                 return code
         weights = run.checkpoint(experiment.hand_over)
@@ -83,9 +104,11 @@ def _train_stages(experiment: Experiment, directory: Path, overrides: Sequence[s
     return 0
 
 
-def stage_run(experiment: Experiment, directory: Path, number: int) -> Run:
-    """The run of a stage, counted from 1."""
-    return Run(directory / f"{number}_{experiment.stages[number - 1]}")
+def _check_devices(stage: PlannedStage, overrides: Sequence[str]) -> None:
+    config = with_overrides(stage.experiment.config, overrides)
+    batch_size = ((config.get("data") or {}).get("init_args") or {}).get("batch_size")
+    if isinstance(batch_size, int) and not stage.run.finished:
+        share_batch(config.get("trainer") or {}, batch_size, bool(config.get("scale_batch")))
 
 
 def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> int:
@@ -93,15 +116,15 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> in
     from vos_lightning.modules.loading import checkpoint_step
 
     console = Console(stderr=True)
-    if run.finished:
-        console.print(f"{run.directory} is finished: remove it or choose another --run-dir to train again.")
-        return 0
     settings = {"experiment": experiment.name, "config": dict(experiment.config), "overrides": list(overrides)}
     record = run.directory / "experiment.yaml"
     if record.is_file():
         changed = differing_keys(yaml.safe_load(record.read_text()), settings)
         if changed:
             console.print(f"[yellow]{run.directory} was started with other settings: {', '.join(changed)}.[/yellow]")
+    if run.finished:
+        console.print(f"{run.directory} is finished: remove it or choose another --run-dir to train again.")
+        return 0
     cli = build(experiment, run, overrides, "fit")
     first = cli.trainer.is_global_zero
     with run.lock() if first else contextlib.nullcontext():

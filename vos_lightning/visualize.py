@@ -9,10 +9,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vos_lightning.callbacks.panels import panels_of, write_panels
-from vos_lightning.io.videos import open_frames
+from vos_lightning.io.videos import FrameSource
 from vos_lightning.modules.base import VOSModule
-from vos_lightning.predict import MaskFiles, read_given
+from vos_lightning.predict import MaskFiles, read_given, step_frame
 from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.proposals.frames import FrameProposals
 from vos_lightning.structures import FramePrediction, VideoSample
 
 Segmented = Iterator[tuple[str, UInt8[Tensor, "3 H W"], FramePrediction]]
@@ -53,12 +54,11 @@ def of_sample(engine: InferenceEngine, video: VideoSample) -> Segmented:
         yield video.frame_names[prediction.frame_index], video.frames[prediction.frame_index], prediction
 
 
-def of_files(engine: InferenceEngine, video: Path, masks: Path) -> Segmented:
+def of_files(engine: InferenceEngine, frames: FrameSource, masks: Path, proposals: FrameProposals | None = None) -> Segmented:
     """Segment a video of one's own, see ``predict``."""
-    frames = open_frames(video)
     given = MaskFiles(masks, frames.names)
     for index, (name, frame) in enumerate(frames):
         file = given.take(index, name)
         size = (int(frame.shape[1]), int(frame.shape[2]))
         label_map = None if file is None else read_given(file, size, first=not engine.object_ids)
-        yield name, frame, engine.step(frame, label_map)
+        yield name, frame, step_frame(engine, name, frame, label_map, proposals)

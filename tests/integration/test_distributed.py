@@ -58,8 +58,8 @@ def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
     code, output = run(
         "train", "emvos_smoke", "--data.init_args.batch_size=3", "--trainer.devices=2", "--trainer.strategy=ddp", cwd=tmp_path
     )
-    assert code != 0
-    assert "not a multiple of 2 processes" in output
+    assert code == 2
+    assert "error: a batch of 3 clips cannot be shared by 2 devices, as it is not a multiple of 2 processes" in output
 
 
 @pytest.mark.parametrize("stage", ["validate"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.clips import given_at, random_clip
+from tests.clips import frame_input, given_at, proposals_of, random_clip
 from tests.conftest import NETWORKS
 from tests.tolerances import assert_close
 from vos_lightning.mask_ops import Aggregation
@@ -20,7 +20,7 @@ from vos_lightning.propagation.memory import grow
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.policies import AnnotatedOnly, EveryKth, MemoryPolicy
 from vos_lightning.propagation.step import Propagation, StepOutput, advance, introductions, unroll
-from vos_lightning.structures import FrameInput, Given
+from vos_lightning.structures import FrameInput, Given, Proposals
 
 SIZE = (64, 80)
 KEYS = Path(__file__).parent / "state_dict_keys"
@@ -38,7 +38,12 @@ def propagation(policy: MemoryPolicy) -> Propagation:
 
 def run(network: VOSNetwork, propagation: Propagation, frames: Tensor, given: dict[int, Given]) -> list[StepOutput]:
     with torch.no_grad():
-        return unroll(network, propagation, frames.to(network.device), given)
+        return unroll_all(network, propagation, frames, given)
+
+
+def unroll_all(network: VOSNetwork, propagation: Propagation, frames: Tensor, given: dict[int, Given]) -> list[StepOutput]:
+    frames = frames.to(network.device)
+    return unroll(network, propagation, frames, given, proposals_of(network, frames.transpose(0, 1).flatten(0, 1)))
 
 
 def probabilities(outputs: list[StepOutput]) -> Tensor:
@@ -51,7 +56,8 @@ def test_streaming_equals_unroll(network: VOSNetwork, propagation: Propagation) 
     unrolled = probabilities(run(network, propagation, frames, given))[0]
     engine = InferenceEngine(network, propagation)
     for t in range(frames.shape[1]):
-        prediction = engine.step(frames[0, t], labels[0, 0] if t == 0 else None)
+        own = proposals_of(network, frames[:, t])
+        prediction = engine.step(frames[0, t], labels[0, 0] if t == 0 else None, proposals=own)
         assert_close(prediction.probabilities, unrolled[t, 1:].cpu())
         assert torch.equal(prediction.label_map, unrolled[t].argmax(dim=0).to(torch.uint8).cpu())
 
@@ -134,12 +140,14 @@ def test_growing_equals_a_reserved_slot(network: VOSNetwork, propagation: Propag
     reserved = run(network, propagation, frames, {0: given_at(labels, 0, [1], 2), 2: given_at(labels, 2, [2], 2)})
     one = given_at(labels, 0, [1], 1)
     with torch.no_grad():
-        _, state = advance(network, propagation, None, FrameInput(frames[:, 0]), one)
-        _, state = advance(network, propagation, state, FrameInput(frames[:, 1]))
-        output, state = advance(network, propagation, grow(state, 2), FrameInput(frames[:, 2]), given_at(labels, 2, [2], 2))
+        _, state = advance(network, propagation, None, frame_input(network, frames[:, 0]), one)
+        _, state = advance(network, propagation, state, frame_input(network, frames[:, 1]))
+        output, state = advance(
+            network, propagation, grow(state, 2), frame_input(network, frames[:, 2]), given_at(labels, 2, [2], 2)
+        )
         assert_close(output.probabilities, reserved[2].probabilities)
         for t in (3, 4):
-            output, state = advance(network, propagation, state, FrameInput(frames[:, t]))
+            output, state = advance(network, propagation, state, frame_input(network, frames[:, t]))
             assert_close(output.probabilities, reserved[t].probabilities)
 
 
@@ -155,14 +163,19 @@ def test_advance_leaves_its_state_untouched(network: VOSNetwork, propagation: Pr
     frames, labels = random_clip(1, 3, 2, SIZE)
     frames = frames.to(network.device)
     with torch.no_grad():
-        _, state = advance(network, propagation, None, FrameInput(frames[:, 0]), given_at(labels, 0, [1, 2], 2))
-        _, state = advance(network, propagation, state, FrameInput(frames[:, 1]))
+        _, state = advance(network, propagation, None, frame_input(network, frames[:, 0]), given_at(labels, 0, [1, 2], 2))
+        _, state = advance(network, propagation, state, frame_input(network, frames[:, 1]))
         before = [tensor.clone() for tensor in _tensors(state)]
-        first, _ = advance(network, propagation, state, FrameInput(frames[:, 2]))
-        second, _ = advance(network, propagation, state, FrameInput(frames[:, 2]))
+        first, _ = advance(network, propagation, state, frame_input(network, frames[:, 2]))
+        second, _ = advance(network, propagation, state, frame_input(network, frames[:, 2]))
     assert before
     assert all(torch.equal(old, new) for old, new in zip(before, _tensors(state), strict=True))
     assert torch.equal(first.probabilities, second.probabilities)
+
+
+def _step(engine: InferenceEngine, frames: Tensor, labels: Tensor, t: int) -> Tensor:
+    own = proposals_of(engine.network, frames[:, t])
+    return engine.step(frames[0, t], labels[0, 0] if t == 0 else None, proposals=own).probabilities
 
 
 def test_interleaved_engines_do_not_disturb_each_other(network: VOSNetwork, propagation: Propagation) -> None:
@@ -170,12 +183,11 @@ def test_interleaved_engines_do_not_disturb_each_other(network: VOSNetwork, prop
     separate = []
     for frames, labels in clips:
         engine = InferenceEngine(network, propagation)
-        separate.append([engine.step(frames[0, t], labels[0, 0] if t == 0 else None).probabilities for t in range(3)])
+        separate.append([_step(engine, frames, labels, t) for t in range(3)])
     engines = [InferenceEngine(network, propagation) for _ in clips]
     for t in range(3):
         for k, (frames, labels) in enumerate(clips):
-            prediction = engines[k].step(frames[0, t], labels[0, 0] if t == 0 else None)
-            assert torch.equal(prediction.probabilities, separate[k][t])
+            assert torch.equal(_step(engines[k], frames, labels, t), separate[k][t])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (17, 70), (33, 16), (7, 5)])
@@ -200,7 +212,7 @@ def test_every_trainable_parameter_gets_a_gradient(network: VOSNetwork, propagat
     frames, labels = random_clip(2, 4, 2, SIZE)
     labels = labels.to(network.device)
     given = introductions(labels, torch.ones(2, 2, dtype=torch.bool, device=network.device), late_objects=True)
-    outputs = unroll(network, propagation, frames.to(network.device), given)
+    outputs = unroll_all(network, propagation, frames, given)
     sum(output.logits[:, 1].sum() + sum(v.sum() for v in output.aux.values()) for output in outputs[1:]).backward()
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     missing = [name for name, parameter in trainable.items() if parameter.grad is None]
@@ -218,6 +230,27 @@ def test_state_dict_keys_are_pinned(network: VOSNetwork) -> None:
         path.write_text(json.dumps(actual, indent=0) + "\n")
         pytest.fail(f"wrote {path}: commit it")
     assert actual == json.loads(path.read_text())
+
+
+def test_a_network_that_needs_proposals_refuses_frames_without(network: VOSNetwork, propagation: Propagation) -> None:
+    """Without them it would be another method. That the detector found nothing in a frame is another thing."""
+    frames, labels = random_clip(1, 3, 1, SIZE)
+    frames = frames.to(network.device)
+    given = {0: given_at(labels, 0, [1], 1)}
+    engine = InferenceEngine(network, propagation)
+    if not network.needs_proposals:
+        assert network.check_proposals(None, "a frame") is None
+        return
+    with torch.no_grad(), pytest.raises(ValueError, match=f"the clip has no proposals, and {type(network).__name__} needs"):
+        unroll(network, propagation, frames, given)
+    with torch.no_grad(), pytest.raises(ValueError, match="the frame has no proposals"):
+        advance(network, propagation, None, FrameInput(frames[:, 0]), given[0])
+    assert engine.step(frames[0, 0]).object_ids == ()  # before the first annotation the network is not asked
+    for t, masks in ((1, labels[0, 1]), (2, None)):
+        with pytest.raises(ValueError, match=f"frame {t} has no proposals"):
+            engine.step(frames[0, t], masks)
+        nothing = Proposals(torch.zeros(1, 0, 4), torch.zeros(1, 0, 28, 28), torch.zeros(1, 0))
+        assert engine.step(frames[0, t], masks, proposals=nothing).frame_index == t
 
 
 def test_bfloat16_runs(network: VOSNetwork, propagation: Propagation) -> None:

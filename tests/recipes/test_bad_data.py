@@ -25,7 +25,7 @@ IMAGES = Path("JPEGImages") / "480p"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run")
     fit("emvos_smoke", directory, "--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=0")
-    return Run(directory).best_checkpoint
+    return Run(directory).checkpoint()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a small system, for experiments that take theirs from a checkpoint."""
     directory = tmp_path_factory.mktemp("checkpoint")
     fit("emvos_smoke", directory, "--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=0")
-    return Run(directory).best_checkpoint
+    return Run(directory).checkpoint()
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -68,7 +68,7 @@ def test_published_blocks_say_what_they_are() -> None:
 @pytest.mark.parametrize("name", SMOKE)
 def test_smoke_recipes_fit_test_and_predict(name: str, tmp_path: Path) -> None:
     trained = fit(name, tmp_path)
-    checkpoint = Run(tmp_path).best_checkpoint
+    checkpoint = Run(tmp_path).checkpoint()
     for stage in ("test", "predict"):
         cli = build(load_experiment(name), Run(tmp_path), ["--trainer.enable_progress_bar=false"], stage)  # type: ignore[arg-type]
         load_weights(cli.model, checkpoint)

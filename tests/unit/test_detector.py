@@ -137,18 +137,17 @@ def test_precomputing_goes_on_where_it_stopped(tmp_path):
     detector, output = shared(selection=Selection()), tmp_path / "proposals"
     videos = find_videos(tmp_path / "images", stills=False)
     assert [name for name, _ in videos] == ["a", "b"]
-    device = torch.device("cpu")
-    steps = precompute(detector, videos, output, device, batch_size=2)
-    assert next(steps) == ("a", True)
+    steps = precompute(detector, videos, output, batch_size=2)
+    assert next(steps) == ("a", True, False)
     before = (output / "a.npz").read_bytes()
-    assert list(precompute(detector, videos, output, device)) == [("a", False), ("b", True)]
+    assert list(precompute(detector, videos, output)) == [("a", False, False), ("b", True, False)]
     assert (output / "a.npz").read_bytes() == before
     file = ProposalFile(output / "b.npz")
     assert file.frames == ["00000", "00001", "00002"]
     assert file.header["generator"] == detector.identity
     other = tiny(selection=Selection(top_k=5))
     with pytest.raises(ValueError, match=r"a\.npz was made with other settings \(top_k\)"):
-        list(precompute(other, videos, output, device))
+        list(precompute(other, videos, output))
     with pytest.raises(ValueError, match="made by"):
         StoredProposals([str(output)], generator="another").file("a")
 

@@ -6,7 +6,7 @@ import torch
 from lightning import Trainer
 from torch import nn
 
-from data_modules.clip_dataset import ClipDataset, ClipKey, ClipSource, Draw, collate_clips
+from data_modules.clip_dataset import ClipDataset, ClipKey, ClipSource, Draw, ItemNames, collate_clips
 from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth, StoredProposals
 from data_modules.recipe import AffineRecipe, ClipRecipe
 from data_modules.synthetic import SyntheticDataModule
@@ -192,7 +192,7 @@ def test_proposals_move_with_padding_and_size():
         (InferenceEngine(network, Propagation(All(), "product"), short_side=40), large, 2, doubled),
     ):
         labelled = labels[0, 0].repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-        engine.step(images[0], labelled)
+        engine.step(images[0], labelled, proposals=own)
         aux = engine.step(images[1], proposals=own).aux
         # 40 x 56 is padded to 48 x 64: 4 pixels on every side.
         assert_close(aux["boxes"], proposals.boxes + 4)
@@ -208,7 +208,8 @@ def test_copier_start_hands_the_coarse_mask_on():
     network = DMNAOA(**SMALL, copier_start=True, norm="instance").eval()
     frames, labels = random_clip(1, 2, 1, SIZE)
     with torch.no_grad():
-        output = unroll(network, Propagation(All(), "product"), frames, {0: given_at(labels, 0, [1], 1)})[1]
+        given = {0: given_at(labels, 0, [1], 1)}
+        output = unroll(network, Propagation(All(), "product"), frames, given, some_proposals(2, 0))[1]
     assert ((output.probabilities[0, 1] > 0.5) == (labels[0, 0] == 1)).float().mean() > 0.9
 
 
@@ -239,7 +240,7 @@ def test_memory_strategies():
     for strategy in ("first", "previous", "first+previous", "every_kth", "all"):
         engine = InferenceEngine(small(), Propagation(memory_policy(strategy, 5, None), "product"))
         for t in range(8):
-            engine.step(frames[0, t], labels[0, 0] if t == 0 else None)
+            engine.step(frames[0, t], labels[0, 0] if t == 0 else None, proposals=some_proposals(1, 3))
         kept[strategy] = [slot.t for slot in engine._state.memory.bank.slots]
     assert kept == {
         "first": [0],
@@ -302,13 +303,13 @@ def test_panels_show_proposals_alignment_and_both_masks():
     frames, labels = random_clip(1, 2, 2, (40, 56))
     frames = (frames * 255).to(torch.uint8)
     engine = module.engine()
-    engine.step(frames[0, 0], labels[0, 0])
+    engine.step(frames[0, 0], labels[0, 0], proposals=some_proposals(1, 0))
     prediction = engine.step(frames[0, 1], proposals=some_proposals(1, 4, (40, 56)))
     panels = panels_of(module, frames[0, 1], prediction)
     titles = Counter(panel.title for panel in panels)
     assert titles == dict.fromkeys(("probability", "coarse mask", "proposals", "alignment of the middle"), 2)
     assert all(panel.image.shape[1] == 40 for panel in panels)
-    plain = engine.step(frames[0, 1])
+    plain = engine.step(frames[0, 1], proposals=some_proposals(1, 0))
     assert {panel.title for panel in panels_of(module, frames[0, 1], plain)} == {"probability", "coarse mask"}
 
 
@@ -407,6 +408,9 @@ class _OneFrame(ClipSource):
 
     def __len__(self):
         return 1
+
+    def names(self, index):
+        return ItemNames(self.source.names(self.index).name, None)
 
     def draw(self, index, rng, recipe):
         from data_modules.static_images import repeat_image

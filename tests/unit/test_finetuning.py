@@ -55,7 +55,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         "--trainer.limit_val_batches=0",
         "--trainer.val_check_interval=1",
     )
-    return Run(directory).best_checkpoint
+    return Run(directory).checkpoint()
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def test_before_and_after(
     assert cli.main(["results", "--runs", "run"]) == 0
     line = next(line for line in Path("run/results.md").read_text().splitlines() if line.startswith("| finetune_own"))
     cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-    assert cells[3:5] == ["no published row", "2"]
-    assert cells[5].startswith("OwnVideosDataModule root=")
-    assert cells[5].endswith("(3 items)")
+    assert cells[3:6] == ["no published row", "last", "2"]
+    assert cells[6].startswith("OwnVideosDataModule root=")
+    assert cells[6].endswith("(3 items)")
 
 
 @pytest.mark.parametrize("checkpoint", ["pmvos"], indirect=True)

@@ -113,11 +113,11 @@ def test_evaluations_do_not_log_to_wandb(tmp_path: Path, wandb_settings: list[di
 
 
 def test_every_run_can_be_synchronised(tmp_path: Path) -> None:
-    """Offline runs lie in the directory of the run, which for a stage is one level deeper."""
+    """Offline runs lie in the directory of the run, those of stages too."""
     makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
     patterns = next(line for line in makefile.splitlines() if "wandb sync" in line).split()
     patterns = [pattern for pattern in patterns if pattern.startswith("runs/")]
-    for run in ("runs/emvos_demo", "runs/emvos_davis17/1_emvos_coco"):
+    for run in ("runs/emvos_demo", "runs/emvos_davis17_main-1a2b3c4d"):
         (tmp_path / run / "wandb" / "offline-run-1").mkdir(parents=True)
     found = {path for pattern in patterns for path in tmp_path.glob(pattern)}
     assert len(found) == 2
@@ -277,7 +277,7 @@ def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
     options = ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
     assert cli.main(["train", "emvos_staged", *options]) == 0
     assert not any("initial_weights" in argument for argument in commands[0])
-    assert any(argument.startswith("--initial_weights=") and "1_emvos_smoke" in argument for argument in commands[1])
+    assert any(argument.startswith("--initial_weights=runs/emvos_smoke-") for argument in commands[1])
     assert all("--wandb.group=emvos_staged" in command for command in commands)
     assert (tmp_path / "runs" / "emvos_staged" / "finished").is_file()
     commands.clear()

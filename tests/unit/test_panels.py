@@ -163,18 +163,16 @@ class TestPapers:
     @pytest.mark.parametrize("name", sorted(NETWORKS))
     def test_aux_has_a_row_for_every_clip(self, name: str) -> None:
         """Whatever a network shows is of tensors whose first dimension is the batch."""
-        from tests.clips import given_at, random_clip
+        from tests.clips import given_at, proposals_of, random_clip
         from vos_lightning.propagation.policies import AnnotatedOnly
         from vos_lightning.propagation.step import Propagation, unroll
 
         frames, labels = random_clip(2, 2, 2, (64, 80))
+        network = NETWORKS[name].small().eval()
+        proposals = proposals_of(network, frames.transpose(0, 1).flatten(0, 1))
+        propagation = Propagation(AnnotatedOnly(), "minimum", "join")
         with torch.no_grad():
-            outputs = unroll(
-                NETWORKS[name].small().eval(),
-                Propagation(AnnotatedOnly(), "minimum", "join"),
-                frames,
-                {0: given_at(labels, 0, [1, 2], 2)},
-            )
+            outputs = unroll(network, propagation, frames, {0: given_at(labels, 0, [1, 2], 2)}, proposals)
         assert outputs[0].aux == {}
         assert all(value.shape[0] == 2 for value in outputs[1].aux.values() if isinstance(value, torch.Tensor))
 

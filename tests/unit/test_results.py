@@ -12,12 +12,17 @@ import yaml
 
 from data_modules.doctor.known import KNOWN
 from vos_lightning.cli import main
-from vos_lightning.experiments import load_experiment
+from vos_lightning.experiments import load_experiment, selection
 from vos_lightning.metrics import ObjectScores, describe
 from vos_lightning.results.scores import EVALUATIONS, covered
 
 DAVIS17 = "DAVIS 2017 semi-supervised: first and last frame skipped, 61 objects in 30 videos"
-MODEL = {"model": {"class_path": "a.B"}}
+MODEL: dict[str, Any] = {"model": {"class_path": "a.B"}}
+
+
+def trained(steps: int, **keys: Any) -> dict[str, Any]:
+    """An experiment that differs from others in its number of steps."""
+    return {**MODEL, "trainer": {"max_steps": steps}, **keys}
 
 
 def published(row: str, dataset: str = "DAVIS 2017 val", table: int = 1, **more: object) -> dict[str, Any]:
@@ -27,13 +32,14 @@ def published(row: str, dataset: str = "DAVIS 2017 val", table: int = 1, **more:
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     experiments = {
-        "one": {**MODEL, "published": published("One")},
-        "two": {**MODEL, "published": published("Two | best", table=2)},
-        "less": {**MODEL, "published": published("Less", departs="trained on less data")},
+        "one": trained(1, published=published("One", fps=49.8, hardware="a card")),
+        "two": trained(2, published=published("Two | best", table=2)),
+        "less": trained(3, published=published("Less", departs="trained on less data")),
         "server": {**MODEL, "checkpoint_of": "p_one", "published": published("One", "DAVIS 2017 test-dev", 3)},
         "staged": {"stages": ["p_first", "p_second"], "published": published("Staged", table=4)},
-        "first": MODEL,
-        "second": MODEL,
+        "first": trained(4),
+        "second": trained(5),
+        "same": trained(1),
     }
     folder = tmp_path / "experiments" / "p"
     folder.mkdir(parents=True)
@@ -50,9 +56,18 @@ def training(name: str, seed: int = 0, **changes: Any) -> dict[str, Any]:
     return {**record, "train_items": [60], "initial": None, "starts": [start], "steps": 900, "finished": "yes", **changes}
 
 
-def write_score(path: Path, name: str, jf: float, record: dict[str, Any] | None, protocol: str = DAVIS17, **more: Any) -> None:
+def write_score(
+    path: Path,
+    name: str,
+    jf: float,
+    record: dict[str, Any] | None,
+    protocol: str = DAVIS17,
+    checkpoint: str = "runs/x/checkpoints/last.ckpt",
+    step: int = 900,
+    **more: Any,
+) -> None:
     evaluation = {"date": "2026-02-03T00:00:00", "commit": None, "hardware": "1 x GPU", "data": "DAVIS", "departures": []}
-    evaluation["trained"] = {"checkpoint": "c", "step": 900, "run": record}
+    evaluation["trained"] = {"checkpoint": checkpoint, "step": step, "run": record}
     content = {"experiment": name, "fingerprint": load_experiment(name).fingerprint, "protocol": protocol}
     content |= {"summary": {"J&F": jf, "J": jf - 0.02, "F": jf + 0.02}, "evaluation": evaluation | more}
     path.mkdir(parents=True)
@@ -72,7 +87,7 @@ def cells(lines: list[str], row: str) -> list[str]:
 
 def test_rows_without_a_run_say_so(runs: Path) -> None:
     lines = page(runs)
-    assert cells(lines, "One")[3:7] == ["J&F", "75.0", "not run", ""]
+    assert cells(lines, "One")[3:9] == ["J&F", "75.0", "not run", "", "49.8, a card", ""]
     assert sum("not run" in line for line in lines) == 2 * 5
     assert "### Table 4" in lines
     assert "Two \\| best" in "\n".join(lines)
@@ -87,17 +102,25 @@ def test_mean_and_deviation_over_seeds(runs: Path) -> None:
     found = cells(page(runs), "One")
     assert found[5] == "75.3 ± 1.5 (3 seeds)"
     assert found[6] == "+0.3"
-    assert found[7:] == ["900", "DAVIS root=d (60 items)", "2 x GPU", "2026-02-03; 2026-02-04", "abcdef0123"]
+    assert found[7:] == [
+        "49.8, a card",
+        "last",
+        "900",
+        "DAVIS root=d (60 items)",
+        "2 x GPU",
+        "2026-02-03; 2026-02-04",
+        "abcdef0123",
+    ]
 
 
 def test_a_staged_row_names_every_stage(runs: Path) -> None:
     first = training("p_first", steps=100, data="COCO")
-    second = training("p_second", steps=200, initial={"checkpoint": "x", "step": 100, "run": first})
+    second = training("p_second", steps=200, initial={"checkpoint": "last.ckpt", "step": 100, "run": first})
     write_score(runs / "staged" / "scores", "p_staged", 0.8, second)
     found = cells(page(runs), "Staged")
     assert found[5] == "80.0"
-    assert found[7] == "100 → 200"
-    assert found[8] == "COCO (60 items) → DAVIS root=d (60 items)"
+    assert found[7:10] == ["", "last", "100 → 200"]
+    assert found[10] == "COCO (60 items) → DAVIS root=d (60 items)"
 
 
 def altered(record: dict[str, Any], option: str) -> dict[str, Any]:
@@ -121,6 +144,12 @@ def altered(record: dict[str, Any], option: str) -> dict[str, Any]:
         ("p_less", {"record": {"experiment": "p_less"}}, "departs from the paper: trained on less data"),
         ("p_server", {}, "is scored by its server"),
         ("p_first", {"record": {"experiment": "p_first"}}, "no published row"),
+        (
+            "p_one",
+            {"checkpoint": "best-step=000300-jf=0.6000.ckpt", "step": 300},
+            "other weights than the last of its training: best",
+        ),
+        ("p_one", {"checkpoint": "renamed.ckpt", "step": 300}, "other weights than the last of its training: step 300"),
     ],
 )
 def test_other_numbers_are_not_ours(runs: Path, name: str, change: dict[str, Any], reason: str) -> None:
@@ -142,17 +171,42 @@ def test_other_numbers_are_not_ours(runs: Path, name: str, change: dict[str, Any
     assert "runs/x/scores/test.json" in other
 
 
+def test_the_best_weights_count_where_the_experiment_says_so(runs: Path) -> None:
+    content = trained(1, select="best", published=published("One"))
+    (runs.parent / "experiments" / "p" / "one.yaml").write_text(yaml.safe_dump(content))
+    write_score(runs / "x" / "scores", "p_one", 0.6, training("p_one"), checkpoint="best-step=000300-jf=0.6000.ckpt", step=300)
+    assert cells(page(runs), "One")[8] == "best"
+    assert load_experiment("p_server").select is None
+    assert selection(load_experiment("p_server")) == "best"  # as that of the experiment whose checkpoint it evaluates
+
+
+def test_stages_hand_over_what_the_experiment_says(runs: Path) -> None:
+    best = {"checkpoint": "best-step=000100-jf=0.5000.ckpt", "step": 100, "run": training("p_first")}
+    write_score(runs / "x" / "scores", "p_staged", 0.8, training("p_second", initial=best))
+    assert "p_second started from other weights than the last of the stage before" in "\n".join(page(runs))
+
+
+def test_the_same_training_under_another_name_counts(runs: Path) -> None:
+    write_score(runs / "x" / "scores", "p_one", 0.6, training("p_same"))
+    assert cells(page(runs), "One")[5] == "60.0"
+
+
+def test_a_copy_of_the_last_checkpoint_counts(runs: Path) -> None:
+    write_score(runs / "x" / "scores", "p_one", 0.6, training("p_one"), checkpoint="copied.ckpt")
+    assert cells(page(runs), "One")[8] == "step 900"
+
+
 def test_scores_of_a_server(runs: Path) -> None:
     checkpoints = runs / "p_one" / "checkpoints"
     checkpoints.mkdir(parents=True)
     import torch
 
-    torch.save({"state_dict": {}, "global_step": 900}, checkpoints / "best.ckpt")
+    torch.save({"state_dict": {}, "global_step": 900}, checkpoints / "last.ckpt")
     (runs / "p_one" / "record.json").write_text(json.dumps(training("p_one")))
     score = {"experiment": "p_server", "dataset": "DAVIS 2017 test-dev", "metrics": {"J&F": 64.2}, "date": "2026-03-01"}
     (runs / "p_server" / "scores").mkdir(parents=True)
     path = runs / "p_server" / "scores" / "server.json"
-    path.write_text(json.dumps({**score, "checkpoint": str(checkpoints / "best.ckpt")}))
+    path.write_text(json.dumps({**score, "checkpoint": str(checkpoints / "last.ckpt")}))
     lines = page(runs)
     server = next(line for line in lines if line.startswith("| One | DAVIS 2017 test-dev"))
     assert " | 64.2 | -10.8 | " in server

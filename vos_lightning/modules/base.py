@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from vos_lightning.panels import FrameView, Panel, probability_panels
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
+from vos_lightning.proposals.store import precompute_command
 from vos_lightning.structures import ClipBatch, FramePrediction, VideoSample
 
 FrameListener = Callable[[VideoSample, FramePrediction], None]
@@ -68,6 +70,24 @@ class VOSModule(LightningModule):
         """Called with every predicted frame of validation, test and prediction; callbacks register here."""
         self.scored_rows: list[ObjectScores] = []
         """Rows of the last validation or test, of all processes."""
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Compare what the network needs with what the data have, before anything is computed.
+
+        Raises:
+            ValueError: the network needs proposals, and the data have none.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        has_proposals: bool | None = getattr(data, "has_proposals", None)
+        name = type(self.network).__name__
+        if self.network.needs_proposals and has_proposals is False:
+            how = getattr(data, "proposals_option", "give them to the data module")
+            raise ValueError(
+                f"{name} matches objects to proposals of a detector, and {type(data).__name__} has none of some or all of its "
+                f"videos: compute them with `{precompute_command('FOLDER_OF_VIDEOS')}`, then {how}"
+            )
+        if has_proposals and not self.network.needs_proposals:
+            rank_zero_info(f"{name} does not read proposals; those of the data change nothing.")
 
     # Training ---------------------------------------------------------------------------------------------------------
 

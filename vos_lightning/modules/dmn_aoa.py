@@ -68,6 +68,10 @@ class DMNAOAModule(VOSModule):
         late_objects: bool = False,
         channels_last: bool = True,
     ) -> None:
+        if matching_weight and not network.needs_proposals:
+            raise ValueError(
+                "matching_weight weighs the matching with proposals, and network.coarse 'template' has none: set it to 0"
+            )
         policy = memory_policy(memory, memory_stride, max_memory_frames)
         super().__init__(
             network,

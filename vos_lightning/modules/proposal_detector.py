@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vos_lightning.proposals.boxes import paste_masks, tight_boxes
-from vos_lightning.proposals.detector import ProposalDetector
+from vos_lightning.proposals.detector import Pretrained, ProposalDetector, Selection, read_weights
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch, VideoSample
 
 SMALLEST = 4.0
@@ -24,7 +25,7 @@ class ProposalDetectorModule(LightningModule):
     those of Mask R-CNN, batch normalisation stays frozen. Validation logs the recall: the share of the true objects that a
     proposal overlaps by more than one half (``val/recall``; ``val_jf`` is the same number, under the name that chooses a
     checkpoint).
-    ``precompute-proposals --weights`` reads the checkpoint.
+    ``precompute-proposals --weights`` and ``predict --detector`` read the checkpoint.
 
     Args:
         network: with ``num_classes=2``, or with any number, of which 1 then stands for "object".
@@ -70,8 +71,8 @@ class ProposalDetectorModule(LightningModule):
     def validation_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
         """Count the objects that were found."""
         for index in sorted(batch.targets)[:: self.every_nth_frame]:
-            frame = batch.frames[index].to(self.device).float() / 255
-            (proposals,) = self.network([frame])
+            frame = batch.frames[index]
+            (proposals,) = self.network.find([frame])
             true = targets_of(batch.targets[index].to(self.device))["masks"].flatten(1).float()
             self.true += len(true)
             if len(true) and len(proposals.scores):
@@ -92,6 +93,38 @@ class ProposalDetectorModule(LightningModule):
         recall = found / true.clamp_min(1)
         self.log("val/recall", recall, batch_size=1)
         self.log("val_jf", recall, batch_size=1, prog_bar=True)
+
+
+def load_detector(source: str) -> ProposalDetector:
+    """The detector of a checkpoint, or torchvision's, with the settings that ``precompute-proposals`` has by default.
+
+    Args:
+        source: ``COCO_V1``, or the checkpoint of a run of :class:`ProposalDetectorModule`, which says what its detector is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or does not describe a detector.
+    """
+    if source in get_args(Pretrained):
+        return ProposalDetector(pretrained=source)  # type: ignore[arg-type]
+    path = Path(source)
+    content = read_weights(path)
+    try:
+        network = content["hyper_parameters"]["network"]
+        options = dict(network.get("init_args", {}))
+        if network["class_path"] != f"{ProposalDetector.__module__}.{ProposalDetector.__qualname__}":
+            raise KeyError(network["class_path"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: the file does not describe a detector, as the checkpoint of `train dmn_aoa_detector_davis17` does; "
+            "with plain weights, run `python -m vos_lightning precompute-proposals --weights FILE --architecture ...` and pass "
+            "--proposals"
+        ) from error
+    selection = options.pop("selection", None) or {}
+    try:
+        return ProposalDetector(**{**options, "pretrained": None, "weights": str(path)}, selection=Selection(**selection))
+    except TypeError as error:
+        raise ValueError(f"{path}: the checkpoint does not fit this version of the detector: {error}") from error
 
 
 def targets_of(label_map: Tensor) -> dict[str, Any]:

@@ -226,6 +226,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             if coarse == "template"
             else None
         )
+        self.needs_proposals = self.matcher is not None
         self.decoder: ReferenceRefineDecoder | None = None
         if refine:
             self.frame_query = projector(reduced_channels, projected_channels, groups)
@@ -259,7 +260,8 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             pyramid = self.backbone(frame.image)
             s4, s8, s16 = (layer(x) for layer, x in zip(self.reduce, (pyramid.s4, pyramid.s8, pyramid.s16), strict=True))
             reduced = FeaturePyramid(s4, s8, s16)
-        proposals = self._no_proposals(frame.image) if frame.proposals is None or self.matcher is None else frame.proposals
+        proposals = frame.proposals if self.needs_proposals else self._no_proposals(frame.image)
+        assert proposals is not None, "the propagation refuses frames without proposals"
         height, width = frame.image.shape[-2:]
         with record_function("vos/proposals"):
             pasted = paste_masks(proposals.masks, proposals.boxes.to(s4), height, width, stride=4)

@@ -82,16 +82,20 @@ class InferenceEngine:
             frame: RGB ``(3, H, W)``, uint8 or float in [0, 1], on any device.
             masks: annotations of this frame: a uint8 label map ``(H, W)`` in original ids (0 and 255 say nothing), or object id
                 -> mask ``(H, W)``. Ids that are not yet known start to be tracked; known ones are corrected.
-            proposals: one row, in pixels of the frame, for networks that want them.
+            proposals: one row, in pixels of the frame, for networks that need them (from the first annotation on); one without
+                any box, or with scores of 0, says that a detector found nothing.
 
         Returns:
             Label map and probabilities at the size of the frame, on the host. Frames before the first annotation are empty.
 
         Raises:
-            ValueError: a frame or mask of a wrong type or size, a mask without a pixel, too many objects.
+            ValueError: a frame or mask of a wrong type or size, a mask without a pixel, too many objects, no proposals where the
+                network needs them.
         """
         size = self._check_frame(frame)
         annotation = None if masks is None else _as_label_map(masks, size)
+        if self._state is not None or annotation is not None:
+            self.network.check_proposals(proposals, f"frame {self._frame_index + 1}")
         self._frame_index += 1
         if annotation is not None:
             annotation = self._add_objects(annotation)
@@ -126,7 +130,13 @@ class InferenceEngine:
         self._state = State(self._state.memory, introduced, self._state.t)
 
     def run(self, video: VideoSample) -> Iterator[FramePrediction]:
-        """Segment a whole video, frame by frame; frames are decoded as they are needed."""
+        """Segment a whole video, frame by frame; frames are decoded as they are needed.
+
+        Raises:
+            ValueError: the network needs proposals and the video has none.
+        """
+        if video.proposals is None:
+            self.network.check_proposals(None, f"video {video.name!r}")
         self.reset()
         self._keep_size = self._has_tiny_object(video)
         for index in range(len(video.frames)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.propagation.memory import CarryT, EntryT, FeaturesT, Memory
-from vos_lightning.structures import FrameInput
+from vos_lightning.structures import FrameInput, Proposals
 
 
 class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
@@ -26,6 +26,9 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     padding: PaddingRule = PaddingRule()
     reads_previous: ClassVar[bool] = True
     """Whether ``segment`` reads ``memory.previous``; if not, frames that no policy keeps need no entry."""
+    needs_proposals: bool = False
+    """Whether every frame must come with object proposals; a network sets it from its configuration. Proposals may be empty (the
+    detector found nothing), but they may not be missing."""
 
     @classmethod
     @abstractmethod
@@ -68,6 +71,22 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
         The default keeps everything.
         """
         return carry
+
+    def check_proposals(self, proposals: Proposals | None, where: str) -> None:
+        """Refuse a frame without proposals where the network needs them: without them it would be another method.
+
+        Args:
+            proposals: of the frame or frames.
+            where: what they belong to, for the message.
+
+        Raises:
+            ValueError: they are missing.
+        """
+        if self.needs_proposals and proposals is None:
+            raise ValueError(
+                f"{where} has no proposals, and {type(self).__name__} needs the proposals of every frame (empty ones where the "
+                "detector found nothing)"
+            )
 
     @property
     def device(self) -> torch.device:

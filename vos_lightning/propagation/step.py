@@ -78,7 +78,12 @@ class Encoded:
 
 
 def encode(network: VOSNetwork[Any, Any, Any], frame: FrameInput) -> Encoded:
-    """Pad a frame to the network's stride and encode it."""
+    """Pad a frame to the network's stride and encode it.
+
+    Raises:
+        ValueError: the network needs proposals and the frame has none.
+    """
+    network.check_proposals(frame.proposals, "the frame")
     rule = network.padding
     height, width = frame.image.shape[-2:]
     padding = padding_for(height, width, network.stride, rule.larger_half_first)
@@ -113,7 +118,7 @@ def advance(
         The output at the frame's size and the next state.
 
     Raises:
-        ValueError: the first frame comes without ``given``.
+        ValueError: the first frame comes without ``given``, or a frame without the proposals that the network needs.
     """
     encoded = frame if isinstance(frame, Encoded) else encode(network, frame)
     features, padding = encoded.features, encoded.padding
@@ -237,13 +242,17 @@ def unroll(
         propagation: policy, aggregation and introduction.
         frames: RGB in [0, 1].
         given: frame index -> annotated objects, see :func:`introductions`.
-        proposals: time-major rows, if the network wants them.
+        proposals: time-major rows; None only for networks that do not need them.
         remembered: see :func:`advance`; None for the network's own masks.
 
     Returns:
         One output a frame.
+
+    Raises:
+        ValueError: the network needs proposals and there are none.
     """
     batch, length = frames.shape[:2]
+    network.check_proposals(proposals, "the clip")
     # Time-major, so that the features of a frame are a contiguous slice.
     encoded = encode(network, FrameInput(frames.transpose(0, 1).flatten(0, 1), proposals))
     outputs: list[StepOutput] = []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
@@ -143,6 +144,12 @@ class ProposalDetector(nn.Module):
                 for found, inner, frame in zip(detections, images.image_sizes, frames, strict=True)
             ]
 
+    def find(self, frames: Sequence[UInt8[Tensor, "3 _h _w"]]) -> list[Found]:
+        """Proposals of frames as they are read: 8-bit RGB, on any device; sizes may differ. See :meth:`forward`."""
+        device = next(self.parameters()).device
+        found: list[Found] = self([frame.to(device).float() / 255 for frame in frames])
+        return found
+
     def _class_agnostic(
         self, features: dict[str, Tensor], regions: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
@@ -237,18 +244,31 @@ def _build(
     return source
 
 
-def _load(model: nn.Module, path: Path) -> str:
-    """Load a file and return the first digits of its hash."""
+def read_weights(path: Path) -> Any:
+    """What a file of detector weights holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds more than tensors and plain values.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of detector weights")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
+        raise ValueError(f"{path}: this is no file of detector weights, or it is damaged or truncated") from error
+
+
+def _load(model: nn.Module, path: Path) -> str:
+    """Load a file and return the first digits of its hash."""
+    content = read_weights(path)
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and key in content:
             content = content[key]
-    content = {name.removeprefix("network.").removeprefix("model."): value for name, value in content.items()}
     try:
+        content = {name.removeprefix("network.").removeprefix("model."): value for name, value in content.items()}
         model.load_state_dict(_fit_classes(content, model.state_dict()))
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: the weights do not fit this detector: {' '.join(str(error).split())[:300]}") from error
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -26,6 +26,20 @@ VERSION = 1
 MASK_SIZE = 28
 ROW = np.dtype([("box", "<f4", 4), ("score", "<f2"), ("label", "<i2"), ("mask", "u1", (MASK_SIZE, MASK_SIZE))])
 """Box ``x0 y0 x1 y1`` in pixels of the stored frame, score, class of the detector, mask inside the box times 255."""
+NUM_PROPOSALS = 30
+"""Proposals of a frame that networks see unless they are told otherwise, the best ones."""
+
+
+def precompute_command(images: str = "FOLDER_OR_VIDEO", output: str = "FOLDER", stills: bool = False) -> str:
+    """The command line that makes missing proposals, for messages.
+
+    Args:
+        images: where the frames are.
+        output: where the proposals go.
+        stills: every image has proposals of its own.
+    """
+    more = " --stills" if stills else ""
+    return f"python -m vos_lightning precompute-proposals --images {images}{more} --output {output} --pretrained COCO_V1"
 
 
 @dataclass(frozen=True)
@@ -71,16 +85,16 @@ def write_proposals(path: str | Path, frames: Mapping[str, Found], header: Mappi
     Args:
         path: ends in ``.npz``.
         frames: by frame name, in time order.
-        header: where they come from (generator, weights, thresholds); plain values.
+        header: where they come from (generator, weights, thresholds) and ``frame_size``, height and width of the frames; plain
+            values.
     """
-    arrays: dict[str, np.ndarray] = {"header": np.asarray(json.dumps({**header, "version": VERSION, "frames": list(frames)}))}
+    counts = [len(found.scores) for found in frames.values()]
+    about = {**header, "version": VERSION, "frames": list(frames), "counts": counts}
+    arrays: dict[str, np.ndarray] = {"header": np.asarray(json.dumps(about))}
     for name, found in frames.items():
         if name == "header":
             raise ValueError(f"{path}: a frame cannot be called 'header'; rename the image")
-        rows = np.zeros(len(found.scores), ROW)
-        rows["box"], rows["score"], rows["label"] = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
-        rows["mask"] = (found.masks.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
-        arrays[name] = rows
+        arrays[name] = _rows(found)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
@@ -100,7 +114,8 @@ class ProposalFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: there are no proposals; run `python -m vos_lightning precompute-proposals`")
+            command = precompute_command(output=str(self.path.parent))
+            raise FileNotFoundError(f"{self.path}: there is no such file of proposals; compute it with `{command}`")
         self.header: dict[str, Any] = json.loads(str(self._read(["header"])["header"]))
         if self.header.get("version") != VERSION:
             raise ValueError(f"{self.path}: version {self.header.get('version')} of the format, not {VERSION}; compute it anew")
@@ -110,6 +125,36 @@ class ProposalFile:
         """Names of the frames in time order."""
         names: list[str] = self.header["frames"]
         return names
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the detector found nothing in any frame, as far as the file says so."""
+        counts: list[int] | None = self.header.get("counts")
+        return counts is not None and not any(counts)
+
+    def check(self, names: Sequence[str], size: tuple[int, int] | None = None) -> None:
+        """Whether the proposals are those of a video.
+
+        Args:
+            names: of frames that must be there.
+            size: height and width of the frames, where that is known.
+
+        Raises:
+            ValueError: they are those of another video, or of frames of another size.
+        """
+        known = set(self.frames)
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise ValueError(
+                f"{self.path}: no proposals of frame {missing[0]!r} ({len(missing)} of {len(names)} frames are missing); compute "
+                "them for this video"
+            )
+        stored = self.header.get("frame_size")
+        if size is not None and stored is not None and tuple(stored) != size:
+            raise ValueError(
+                f"{self.path}: the proposals are of frames of {stored[1]}x{stored[0]}, the frames are {size[1]}x{size[0]}; "
+                "compute them for this video"
+            )
 
     def read(self, names: Sequence[str]) -> list[Found]:
         """Proposals of some frames.
@@ -131,6 +176,18 @@ class ProposalFile:
                 return {name: archive[name] for name in names}
         except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
             raise ValueError(f"{self.path}: the file is damaged ({error}); remove it and compute it anew") from error
+
+
+def as_stored(found: Found) -> Found:
+    """Proposals as they come back from a file: on the host, with masks in 8 and scores in 16 bits."""
+    return _found(_rows(found))
+
+
+def _rows(found: Found) -> np.ndarray:
+    rows = np.zeros(len(found.scores), ROW)
+    rows["box"], rows["score"], rows["label"] = found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
+    rows["mask"] = (found.masks.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+    return rows
 
 
 def _found(rows: np.ndarray) -> Found:

@@ -10,13 +10,14 @@ from typing import Any
 from vos_lightning.results.rows import Row, Score
 
 NOT_RUN = "not run"
-HEADERS = ("row", "data set", "experiment", "metric", "published", "ours", "difference", "iterations", "trained on", "hardware",
-           "date", "commit")  # fmt: skip
-OTHER_HEADERS = ("experiment", "scores", "evaluated", "why it is not in the tables", "iterations", "trained on", "hardware",
-                 "date", "commit", "file")  # fmt: skip
+HEADERS = ("row", "data set", "experiment", "metric", "published", "ours", "difference", "published fps", "weights",
+           "iterations", "trained on", "hardware", "date", "commit")  # fmt: skip
+OTHER_HEADERS = ("experiment", "scores", "evaluated", "why it is not in the tables", "weights", "iterations", "trained on",
+                 "hardware", "date", "commit", "file")  # fmt: skip
 INTRODUCTION = (
     "Scores in percent. A number stands under “ours” only if the finished, unchanged experiment of the row was evaluated on the "
-    "whole published data set; deviations are over seeds. All other measured scores are listed at the end."
+    "whole published data set; deviations are over seeds. “Weights” are those after the last step, or the best of all "
+    "validations, whose score flatters where the same videos were validated on. All other measured scores are listed at the end."
 )
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
 """Title, headers, rows."""
@@ -77,6 +78,7 @@ def _row_lines(row: Row) -> Iterator[Sequence[str]]:
             f"{published:.1f}",
             ours or NOT_RUN,
             difference,
+            row.speed if first else "",
             *(context if first else [""] * len(context)),
         ]
 
@@ -88,10 +90,11 @@ def _other_line(score: Score, reason: str) -> Sequence[str]:
 
 
 def _context(scores: Sequence[Score]) -> list[str]:
-    """Iterations, training data, hardware, date and commit, of all scores."""
+    """Weights, iterations, training data, hardware, date and commit, of all scores."""
     if not scores:
-        return [""] * 5
+        return [""] * 6
     columns = [
+        [score.weights for score in scores],
         [" → ".join(str(training.get("steps", "?")) for training in reversed(score.trainings)) for score in scores],
         [_chain(score, _data) for score in scores],
         [_chain(score, _hardware) or str(score.evaluation.get("hardware", "")) for score in scores],

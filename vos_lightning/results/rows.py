@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vos_lightning.experiments import Experiment, experiment_files, load_experiment
+from vos_lightning.runs import weights_kind
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Score:
         return found
 
     @property
+    def weights(self) -> str:
+        """Whether the last weights of the training were evaluated or its best ones, or the step of others."""
+        trained = self.evaluation.get("trained") or {}
+        return weights_kind(trained.get("checkpoint", "")) or (f"step {trained['step']}" if "step" in trained else "")
+
+    @property
     def seed(self) -> str:
         """Seeds of all trainings."""
         return json.dumps([training.get("seed") for training in self.trainings])
@@ -57,6 +64,12 @@ class Row:
     def published(self) -> Mapping[str, Any]:
         """The published block."""
         return self.experiment.published
+
+    @property
+    def speed(self) -> str:
+        """The published speed in frames per second, and what it was measured on."""
+        values = [str(self.published[key]) for key in ("fps", "hardware") if key in self.published]
+        return ", ".join(values) if "fps" in self.published else ""
 
     def cells(self) -> list[tuple[str, float, str, str]]:
         """Metric, published value, ours (mean and deviation over seeds), difference; empty texts where nothing was measured."""

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vos_lightning.experiments import Experiment, ExperimentError, load_experiment
+from vos_lightning.experiments import Experiment, ExperimentError, Which, load_experiment, selection
 from vos_lightning.records import provenance
 from vos_lightning.results.rows import Row, Score
+from vos_lightning.runs import weights_kind
 
 EVALUATIONS: dict[str, tuple[str, int, int]] = {
     "DAVIS 2016 val": ("DAVIS 2016", 20, 20),
@@ -94,6 +95,8 @@ def why_not_ours(score: Score, experiment: Experiment) -> str | None:
     if score.fingerprint != experiment.fingerprint:
         return "the experiment has changed since"
     reason = _why_not_its_training(score.trainings, experiment)
+    if not reason and not _is(selection(experiment), score.evaluation["trained"]):
+        reason = f"evaluates other weights than the {selection(experiment)} of its training: {score.weights}"
     if reason:
         return reason
     return f"departs from the paper: {published['departs']}" if published.get("departs") else None
@@ -105,7 +108,12 @@ def _why_not_its_training(trainings: Sequence[Mapping[str, Any]], experiment: Ex
     expected = [load_experiment(name) for name in reversed(experiment.stages)] or [experiment]
     if not trainings:
         return "no record of the training of its checkpoint (imported weights, or a run of an older version)"
-    names = [training.get("experiment") for training in trainings]
+    # A training under another name that computes the same is the same.
+    known = [training.get("fingerprint") == one.fingerprint for training, one in zip(trainings, expected, strict=False)]
+    names = [
+        one.name if same else training.get("experiment") for training, one, same in zip(trainings, expected, known, strict=False)
+    ]
+    names += [training.get("experiment") for training in trainings[len(names) :]]
     if names != [one.name for one in expected]:
         return f"its checkpoint was trained by {' after '.join(map(str, names))}, not {' after '.join(e.name for e in expected)}"
     for training, one in zip(trainings, expected, strict=True):
@@ -116,7 +124,16 @@ def _why_not_its_training(trainings: Sequence[Mapping[str, Any]], experiment: Ex
             return f"{one.name} was trained with {', '.join(changed)} changed"
         if training.get("fingerprint") != one.fingerprint:
             return f"{one.name} has changed since its training"
+        handed = training.get("initial")
+        if handed and not _is(experiment.hand_over, handed):
+            return f"{one.name} started from other weights than the {experiment.hand_over} of the stage before"
     return None
+
+
+def _is(which: Which, trained: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is the last or the best of its finished run; a copy of the last one is known by its step."""
+    kind = weights_kind(trained["checkpoint"])
+    return kind == which or (kind is None and which == "last" and trained["step"] == trained["run"]["steps"])
 
 
 def collect(rows: Sequence[Row], scores: Sequence[Score]) -> list[tuple[Score, str]]:
