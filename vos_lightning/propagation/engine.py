@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vos_lightning.mask_ops import ids_to_slots, label_map_from_probabilities, masks_from_label_map, object_ids_in, slots_to_ids
-from vos_lightning.propagation.inputs import MAX_OBJECTS, as_frame, as_label_map
+from vos_lightning.propagation.inputs import MAX_OBJECTS, Array, Masks, as_frame, as_label_map
 from vos_lightning.propagation.memory import State, drop_unread, grow, select
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, advance, show_given
@@ -83,8 +82,8 @@ class InferenceEngine:
     @torch.inference_mode()
     def step(
         self,
-        frame: Tensor | np.ndarray,
-        masks: Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray] | None = None,
+        frame: Array,
+        masks: Masks | None = None,
         *,
         proposals: Proposals | None = None,
     ) -> FramePrediction:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,13 +13,16 @@ from torch import Tensor
 
 from vos_lightning.mask_ops import as_object_map, object_ids_in
 
+Array: TypeAlias = Tensor | np.ndarray
+Masks: TypeAlias = Array | Mapping[int, Array] | Mapping[np.integer, Array]
+"""A label map, or object id -> mask."""
 MAX_OBJECTS = 254
 """Label maps are 8-bit: ids 1..254 (255 is white or void)."""
 HALF_A_GREY_LEVEL = 0.5 / 255
 """How far a floating-point frame may leave [0, 1]: rounding, and not another range."""
 
 
-def as_frame(frame: Tensor | np.ndarray) -> Tensor:
+def as_frame(frame: Array) -> Tensor:
     """One RGB frame, channels first.
 
     Args:
@@ -52,9 +55,7 @@ def as_frame(frame: Tensor | np.ndarray) -> Tensor:
     return tensor.permute(2, 0, 1) if last else tensor
 
 
-def as_label_map(
-    masks: Tensor | np.ndarray | Mapping[int, Tensor | np.ndarray], size: tuple[int, int]
-) -> UInt8[Tensor, "H W"] | None:
+def as_label_map(masks: Masks, size: tuple[int, int]) -> UInt8[Tensor, "H W"] | None:
     """Annotations of a frame as one label map in original ids, on the host.
 
     Args:
@@ -77,7 +78,7 @@ def as_label_map(
             raise ValueError(f"the label map is {tuple(label_map.shape)}, the frame {size} (height, width)")
         if label_map.is_floating_point() or label_map.is_complex():
             raise ValueError(
-                f"a label map must hold integer ids (uint8), not {_type_name(label_map)}; pass a mapping id -> mask for soft masks"
+                f"a label map must hold integer ids (uint8), not {_type_name(label_map)}; soft masks go into a mapping id -> mask"
             )
         if label_map.dtype not in (torch.uint8, torch.bool):
             label_map = label_map.long()
@@ -88,7 +89,7 @@ def as_label_map(
     return label_map if bool(label_map.any()) else None
 
 
-def _from_mapping(masks: Mapping[int, Tensor | np.ndarray], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
+def _from_mapping(masks: Mapping[Any, Array], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
     label_map = torch.zeros(size, dtype=torch.uint8)
     planes: dict[int, Tensor] = {}
     for key, mask in masks.items():
@@ -111,7 +112,7 @@ def _from_mapping(masks: Mapping[int, Tensor | np.ndarray], size: tuple[int, int
     return label_map
 
 
-def _as_plane(mask: Tensor | np.ndarray, what: str, size: tuple[int, int]) -> Bool[Tensor, "H W"]:
+def _as_plane(mask: Array, what: str, size: tuple[int, int]) -> Bool[Tensor, "H W"]:
     tensor = _as_tensor(mask, what).detach().cpu()
     if tuple(tensor.shape) != size:
         raise ValueError(f"{what} is {tuple(tensor.shape)}, the frame {size} (height, width)")
