@@ -44,16 +44,12 @@ def boxes(*corners: tuple[int, int, int, int]) -> torch.Tensor:
     return masks
 
 
-def remember(network: EMVOS, features, masks: torch.Tensor, readable: torch.Tensor, permanent: bool = True) -> Slot:
-    entry, carry = network.memorize(features, masks, None, readable, keep=True)
-    assert carry is None
-    return Slot(entry, 0, readable, permanent)
-
-
 def first_memory(network: EMVOS, image: torch.Tensor, masks: torch.Tensor, readable: torch.Tensor | None = None) -> Memory:
     if readable is None:
         readable = torch.ones(masks.shape[:2], dtype=torch.bool)
-    slot = remember(network, network.encode(FrameInput(image)), masks, readable)
+    entry, carry = network.memorize(network.encode(FrameInput(image)), masks, None, readable, keep=True)
+    assert carry is None
+    slot = Slot(entry, 0, readable, permanent=True)
     return Memory(bank=Bank((slot,)), previous=Bank((slot,)), carry=None)
 
 
