@@ -54,15 +54,11 @@ def _lookup(label_map: Tensor, table: Tensor) -> UInt8[Tensor, "*shape"]:
 
 
 def ids_to_slots(label_map: UInt8[Tensor, "*shape"], object_ids: Sequence[int]) -> UInt8[Tensor, "*shape"]:
-    """Replace original ids by slots 1..N (the order of ``object_ids``); other ids become 0, 255 (ignore) stays.
-
-    An id of 0 marks a slot without an object.
-    """
+    """Replace original ids by slots 1..N (the order of ``object_ids``); other ids become 0, 255 (ignore) stays."""
     table = torch.zeros(256, dtype=torch.uint8)
     table[255] = 255
     for slot, object_id in enumerate(object_ids, start=1):
-        if object_id:
-            table[object_id] = slot
+        table[object_id] = slot
     return _lookup(label_map, table)
 
 

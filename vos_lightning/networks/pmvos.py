@@ -67,11 +67,11 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     average a class over its pixels and over time (medial). Self-attention over the score maps adds what pixels and maps say of
     each other; the maps, with the previous mask, are decoded at three scales.
 
-    Deviations. Objects that appear later, which the released code ignores, get their own reference frame and template. A class
-    that is absent in some reference pixel has its score floored at 0 (the masks multiply the raw cosine, as published); with
-    several reference frames the floor always holds. Keys are normalised with a guard against zero, where the released code gives
-    NaN. The key of a frame, its similarity rows and the half of a fusion that sees its features only are computed once for all
-    objects, where the released code repeats them.
+    Deviations. Objects that appear later, which the released code ignores, get their own reference frame and template, both
+    with the mask as it was given. A class that is absent in some reference pixel has its score floored at 0 (the masks multiply
+    the raw cosine, as published); with several reference frames the floor always holds. Keys are normalised with a guard against
+    zero, where the released code gives NaN. The key of a frame, its similarity rows and the half of a fusion that sees its
+    features only are computed once for all objects, where the released code repeats them.
 
     Args:
         matching: which score maps the decoder sees: rows I, II and III (with ``attention`` IV) of Table 1.
