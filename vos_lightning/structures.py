@@ -16,11 +16,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from vos_lightning.labels import IGNORE_LABEL as IGNORE_LABEL
+
 T_ = TypeVar("T_")
 LazyT = TypeVar("LazyT", covariant=True)
-
-IGNORE_LABEL = 255
-"""Label-map value of pixels that neither train nor score."""
 
 
 def per_object() -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import uuid
 import zlib
 from pathlib import Path
 
@@ -19,6 +18,9 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
+
+from vos_lightning.io.files import write_atomically as write_atomically
+from vos_lightning.io.plain_png import read_plain_png
 
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 """What Pillow raises on broken files: ``SyntaxError`` for a bad PNG chunk, ``OSError`` for a truncated file, and so on."""
@@ -109,6 +111,9 @@ def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:
         ValueError: the file is damaged, has an unsupported mode, or has colours that are no palette colours, as smoothed or
             JPEG-compressed masks do.
     """
+    plain = read_plain_png(path)
+    if plain is not None:
+        return torch.from_numpy(plain)
     image = _load(path)
     mode, array = image.mode, np.array(image)
     if mode in ("P", "L", "1"):
@@ -165,19 +170,6 @@ def write_label_map(path: str | os.PathLike[str], label_map: UInt8[Tensor, "H W"
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name in the same folder and rename it; parent folders are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: it makes files that only their owner can read.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # Colouring ------------------------------------------------------------------------------------------------------------
