@@ -124,19 +124,22 @@ def evaluate_folder(
         One row an object, by video in natural order and id.
 
     Raises:
-        EvaluationError: with every problem that was found, if there is any; nothing is scored by halves.
+        EvaluationError: with every problem of what the folders hold, or else of what the files hold; nothing is scored by
+            halves.
     """
     check_protocol(protocol)
     if workers is not None and workers < 1:
         raise EvaluationError([f"{workers} workers: at least 1 is needed"])
     found = _find_tasks(Path(truth), Path(predictions), protocol, videos, unseen or {})
+    if found.problems:
+        raise EvaluationError(found.problems)
     results: Iterable[_Scored] = _score_all(found.tasks, workers)
     if progress:
         from rich.progress import track
 
         results = track(results, description="Scoring", total=len(found.tasks), console=Console(stderr=True), transient=True)
     scored = {task.name: result for task, result in zip(found.tasks, results, strict=True)}
-    problems = [*found.problems, *(problem for result in scored.values() for problem in result.problems)]
+    problems = [problem for result in scored.values() for problem in result.problems]
     rows = tuple(row for result in scored.values() for row in result.rows)
     if not rows and not problems:
         problems = [f"{truth}: shows no object that {protocol} could score in any of its {len(scored)} videos"]
@@ -524,7 +527,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EvaluationError(["--meta and --train-meta go together: seen categories are those of the training set"])
         unseen = unseen_objects(arguments.meta, arguments.train_meta) if arguments.meta is not None else None
         evaluation = evaluate_folder(
-            arguments.truth, arguments.predictions, arguments.protocol, videos, arguments.workers, progress=True, unseen=unseen
+            arguments.truth, arguments.predictions, arguments.protocol, videos, arguments.workers, sys.stderr.isatty(), unseen
         )
     except EvaluationError as error:
         for problem in error.problems:

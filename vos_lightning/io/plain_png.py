@@ -1,7 +1,7 @@
 """Label maps from plain PNG files, without PyTorch and OpenCV, which take longer to import than a data set to score.
 
-Plain are files as label maps come in: one channel of 8 bits, not interlaced, sound to the last checksum, and without anything
-that turns or animates the picture. Everything else is left to :func:`vos_lightning.io.label_maps.read_label_map`.
+Plain are files as label maps come in: a palette or 8 bits of grey, not interlaced, sound to the last checksum, and without
+anything that turns or animates the picture. Everything else is left to :func:`vos_lightning.io.label_maps.read_label_map`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,13 @@ def decode_plain_png(content: bytes) -> UInt8[np.ndarray, "H W"] | None:
     parsed = _parse(content)
     if parsed is None:
         return None
-    (height, width), colour_type, packed = parsed
-    # No writer filters the rows of palette images, so that what is unpacked is what was drawn; grey rows are filtered.
-    if colour_type == _INDEXED:
+    (height, width), is_direct, packed = parsed
+    if is_direct:
         rows = _unpack(packed, height, width + 1)
         if rows is None:
             return None
         if not rows[:, 0].any():
-            return np.ascontiguousarray(rows[:, 1:])
+            return rows[:, 1:].copy()
     try:
         with Image.open(io.BytesIO(content)) as image:
             return np.array(image)
@@ -74,15 +73,18 @@ def _unpack(packed: bytes, height: int, stride: int) -> UInt8[np.ndarray, "H W1"
     return np.frombuffer(unpacked, dtype=np.uint8).reshape(height, stride)
 
 
-def _parse(content: bytes) -> tuple[tuple[int, int], int, bytes] | None:
-    """Height and width, colour type and packed pixels of a plain file."""
+def _parse(content: bytes) -> tuple[tuple[int, int], bool, bytes] | None:
+    """Height and width, whether unpacked bytes should be indices as they are, and the packed bytes of a plain file.
+
+    No writer filters the rows of palette images of 8 bits, so that what is unpacked is what was drawn; grey rows are filtered.
+    """
     if content[:8] != _SIGNATURE:
         return None
     chunks = _chunks(content)
     if chunks is None or chunks[0][0] != b"IHDR" or len(chunks[0][1]) != _HEADER.size or chunks[-1] != (b"IEND", b""):
         return None
     width, height, bits, colour_type, packing, filtering, interlace = _HEADER.unpack(chunks[0][1])
-    if bits != 8 or colour_type not in (_GREY, _INDEXED) or packing or filtering or interlace:
+    if bits not in {_GREY: (8,), _INDEXED: (1, 2, 4, 8)}.get(colour_type, ()) or packing or filtering or interlace:
         return None
     if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0):
         return None
@@ -99,7 +101,7 @@ def _parse(content: bytes) -> tuple[tuple[int, int], int, bytes] | None:
             return None
     if not pixels or palettes != (colour_type == _INDEXED):
         return None
-    return (height, width), colour_type, b"".join(pixels)
+    return (height, width), colour_type == _INDEXED and bits == 8, b"".join(pixels)
 
 
 def _is_passed_over(kind: bytes, data: bytes, colour_type: int) -> bool:

@@ -38,13 +38,13 @@ NOWHERE = FrameScore(1.0, 1.0, False, False)
 
 
 def score_frame(
-    pred: UInt8[np.ndarray, "H W"], true: UInt8[np.ndarray, "H W"], object_ids: Sequence[int], bound_th: float = 0.008
+    pred: UInt8[np.ndarray, "H1 W1"], true: UInt8[np.ndarray, "H W"], object_ids: Sequence[int], bound_th: float = 0.008
 ) -> list[FrameScore]:
     """J and F of every object in one frame.
 
     Args:
         pred: predicted label map.
-        true: true label map.
+        true: true label map of the same size.
         object_ids: the ``N`` ids to score.
         bound_th: see :func:`boundary_accuracy`.
 
@@ -175,10 +175,10 @@ class _Pair:
 
 
 def _scores(
-    preds: UInt8[Any, "T H W"],
-    target: UInt8[Any, "T H W"],
+    preds: Any,
+    target: Any,
     object_ids: Sequence[int],
-    void: Bool[Any, "T H W"] | None,
+    void: Any,
     radius: int,
     measures: Sequence[Callable[[_Pair], float]],
 ) -> Float64[np.ndarray, "M N T"]:
