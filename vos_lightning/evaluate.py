@@ -340,6 +340,9 @@ class _Frames:
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W"]:
         return self.read(self.paths[index])
 
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "H W"]]:
+        return map(self.read, self.paths)
+
 
 class _Reader:
     """Truth and predictions of a video as the protocol takes them, a frame at a time."""

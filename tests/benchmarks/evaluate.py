@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=1376, help="frames of the data set (1376: DAVIS 2016 val)")
     parser.add_argument("--plain-frames", type=int, default=150, help="frames that the plain formulation reads and scores")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    parser.add_argument("--workers", type=int, nargs="*", default=[2], help="numbers of processes that are timed beside one")
     parser.add_argument("--folders", type=Path, help="folder with truth/ and predictions/ of your own, instead of synthetic ones")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
@@ -90,7 +90,7 @@ def main() -> None:
         command = ["-m", "vos_lightning", "evaluate", "--protocol", "davis16"]
         command += ["--truth", str(root / "truth"), "--predictions", str(root / "predictions")]
         ours, tables = {}, []
-        for workers in arguments.workers:
+        for workers in dict.fromkeys([1, *arguments.workers]):
             output = Path(folder, f"scores{workers}")
             ours[workers] = timed([*command, "--workers", str(workers), "--output", str(output)])[:2]
             tables.append((output / "objects.csv").read_text())
@@ -110,9 +110,11 @@ def main() -> None:
     scaled = total - result["seconds"] + per_frame * scored
     print(f"{sum(lengths)} frames of {len(lengths)} videos; the whole command, start included, one thread a process")
     for workers, (cpu, wall) in ours.items():
-        print(f"ours, {workers} process{'es' if workers > 1 else '  '} {cpu:7.2f} s of processor time, {wall:6.2f} s pass")
-    print(f"plain             {scaled:7.2f} s of processor time  (scaled from {count} frames)")
-    ratio = scaled / ours[arguments.workers[0]][0]
+        # What the processes of a pool take is not counted for the command.
+        spent = f"{cpu:.2f} s of processor time, " if workers == 1 else ""
+        print(f"ours, processes: {workers}  {spent}{wall:.2f} s pass")
+    print(f"plain               {scaled:.2f} s of processor time (scaled from {count} frames)")
+    ratio = scaled / ours[1][0]
     print(f"plain / ours = {ratio:.1f}; largest difference of a video's J or F {difference:.1e}, in {start} frames")
     if arguments.json:
         arguments.json.write_text(

@@ -57,7 +57,7 @@ def score_frame(
     if pred.shape != true.shape:
         raise ValueError(f"prediction {pred.shape} and truth {true.shape} differ in size")
     scores = [NOWHERE] * len(object_ids)
-    for row, pair in _pairs(pred, true, object_ids, boundary_radius(*true.shape, bound_th)):
+    for row, pair in _pairs(pred, true, object_ids, boundary_radius(true.shape[0], true.shape[1], bound_th)):
         predicted, shown = (count > 0 for count in pair.counts)
         scores[row] = FrameScore(_region(pair), _boundary_f(pair), predicted, shown)
     return scores
