@@ -205,9 +205,9 @@ def test_wrong_size(folders: tuple[Path, Path]) -> None:
 
 def test_ids_beyond_the_truth(folders: tuple[Path, Path]) -> None:
     path = folders[1] / "cat" / "00002.png"
-    write_label_map(path, read_label_map(path) * 7)
+    write_label_map(path, read_label_map(path) * 200)
     (found,) = problems(*folders)
-    assert found.startswith(f"{path}: holds id 7, but the first true frame has ids up to 1; write the ids of the truth")
+    assert found.startswith(f"{path}: holds id 200, but the first true frame has ids up to 1; write the ids of the truth")
 
 
 @pytest.mark.parametrize("side", [0, 1])

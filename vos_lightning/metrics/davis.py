@@ -58,7 +58,7 @@ def evaluate_video(preds: Frames, target: Frames, protocol: Protocol, video: str
         raise ValueError(f"{video}: {len(target)} frames; the first and the last are skipped, so at least 3 are needed")
     object_ids = scored_ids(target, protocol)
     if not object_ids:
-        raise NothingToScoreError(f"{video}: no object in the first true frame")
+        raise NothingToScoreError(f"{video}: no object id in the first true frame")
     frames = []
     for t in range(1, len(target) - 1):
         true = scored_map(target[t], protocol)
