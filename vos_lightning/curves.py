@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vos_lightning.callbacks.drawing import write_png
 from vos_lightning.evaluate import EvaluationError, PathLike, read_videos
-from vos_lightning.io.label_maps import write_atomically
+from vos_lightning.io.files import write_atomically
 from vos_lightning.metrics import region_similarity
 from vos_lightning.metrics.davis import scored_maps
 

@@ -27,7 +27,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from vos_lightning.io.label_maps import read_label_map, write_atomically
+from vos_lightning.io.files import list_files, list_folders, natural_key, write_atomically
+from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.mask_ops import as_object_map
 from vos_lightning.metrics import ObjectScores, Protocol, describe, evaluate_video, summarize, summary_keys
 from vos_lightning.metrics.davis import scored_maps
 from vos_lightning.metrics.protocols import GROUPED, check_protocol
@@ -181,7 +183,7 @@ def _find_tasks(
             return [], [f"{folder}: the {role} folder does not exist; give a folder of video folders"]
     if truth.resolve() == predictions.resolve():
         return [], [f"{truth}: truth and predictions are the same folder; give the folder that your predictions were written to"]
-    names = sorted(set(videos)) if videos is not None else _folders(truth)
+    names = sorted(set(videos), key=natural_key) if videos is not None else list_folders(truth)
     if not any(_stems(truth / name) for name in names):
         return [], [_no_videos(truth, "truth")]
     if not any((predictions / name).is_dir() for name in names):
@@ -208,10 +210,11 @@ def _missing(truth: Path, predictions: Path, stems: tuple[str, ...], protocol: P
         skipped, fewest = ("first frame is", 2) if protocol in GROUPED else ("first and the last frame are", 3)
         return f"{truth}: {len(stems)} PNG files; the {skipped} skipped, so at least {fewest} are needed"
     predicted = _stems(predictions)
-    if predicted and (predicted[0] < stems[0] or predicted[-1] > stems[-1]):
-        extra = [stem for stem in predicted if stem < stems[0] or stem > stems[-1]]
+    first, last = natural_key(stems[0]), natural_key(stems[-1])
+    extra = [stem for stem in predicted if not first <= natural_key(stem) <= last]
+    if extra:
         return f"{predictions}: holds {_some(extra)} beyond the frames of {truth}; have truth and predictions been swapped?"
-    missing = sorted(set(needed) - set(predicted))
+    missing = sorted(set(needed) - set(predicted), key=natural_key)
     if missing:
         return f"{predictions}: {len(missing)} of {len(needed)} frames are missing ({_some(missing)}); predict every frame"
     return None
@@ -223,19 +226,14 @@ def _no_videos(folder: Path, role: str) -> str:
     for inside in ("Annotations/480p", "Annotations"):
         if (folder / inside).is_dir():
             return f"{folder}: has no video folders at its top; give {folder / inside} as {role}"
-    held = _folders(folder)
+    held = list_folders(folder)
     return (
         f"{folder}: holds {'folders ' + _some(held) if held else 'no video folders'}; give the folder of video folders as {role}"
     )
 
 
-def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def _stems(folder: Path) -> tuple[str, ...]:
-    # Some systems leave hidden companions such as "._00000.png".
-    return tuple(sorted(path.stem for path in folder.glob("*.png") if not path.name.startswith(".")))
+    return tuple(list_files(folder, (".png",))) if folder.is_dir() else ()
 
 
 def _some(names: Sequence[str]) -> str:
@@ -277,11 +275,15 @@ def _score(task: _Task) -> tuple[list[ObjectScores], list[str]]:
 
 def _load(task: _Task, problems: list[str]) -> tuple[UInt8[Tensor, "T H W"], UInt8[Tensor, "T H W"]] | None:
     """Predictions and truth of a video, or None and another problem."""
-    target = _read([task.truth / f"{stem}.png" for stem in task.stems], None, problems)
+    merged = task.protocol == "davis16"  # any value but 0 is the object
+    target = _read([task.truth / f"{stem}.png" for stem in task.stems], None, problems, as_stored=True)
     size = target.shape[1:] if target is not None else None
-    preds = _read([task.predictions / f"{stem}.png" for stem in task.stems[task.needed]], size, problems)
+    preds = _read([task.predictions / f"{stem}.png" for stem in task.stems[task.needed]], size, problems, as_stored=merged)
     if target is None or preds is None:
         return None
+    if not merged and int(target.max()) == IGNORE_LABEL:
+        # Beside ids 255 is void. Whether there are ids, the whole video says: a frame may show nothing but void.
+        target = as_object_map(target, has_void=bool((target % IGNORE_LABEL).any()))
     label_maps = torch.zeros_like(target)  # blank where the protocol does not look
     label_maps[task.needed] = preds
     problem = _wrong_ids(task, label_maps, target)
@@ -291,12 +293,15 @@ def _load(task: _Task, problems: list[str]) -> tuple[UInt8[Tensor, "T H W"], UIn
     return label_maps, target
 
 
-def _read(paths: Sequence[Path], size: Sequence[int] | None, problems: list[str]) -> UInt8[Tensor, "T H W"] | None:
+def _read(
+    paths: Sequence[Path], size: Sequence[int] | None, problems: list[str], as_stored: bool
+) -> UInt8[Tensor, "T H W"] | None:
     """Label maps of one size, or None and another problem: the first bad file, and how many more there are."""
     maps, bad = [], []
     for path in paths:
         try:
             label_map = read_label_map(path)
+            label_map = label_map if as_stored else as_object_map(label_map, name=path)
         except (ValueError, FileNotFoundError) as error:
             bad.append(str(error))
             continue
@@ -316,8 +321,7 @@ def _wrong_ids(task: _Task, preds: Tensor, target: Tensor) -> str | None:
         return None
     _, _, object_ids = scored_maps(preds, target, task.protocol)
     if not object_ids:
-        binary = "is a mask of 0 and 255" if (target[0] == IGNORE_LABEL).any() else "holds no object id"
-        return f"{task.truth / task.stems[0]}.png: {binary}; davis17 needs ids 1, 2, ...; score such truth with davis16"
+        return f"{task.truth / task.stems[0]}.png: holds no object; davis17 scores the objects of the first true frame"
     highest = preds.flatten(1).amax(dim=1)
     if int(highest.max()) > len(object_ids):
         frame = task.stems[int((highest > len(object_ids)).int().argmax())]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from vos_lightning.io.files import natural_key
 from vos_lightning.metrics import davis, youtube_vos
 from vos_lightning.metrics.scores import ObjectScores, Protocol
 
@@ -73,7 +74,7 @@ def unique_rows(rows: Iterable[ObjectScores]) -> list[ObjectScores]:
     first: dict[tuple[str, int], ObjectScores] = {}
     for row in rows:
         first.setdefault((row.video, row.object_id), row)
-    return [first[key] for key in sorted(first)]
+    return [first[key] for key in sorted(first, key=lambda key: (natural_key(key[0]), key[1]))]
 
 
 def summarize(rows: Sequence[ObjectScores], protocol: Protocol = "davis17") -> dict[str, float]:
