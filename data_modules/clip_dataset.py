@@ -31,7 +31,7 @@ class ClipSource(ABC):
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """Draw a clip of ``recipe.num_frames`` frames from item ``index``."""
 
-    def check_objects(self) -> None:
+    def check_objects(self) -> None:  # noqa: B027, as most sources make their objects
         """Raise a ValueError if there is no object to train on, as far as a quick look tells; called before training."""
 
 

@@ -37,8 +37,9 @@ def repeat_image(image: UInt8[np.ndarray, "H W 3"], label_map: UInt8[np.ndarray,
 MaskRule = Literal["labels", "levels", "voc"]
 """What mask values mean.
 
-``labels``: ids, or a black and white mask of one object. ``levels``: every grey level from 128 on is an object of its own, lower ones are background (PASCAL-S as AFB-URR
-reads it). ``voc``: ids, of which those above 20 are background, and 255 is void (PASCAL VOC as AFB-URR reads it).
+``labels``: ids, or a black and white mask of one object. ``levels``: every grey level from 128 on is an object of its own, lower
+ones are background (PASCAL-S as AFB-URR reads it). ``voc``: ids, of which those above 20 are background, and 255 is void (PASCAL
+VOC as AFB-URR reads it).
 """
 
 
@@ -94,8 +95,8 @@ class ImageClips(ClipSource):
         if not any(_shows_object(self._labels(self.pairs[i][2])) for i in looked_at):
             folder = Path(self.pairs[0][2]).parent if self.pairs else "the data set"
             raise ValueError(
-                f"{folder}: of {len(self.pairs)} masks {len(looked_at)} were looked at, and none shows an object: there is nothing "
-                "to train on; number the pixels of the objects 1, 2, ..., or draw one in white"
+                f"{folder}: of {len(self.pairs)} masks {len(looked_at)} were looked at, and none shows an object: there is "
+                "nothing to train on; number the pixels of the objects 1, 2, ..., or draw one in white"
             )
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:

@@ -12,8 +12,8 @@ lvos               ``Annotations/<video>/...``  every frame
 =================  ==========================  ==========================================================================
 
 Masks are indexed PNGs in the ids of the given masks, at the size of the video. Predictions that are grey, black and white
-(object 1) or coloured by the palette are written with indices; frames that the server does not ask for are left out; anything else that does not fit is
-refused.
+(object 1) or coloured by the palette are written with indices; frames that the server does not ask for are left out; anything
+else that does not fit is refused.
 """
 
 from __future__ import annotations

@@ -103,9 +103,10 @@ def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False, na
     if not ids:
         return white.to(torch.uint8)
     shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+    where = f"{name}: " if name else ""
     raise ValueError(
-        f"{name}{': ' if name else ''}id 255 beside the ids {shown}: number the objects 1, 2, ... up to 254 without smoothed edges, or draw a single object "
-        "in pure white"
+        f"{where}id 255 beside the ids {shown}: number the objects 1, 2, ... up to 254 without smoothed edges, or draw a single "
+        "object in pure white"
     )
 
 

@@ -195,10 +195,10 @@ def _still_images(root: Path) -> Iterator[Split]:
     for name in ("DUTS-TR", "DUTS-TE"):
         if (root / name / f"{name}-Image").is_dir():
             yield _pairs(root, name, root / name / f"{name}-Image", root / name / f"{name}-Mask")
-    masks = _visible(root, ".png")
-    if any(path.stem.endswith("_gt") for path in masks):  # BIG
+    pngs = _visible(root, ".png")
+    if any(path.stem.endswith("_gt") for path in pngs):  # BIG
         yield _pairs(root, root.name, root, root, ("_im", "_gt"))
-    elif masks and _visible(root, ".jpg"):
+    elif pngs and _visible(root, ".jpg"):
         yield _pairs(root, "images", root, root)
     else:
         for inner in (root, root / "fewshot_data" / "fewshot_data"):  # FSS-1000: a folder of ten images and masks for each class

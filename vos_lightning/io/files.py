@@ -5,6 +5,7 @@ Everything that lists frames, masks or videos does it here, so that a video has 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import uuid
@@ -48,7 +49,7 @@ def list_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> dic
         if suffix.lower() in suffixes and not entry.name.startswith(".") and not entry.is_dir():
             found.append((natural_key(stem), entry.name))
     found.sort()
-    for (before, name), (after, other) in zip(found, found[1:], strict=False):
+    for (before, name), (after, other) in itertools.pairwise(found):
         if before[0] == after[0]:
             raise ValueError(f"{Path(folder) / other} and {name} are the same frame: remove or rename one of them")
     return {stem: Path(folder, name) for (_, stem), name in found}

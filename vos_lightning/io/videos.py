@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -150,9 +150,9 @@ class _VideoFile(FrameSource):
     def _upright(self, frame: av.VideoFrame) -> UInt8[Tensor, "3 H W"]:
         """RGB as players show it."""
         array = frame.to_ndarray(format="rgb24")
-        matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         if matrix is not None:
-            turn = turn_of_matrix(struct.unpack("=9i", matrix))
+            turn = turn_of_matrix(struct.unpack("=9i", bytes(matrix)))
             if turn is None:
                 raise ValueError(
                     f"{self.path}: the frames are to be shown at a slant, which is not supported; store them upright"
