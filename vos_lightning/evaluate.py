@@ -321,7 +321,7 @@ def _wrong_ids(task: _Task, preds: Tensor, target: Tensor) -> str | None:
         return None
     _, _, object_ids = scored_maps(preds, target, task.protocol)
     if not object_ids:
-        return f"{task.truth / task.stems[0]}.png: holds no object; davis17 scores the objects of the first true frame"
+        return f"{task.truth / task.stems[0]}.png: holds no object id; davis17 scores the objects of the first true frame"
     highest = preds.flatten(1).amax(dim=1)
     if int(highest.max()) > len(object_ids):
         frame = task.stems[int((highest > len(object_ids)).int().argmax())]

@@ -92,6 +92,7 @@ def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bo
             shown = track(checked, split.name, total=len(split.videos), console=console, transient=True, disable=not progress)
             reports = list(shown)
         _check_folders(split, total)
+    for report in reports:
         total.frames += report.frames
         total.masks += report.masks
         total.objects += report.objects

@@ -243,7 +243,7 @@ def test_davis16_merges_every_value() -> None:
 
 def test_what_cannot_be_scored_is_said() -> None:
     target = torch.full((4, 8, 8), 255, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"cow: no object id in the first true frame; .* davis16"):
+    with pytest.raises(ValueError, match=r"cow: no object id in the first true frame"):
         evaluate_video(target, target, "davis17", "cow")
     with pytest.raises(ValueError, match="cow: 2 frames"):
         evaluate_video(target[:2], target[:2], "davis16", "cow")

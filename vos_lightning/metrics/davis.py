@@ -53,6 +53,6 @@ def evaluate_video(
         raise ValueError(f"{video}: {len(target)} frames; the first and the last are skipped, so at least 3 are needed")
     preds, target, object_ids = scored_maps(preds, target, protocol)
     if not object_ids:
-        raise ValueError(f"{video}: no object in the first true frame")
+        raise ValueError(f"{video}: no object id in the first true frame")
     region, boundary = functional.region_and_boundary(preds[1:-1], target[1:-1], object_ids)
     return [object_scores(video, i, *values) for i, *values in zip(object_ids, region, boundary, strict=True)]
