@@ -106,7 +106,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Look for the data of a stage, so that a wrong path shows before anything is computed."""
         if stage == "fit":
-            self.clip_parts()
+            for source in {id(source): source for source, _ in self.clip_parts()}.values():  # some are listed repeatedly
+                source.check_objects()
             if self.trainer is not None and self.max_device_batch is not None:
                 self._accumulate(self.trainer, self.max_device_batch)
         if stage in ("fit", "validate"):

@@ -31,6 +31,9 @@ class ClipSource(ABC):
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """Draw a clip of ``recipe.num_frames`` frames from item ``index``."""
 
+    def check_objects(self) -> None:  # noqa: B027, as most sources make their objects
+        """Raise a ValueError if there is no object to train on, as far as a quick look tells; called before training."""
+
 
 class Draw(NamedTuple):
     """Which item of the data set, in which pass over it."""

@@ -200,6 +200,10 @@ class ProposalClips(ClipSource):
     def __len__(self) -> int:
         return len(self.source)
 
+    def check_objects(self) -> None:
+        """That of the source."""
+        self.source.check_objects()
+
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """A clip of the source."""
         clip = self.source.draw(index, rng, recipe)

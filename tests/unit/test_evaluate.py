@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from vos_lightning import evaluate
-from vos_lightning.evaluate import EvaluationError, evaluate_folder, main
+from vos_lightning.evaluate import EvaluationError, evaluate_folder, main, read_videos
 from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 from vos_lightning.io.plain_png import read_plain_png
-from vos_lightning.metrics import evaluate_video
+from vos_lightning.metrics import Protocol, evaluate_video
 
 VIDEOS = {"bear": 2, "cat": 1}
 NUM_FRAMES = 6
@@ -217,6 +217,56 @@ def test_white_is_object_1_without_void(folders: tuple[Path, Path], side: int) -
         write_label_map(path, read_label_map(path) * 255)
     assert evaluate_folder(*folders, "davis17") == expected
     assert len(evaluate_folder(*folders, "davis16").rows) == 2
+
+
+def add_last_predictions(truth: Path, predictions: Path) -> None:
+    """YouTube-VOS scores the last frame too."""
+    for video in VIDEOS:
+        shutil.copy(truth / video / f"{NUM_FRAMES - 1:05d}.png", predictions / video)
+
+
+@pytest.mark.parametrize("protocol", ["davis16", "davis17", "youtube_vos18"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_black_and_white_is_object_1_on_either_side(folders: tuple[Path, Path], protocol: Protocol, side: int) -> None:
+    add_last_predictions(*folders)
+    expected = evaluate_folder(*folders, protocol).rows
+    for path in (folders[side] / "cat").glob("0*.png"):
+        write_label_map(path, read_label_map(path) * 255)
+    assert evaluate_folder(*folders, protocol).rows == expected
+
+
+def test_255_beside_ids_is_void_in_the_truth_alone(folders: tuple[Path, Path]) -> None:
+    add_last_predictions(*folders)
+    expected = evaluate_folder(*folders, "davis17").rows
+    for path in (folders[0] / "cat").glob("0*.png"):
+        label_map = read_label_map(path)
+        assert (label_map[:1] == 0).all()
+        label_map[:1] = 255
+        write_label_map(path, label_map)
+    assert evaluate_folder(*folders, "davis17").rows == expected
+    path = folders[1] / "cat" / "00002.png"
+    label_map = read_label_map(path)
+    label_map[:1] = 255
+    write_label_map(path, label_map)
+    for protocol in ("davis17", "youtube_vos18"):
+        (found,) = problems(*folders, protocol)
+        assert found.startswith(f"{path}: id 255 beside the ids 1: number the objects")
+
+
+def test_the_order_of_frames_does_not_depend_on_leading_zeros(tmp_path: Path) -> None:
+    """The first and the last frame are not scored: which they are, decides over the score."""
+    truth = torch.zeros(12, 24, 40, dtype=torch.uint8)
+    truth[:, 4:20, 6:30] = 1
+    scores = {}
+    for name in ("{:05d}", "{}", "frame_{}", "{}a"):
+        folders = [tmp_path / name.format(7) / side for side in ("truth", "predictions")]
+        for t in range(12):
+            preds = truth[t].roll(t, dims=1)
+            for folder, label_map in zip(folders, (truth[t], preds), strict=True):
+                write_label_map(folder / "cat" / f"{name.format(t + 1)}.png", label_map)
+        scores[name] = [evaluate_folder(*folders, protocol).rows for protocol in ("davis16", "davis17", "youtube_vos18")]
+        assert [stems[0] for _, stems, *_ in read_videos(*folders, "davis17")] == [name.format(1)]
+    assert scores["{}"] == scores["frame_{}"] == scores["{}a"] == scores["{:05d}"]
 
 
 def test_white_beside_ids_is_void_in_the_truth_and_an_error_in_predictions(folders: tuple[Path, Path]) -> None:
