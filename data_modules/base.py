@@ -114,6 +114,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         videos: list[LazySequence[VideoSample]] = []
         if stage == "fit":
             clips = [source for source, _ in self.clip_parts()]
+            for source in {id(source): source for source in clips}.values():  # some are listed repeatedly
+                source.check_objects()
             if self.trainer is not None and self.max_device_batch is not None:
                 self._accumulate(self.trainer, self.max_device_batch)
         if stage in ("fit", "validate"):

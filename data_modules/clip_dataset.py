@@ -44,6 +44,9 @@ class ClipSource(ABC):
         """How item ``index`` and its frames are called, for files that lie elsewhere (proposals)."""
         raise NotImplementedError(f"{type(self).__name__} has no names for its items, so no proposals can be found for them")
 
+    def check_objects(self) -> None:  # noqa: B027, as most sources make their objects
+        """Raise a ValueError if there is no object to train on, as far as a quick look tells; called before training."""
+
 
 class Draw(NamedTuple):
     """Which item of the data set, in which pass over it."""

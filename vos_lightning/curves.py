@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vos_lightning.callbacks.drawing import write_png
 from vos_lightning.evaluate import EvaluationError, PathLike, read_videos
-from vos_lightning.io.label_maps import write_atomically
+from vos_lightning.io.files import write_atomically
 from vos_lightning.metrics import region_similarity
-from vos_lightning.metrics.davis import scored_maps
+from vos_lightning.metrics.davis import scored_ids, scored_map
 
 CurveProtocol = Literal["davis16", "davis17"]
 
@@ -60,9 +60,9 @@ def frame_scores(
     """
     rows = []
     for video, stems, preds, target in read_videos(truth, predictions, protocol, videos):
-        preds, target, object_ids = scored_maps(preds, target, protocol)
+        object_ids = scored_ids(target, protocol)
         # As in the benchmark, the first and the last frame do not count.
-        values = region_similarity(preds[1:-1], target[1:-1], object_ids)
+        values = region_similarity(scored_map(preds[1:-1], protocol), scored_map(target[1:-1], protocol), object_ids)
         rows += [
             FrameScore(system, video, stem, object_id, float(values[n, t]))
             for n, object_id in enumerate(object_ids)

@@ -16,16 +16,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vos_lightning.io.files import list_files
+from vos_lightning.io.images import IMAGE_SUFFIXES
 from vos_lightning.io.label_maps import overlay, read_label_map, write_label_map
-from vos_lightning.io.videos import FrameSource, VideoWriter, list_images, open_frames
-from vos_lightning.mask_ops import object_ids_in
+from vos_lightning.io.videos import FrameSource, VideoWriter, open_frames
+from vos_lightning.mask_ops import as_object_map, object_ids_in
 from vos_lightning.modules.loading import load_engine
 from vos_lightning.modules.proposal_detector import load_detector
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.proposals.frames import DetectedFrames, FrameProposals, StoredFrames
 from vos_lightning.proposals.store import precompute_command
-from vos_lightning.structures import IGNORE_LABEL, FramePrediction
+from vos_lightning.structures import FramePrediction
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 AREA_FACTOR = 2.0
@@ -57,7 +59,9 @@ class MaskFiles:
     def __init__(self, path: Path, names: Sequence[str] | None = None) -> None:
         if path.is_dir():
             self._first = None
-            self._waiting = {_key(stem): file for stem, file in list_images(path).items()}
+            self._waiting = {_key(stem): file for stem, file in list_files(path, IMAGE_SUFFIXES).items()}
+            if not self._waiting:
+                raise ValueError(f"{path}: the folder holds no .png masks")
         elif path.is_file():
             self._first = path
             self._waiting = {}
@@ -113,17 +117,8 @@ def read_given(path: Path, size: tuple[int, int], first: bool) -> UInt8[Tensor, 
     if tuple(label_map.shape) != size:
         height, width = label_map.shape
         raise ValueError(f"{path}: the mask is {width}x{height}, the frames are {size[1]}x{size[0]}; draw it on a frame")
-    ids = object_ids_in(label_map)
-    white = label_map == IGNORE_LABEL
-    if bool(white.any()):
-        if ids:
-            shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-            raise ValueError(
-                f"{path}: id 255 beside the ids {shown}: number the objects 1, 2, ... up to 254 without smoothed edges, "
-                "or draw a single object in pure white"
-            )
-        return white.to(torch.uint8)
-    if first and not ids:
+    label_map = as_object_map(label_map, name=path)
+    if first and not label_map.any():
         raise ValueError(f"{path}: the first mask is empty; number the pixels of the objects 1, 2, ...")
     return label_map
 

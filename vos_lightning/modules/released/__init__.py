@@ -14,7 +14,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from vos_lightning.io.label_maps import write_atomically
+from vos_lightning.io.files import write_atomically
 from vos_lightning.modules.released import emvos, pmvos, stcn, stm
 from vos_lightning.modules.released.layout import ReleasedLayout
 
