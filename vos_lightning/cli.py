@@ -126,6 +126,9 @@ def predict(argv: Sequence[str]) -> int:
 
 def visualize(argv: Sequence[str]) -> int:
     """Draw what a network computes inside for frames of a video."""
+    from vos_lightning.given_masks import GivenMasks, add_arguments
+    from vos_lightning.io.outputs import OutputFolder
+
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning visualize",
         allow_abbrev=False,  # what is left over are options of the experiment
@@ -140,6 +143,8 @@ def visualize(argv: Sequence[str]) -> int:
     parser.add_argument("--masks", type=Path, help="without EXP: PNG for the first frame, or folder of PNGs, as for `predict`")
     parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="indices, from 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run of visualize has written there")
+    add_arguments(parser)
     known, overrides = parser.parse_known_args(argv)
     if min(known.frame) < 0:
         raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
@@ -148,12 +153,18 @@ def visualize(argv: Sequence[str]) -> int:
             raise ValueError("without an experiment, --checkpoint and --masks are needed")
         if overrides:
             raise ValueError(f"unknown option {overrides[0]}")
+        from vos_lightning.io.videos import open_frames
         from vos_lightning.modules.loading import load_module
         from vos_lightning.visualize import draw, of_files
 
+        frames = open_frames(known.video)
+        output = OutputFolder(known.output, "visualize", (Path(known.video), known.masks, known.checkpoint), known.overwrite)
+        masks = GivenMasks(known.masks, frames, known.first_number, known.allow_rims)
+        sys.stdout.write("".join(f"{line}\n" for line in masks.report()))
         module = load_module(known.checkpoint)
-        segmented = of_files(module.engine(), Path(known.video), known.masks)
+        segmented = of_files(module.engine(), frames, masks)
     else:
+        output = OutputFolder(known.output, "visualize", (known.checkpoint,), known.overwrite)
         cli = _trained(known, overrides, "test").cli
         from vos_lightning.visualize import draw, of_sample
 
@@ -162,7 +173,7 @@ def visualize(argv: Sequence[str]) -> int:
         if known.video not in videos:
             raise ValueError(f"--video {known.video}: there are {', '.join(sorted(videos)[:20])} ...")
         segmented = of_sample(module.engine(), videos[known.video])
-    for sheet in draw(module, segmented, known.frame, known.output):
+    for sheet in draw(module, segmented, known.frame, output):
         sys.stdout.write(f"{sheet}\n")
     return 0
 
@@ -308,7 +319,10 @@ def main(argv: Sequence[str]) -> int:
         return COMMANDS[name][0](rest)
     try:
         return COMMANDS[name][0](rest)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush
+        return 141
+    except (ValueError, OSError) as error:
         return _fail(_one_line(error))
     except KeyboardInterrupt:
         return 130
@@ -316,6 +330,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _one_line(error: Exception) -> str:
     """The message of an error; of one that a data loader's worker passed on, its last line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Caught "):
         return lines[-1].split(": ", 1)[-1].strip()

@@ -28,6 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vos_lightning.io.label_maps import read_label_map, write_atomically
+from vos_lightning.io.outputs import refuse_overlap
 from vos_lightning.metrics import ObjectScores, Protocol, describe, evaluate_video, summarize, summary_keys
 from vos_lightning.metrics.davis import scored_maps
 from vos_lightning.metrics.protocols import GROUPED, check_protocol
@@ -350,6 +351,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder for objects.csv and summary.json")
     parser.add_argument("--workers", type=int, default=_available_cpus(), help="processes (default: all processors)")
     arguments = parser.parse_args(argv)
+    if arguments.output is not None:
+        inputs = (arguments.truth, arguments.predictions, arguments.videos, arguments.meta, arguments.train_meta)
+        refuse_overlap([arguments.output / name for name in ("objects.csv", "summary.json")], inputs)
     try:
         videos = None
         if arguments.videos is not None:

@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.unit.dummies import DummyModule, DummyNetwork, make_frames, make_label_map
+from vos_lightning.cli import main
+from vos_lightning.given_masks import read_given
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import VideoWriter, open_frames
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.loading import load_engine
-from vos_lightning.predict import DriftIndex, MaskFiles, main, read_given
+from vos_lightning.predict import DriftIndex
 from vos_lightning.propagation.policies import EveryKth
 from vos_lightning.structures import FramePrediction
 
@@ -162,7 +164,7 @@ def mask() -> Tensor:
 def run(checkpoint: Path, video: Path, masks: Path, *options: str) -> tuple[int, Path]:
     output = video.parent / "out"
     arguments = ["--checkpoint", str(checkpoint), "--video", str(video), "--masks", str(masks), "--output", str(output)]
-    return main([*arguments, "--device", "cpu", "--short-side", "0", *options]), output
+    return main(["predict", *arguments, "--device", "cpu", "--short-side", "0", *options]), output
 
 
 class TestCommand:
