@@ -17,12 +17,11 @@ from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.io.videos import FrameSource, count_frames, list_images
 from vos_lightning.mask_ops import as_object_map, object_ids_in
 
-RIM_RADIUS = 3.5
-"""Pixels. A rim is nowhere thicker than a disc of this radius; see :func:`find_rims`."""
-REFUSED_SHARE = 0.5
-"""Of an object's outline; where rims cover more, the mask was smoothed. See :func:`find_rims`."""
+RIM_RULES = ((4.0, 0.25), (6.0, 0.5))
+"""Mean width in pixels up to which an id is thin, and the share of an object's outline from which on such ids beside it mean that
+the mask was smoothed; see :func:`find_rims`."""
 WARNED_SHARE = 0.1
-"""Of an object's outline; where rims cover more, the user is told."""
+"""Of an object's outline; where thin ids cover more, the user is told."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Rims:
     ids: tuple[int, ...]
     share: float
     """Of the object's outline that they cover."""
+    smoothed: bool
+    """Whether that is more than true objects do."""
 
 
 @dataclass(frozen=True)
@@ -243,12 +244,17 @@ def areas_of(label_map: UInt8[Tensor, "H W"]) -> dict[int, int]:
 def find_rims(label_map: UInt8[Tensor, "H W"]) -> tuple[Rims, ...]:
     """Ids that look like the rims which smoothing leaves around an object when its grey values become ids.
 
-    A rim is thin everywhere, lies between an object and something else, and follows the object's outline. So, of the ids whose
-    thickest place is a disc of at most :data:`RIM_RADIUS` pixels, connected pieces count that touch an object (anything thicker)
-    and also another one or the background; what counts is the share of the object's outline that they cover. A small true
-    object (a ball, a leash) is beside a small part of the outline, or is surrounded by one thing.
+    A rim is thin, lies between an object and something else, and follows the object's outline. So, of the ids with a small mean
+    width (:data:`RIM_RULES`), connected pieces count that touch an object (anything wider) and also another one or the
+    background; what decides is the share of the object's outline that they cover. A small true object (a ball, a leash) is beside
+    a small part of the outline, or is surrounded by one thing.
 
-    MEASURED
+    The rules were chosen by measurement. True masks: every tenth one of ten videos of DAVIS 2016, 497 maps of up to 5 regions
+    from BSDS500, 120 maps of 3 videos with several objects. Ids up to 4 pixels wide cover nothing of an outline in any of them;
+    up to 6 pixels 0.36 in one, 0.008 in two and nothing in 673; up to 8 pixels 0.63. Objects from the same sources, blurred by a
+    Gaussian of 0.7 to 3 pixels or enlarged 2 to 8 times bilinearly and quantised to 3 to 8 levels, by equal steps or to an adaptive
+    palette: at least 15 of 16 are found in each of these cases, anti-aliased ones (half a pixel) in all 16. What is blurred by 5
+    pixels and more has levels as wide as true objects unless there are many levels, and passes.
 
     Args:
         label_map: ids, 0 background.
@@ -257,48 +263,56 @@ def find_rims(label_map: UInt8[Tensor, "H W"]) -> tuple[Rims, ...]:
         Objects with rims beside at least :data:`WARNED_SHARE` of their outline.
     """
     array = label_map.numpy()
-    ids = [int(i) for i in np.unique(array)]
-    thin_ids = [i for i in ids if i and _radius(array == i) <= RIM_RADIUS]
+    widths = {int(i): _mean_width(array == i) for i in np.unique(array)}
+    found: dict[int, Rims] = {}
+    for width, refused in RIM_RULES:
+        thin_ids = [i for i in widths if i and widths[i] <= width]
+        for i, ids, share in _covered_outlines(array, thin_ids, [i for i in widths if i not in thin_ids]):
+            smoothed = share >= refused or (i in found and found[i].smoothed)
+            if share >= WARNED_SHARE or smoothed:
+                found[i] = Rims(i, ids, share, smoothed)
+    return tuple(found.values())
+
+
+def _covered_outlines(
+    array: UInt8[np.ndarray, "H W"], thin_ids: list[int], wide_ids: list[int]
+) -> Iterator[tuple[int, tuple[int, ...], float]]:
+    """Each object, the thin ids between it and something else, and the share of its outline that they cover."""
     if not thin_ids:
-        return ()
+        return
     thin = np.isin(array, thin_ids)
-    # Everything that is not thin, grown by a pixel: where it meets a thin piece, it touches it.
-    grown = {i: _grow(array == i) & thin for i in ids if i not in thin_ids}
+    # Everything wide, grown by a pixel: where it meets a thin piece, it touches it.
+    contacts = {i: _grow(array == i) & thin for i in wide_ids}
     count, pieces = cv2.connectedComponents(thin.astype(np.uint8), connectivity=8)
     touched = np.zeros((count, 256), dtype=bool)
-    for i, contact in grown.items():
+    for i, contact in contacts.items():
         touched[np.unique(pieces[contact]), i] = True
     between = touched.sum(axis=1) > 1
-    found = []
-    for i, contact in grown.items():
-        covered = contact & between[pieces]
+    for i in filter(None, wide_ids):
+        covered = contacts[i] & between[pieces]
         inside = array == i
         outline = np.count_nonzero(_grow(inside) & ~inside)
-        share = np.count_nonzero(covered) / max(outline, 1)
-        if i and share >= WARNED_SHARE:
-            ids_of_rims = np.unique(array[thin & np.isin(pieces, np.unique(pieces[covered]))])
-            found.append(Rims(i, tuple(int(rim) for rim in ids_of_rims), share))
-    return tuple(found)
+        if covered.any():
+            ids = np.unique(array[thin & np.isin(pieces, np.unique(pieces[covered]))])
+            yield i, tuple(map(int, ids)), float(np.count_nonzero(covered) / outline)
 
 
 def _grow(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     return cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
 
 
-def _radius(region: Bool[np.ndarray, "H W"]) -> float:
-    """Distance from the innermost pixel of a region to the nearest pixel outside; the border of the image is no edge."""
-    margin = int(RIM_RADIUS) + 2
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    # Only the box around the region is looked at; what the image cuts off is taken to go on.
-    top, left = max(rows[0] - 1, 0), max(columns[0] - 1, 0)
-    box = region[top : rows[-1] + 2, left : columns[-1] + 2].astype(np.uint8)
-    box = cv2.copyMakeBorder(box, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
-    return float(cv2.distanceTransform(box, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max())
+def _mean_width(region: Bool[np.ndarray, "H W"]) -> float:
+    """Twice the area over the length of the border: about the width of a line, the radius of a disc."""
+    plane = region.astype(np.uint8)
+    # The border of the image is no edge: what it cuts off is taken to go on.
+    inner = cv2.erode(plane, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), borderType=cv2.BORDER_REPLICATE)
+    area = int(plane.sum())
+    return 2 * area / max(area - int(inner.sum()), 1)
 
 
 def _refuse_rims(mask: GivenMask) -> None:
     for rim in mask.rims:
-        if rim.share >= REFUSED_SHARE:
+        if rim.smoothed:
             raise ValueError(
                 f"{mask.path}: {_listed(rim.ids, mask.areas)} like a rim around id {rim.object_id} "
                 f"({mask.areas.get(rim.object_id, 0)} pixels), as when a smoothed mask is converted to a palette; draw without "
