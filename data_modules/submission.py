@@ -36,6 +36,7 @@ from data_modules.doctor.layouts import Split, recognise, subfolders
 from vos_lightning.io.files import list_everything, list_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_header
 from vos_lightning.io.label_maps import encode_label_map, read_label_map
+from vos_lightning.io.outputs import claim_file
 from vos_lightning.mask_ops import as_object_map, object_ids_in
 
 Server = Literal["davis17-testdev", "youtube-vos18", "youtube-vos19", "mose", "lvos"]
@@ -262,7 +263,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--predictions", type=Path, required=True, help="folder of video folders of PNGs")
     parser.add_argument("--data", type=Path, help="root of the data set: checks frames, sizes and ids against it")
     parser.add_argument("--output", type=Path, required=True, help="the zip file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the zip file where it exists")
     known = parser.parse_args(argv)
+    claim_file(known.output, [known.predictions, known.data], known.overwrite)
     names = write_submission(known.server, known.predictions, known.output, known.data)
     videos = len({name.rpartition("/")[0] for name in names})
     checked = "frames, sizes and ids agree with the data set" if known.data else "not compared with the data set (--data DIR)"

@@ -137,6 +137,9 @@ def predict(argv: Sequence[str]) -> int:
 
 def visualize(argv: Sequence[str]) -> int:
     """Draw what a network computes inside for frames of a video."""
+    from vos_lightning.given_masks import GivenMasks, add_arguments
+    from vos_lightning.io.outputs import OutputFolder
+
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning visualize",
         allow_abbrev=False,  # what is left over are options of the experiment
@@ -153,6 +156,8 @@ def visualize(argv: Sequence[str]) -> int:
     parser.add_argument("--detector", metavar="FILE", help="without EXP: as for `predict`")
     parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="indices, from 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run of visualize has written there")
+    add_arguments(parser)
     known, overrides = parser.parse_known_args(argv)
     if min(known.frame) < 0:
         raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
@@ -168,12 +173,17 @@ def visualize(argv: Sequence[str]) -> int:
         from vos_lightning.visualize import draw, of_files
 
         frames = open_frames(known.video)
+        inputs = [Path(known.video), known.masks, known.checkpoint, *([known.proposals] if known.proposals else [])]
+        output = OutputFolder(known.output, "visualize", inputs, known.overwrite)
+        masks = GivenMasks(known.masks, frames, known.first_number, known.allow_rims)
+        sys.stdout.write("".join(f"{line}\n" for line in masks.report()))
         module = load_module(known.checkpoint)
         proposals = open_proposals(module.network, frames, known.proposals, known.detector)
-        segmented = of_files(module.engine(), frames, known.masks, proposals)
+        segmented = of_files(module.engine(), frames, masks, proposals)
     else:
         if known.proposals is not None or known.detector is not None:
             raise ValueError("--proposals and --detector are for a video of your own; an experiment's data have their proposals")
+        output = OutputFolder(known.output, "visualize", (known.checkpoint,), known.overwrite)
         cli = _trained(known, overrides, "test").cli
         from vos_lightning.visualize import draw, of_sample
 
@@ -182,7 +192,7 @@ def visualize(argv: Sequence[str]) -> int:
         if known.video not in videos:
             raise ValueError(f"--video {known.video}: there are {', '.join(sorted(videos)[:20])} ...")
         segmented = of_sample(module.engine(), videos[known.video])
-    for sheet in draw(module, segmented, known.frame, known.output):
+    for sheet in draw(module, segmented, known.frame, output):
         sys.stdout.write(f"{sheet}\n")
     if proposals is not None and proposals.note is not None:
         sys.stdout.write(f"{proposals.note}\n")
@@ -330,7 +340,10 @@ def main(argv: Sequence[str]) -> int:
         return COMMANDS[name][0](rest)
     try:
         return COMMANDS[name][0](rest)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush
+        return 141
+    except (ValueError, OSError) as error:
         return _fail(_one_line(error))
     except KeyboardInterrupt:
         return 130
@@ -338,6 +351,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _one_line(error: Exception) -> str:
     """The message of an error; of one that a data loader's worker passed on, its last line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Caught "):
         return lines[-1].split(": ", 1)[-1].strip()

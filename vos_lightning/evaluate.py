@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vos_lightning.io.files import list_files, list_folders, natural_key, write_atomically
+from vos_lightning.io.outputs import refuse_overlap
 from vos_lightning.io.plain_png import read_plain_png
 from vos_lightning.labels import IGNORE_LABEL
 from vos_lightning.metrics import ObjectScores, Protocol, davis, describe, evaluate_video, summarize, summary_keys
@@ -518,6 +519,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workers", type=int, help=f"processes (default: by the number of frames, at most {MAX_WORKERS} and the processors)"
     )
     arguments = parser.parse_args(argv)
+    if arguments.output is not None:
+        inputs = (arguments.truth, arguments.predictions, arguments.videos, arguments.meta, arguments.train_meta)
+        refuse_overlap([arguments.output / name for name in ("objects.csv", "summary.json")], inputs)
     try:
         videos = None
         if arguments.videos is not None:

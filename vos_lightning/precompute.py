@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vos_lightning.io.files import find_files, list_files, list_folders
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_image
+from vos_lightning.io.outputs import refuse_overlap
 from vos_lightning.io.videos import open_frames
 from vos_lightning.proposals.detector import Architecture, Order, ProposalDetector, Selection
 from vos_lightning.proposals.store import Found, ProposalFile, write_proposals
@@ -118,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.order, arguments.nms, arguments.top_k, arguments.score_threshold, tight_boxes=arguments.tight_boxes
         )
         videos = find_videos(arguments.images, arguments.stills)
+        refuse_overlap([arguments.output], [arguments.images, arguments.weights])
         if arguments.pretrained is None and arguments.weights is None:
             raise ValueError("pass --pretrained COCO_V1 (resnet50, resnet50_v2) or --weights FILE")
         detector = ProposalDetector(

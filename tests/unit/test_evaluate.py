@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vos_lightning import evaluate
+from vos_lightning import cli, evaluate
 from vos_lightning.evaluate import EvaluationError, evaluate_folder, main, read_videos
 from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 from vos_lightning.io.plain_png import read_plain_png
@@ -474,6 +474,15 @@ def test_wrong_lists(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
         "the list of videos does not exist",
         "the list of videos is empty; write one name a line",
     ]
+
+
+def test_scores_do_not_go_among_the_masks(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, predictions = folders
+    command = ["evaluate", "--truth", str(truth), "--predictions", str(predictions), "--protocol", "davis17", "--output"]
+    for output in (truth, predictions / "bear"):
+        assert cli.main([*command, str(output)]) == 2
+        assert "lies in the input" in capsys.readouterr().err
+    assert not [*tmp_path.rglob("*.csv"), *tmp_path.rglob("*.json")]
 
 
 def test_short_video(folders: tuple[Path, Path]) -> None:

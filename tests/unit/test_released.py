@@ -242,6 +242,17 @@ def test_a_foreign_file_is_one_line(change: dict, message: str, tmp_path: Path, 
     assert not (tmp_path / "o.ckpt").exists()
 
 
+def test_no_file_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    released, trained = tmp_path / "released.tar", tmp_path / "trained.ckpt"
+    torch.save(pmvos_file(), released)
+    trained.write_bytes(b"days of training")
+    before = released.read_bytes()
+    for output, message in ((released, "is the input"), (trained, "exists already; pass --overwrite"), (tmp_path, "is a folder")):
+        assert main(["import-checkpoint", str(released), "--paper", "pmvos", "--output", str(output)]) == 2
+        assert message in capsys.readouterr().err
+    assert (released.read_bytes(), trained.read_bytes()) == (before, b"days of training")
+
+
 def test_files_that_are_no_state_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.pth").write_text("not a checkpoint")
     for name, message in (("text.pth", "no PyTorch file"), ("nothing.pth", "there is no such checkpoint")):

@@ -112,11 +112,31 @@ class _ImageFolder(FrameSource):
         return str(self._files[name])
 
 
+def count_frames(path: str | os.PathLike[str]) -> int:
+    """Number of frames of a video file.
+
+    Its packets are counted, which takes no decoding; the file is decoded only where that number is not what the container claims.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with av.open(Path(path).absolute()) as container:
+            stream = container.streams.video[0]
+            # Packets that an edit list cuts off are decoded and dropped; the last one is empty and flushes the decoder.
+            count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+            if count == stream.frames:
+                return count
+    except FFmpegError as error:
+        raise ValueError(f"{path}: this is no complete video file ({error.strerror})") from error
+    return sum(1 for _ in open_frames(path))
+
+
 class _VideoFile(FrameSource):
     def __init__(self, path: Path) -> None:
         self.path, self.names = path, None
         try:
-            with av.open(path) as container:
+            with av.open(path.absolute()) as container:  # a colon in a relative path would name a protocol
                 if not container.streams.video:
                     raise ValueError(f"{path}: the file has no video stream")
                 stream = container.streams.video[0]
@@ -133,7 +153,7 @@ class _VideoFile(FrameSource):
     def _frames(self) -> Iterator[tuple[str, Tensor]]:
         path, count = self.path, 0
         try:
-            with av.open(path) as container:
+            with av.open(path.absolute()) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 for frame in _decode(container, stream):
@@ -303,7 +323,7 @@ class VideoWriter:
         if self._container is None:
             self._size = (height, width)
             # The index goes to the front (faststart), so that browsers start to play before the file is loaded.
-            self._container = av.open(self._temporary, "w", format="mp4", container_options={"movflags": "+faststart"})
+            self._container = av.open(self._temporary.absolute(), "w", format="mp4", container_options={"movflags": "+faststart"})
             self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
             self._stream.height, self._stream.width = height + height % 2, width + width % 2
             self._stream.pix_fmt = "yuv420p"

@@ -239,6 +239,16 @@ def test_numbers_of_videos_without_the_data(tmp_path: Path) -> None:
         write_submission("davis17-testdev", tmp_path / "predictions", tmp_path / "x.zip")
 
 
+def test_no_file_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "predictions" / "a").mkdir(parents=True)
+    (tmp_path / "data.zip").write_bytes(b"the data set")
+    arguments = ["--server", "mose", "--predictions", str(tmp_path / "predictions"), "--output"]
+    for output, message in (("data.zip", "exists already; pass --overwrite"), ("predictions/x.zip", "lies in the input")):
+        with pytest.raises(ValueError, match=message):
+            main([*arguments, str(tmp_path / output)])
+    assert (tmp_path / "data.zip").read_bytes() == b"the data set"
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
