@@ -173,7 +173,7 @@ def visualize(argv: Sequence[str]) -> int:
         from vos_lightning.visualize import draw, of_files
 
         frames = open_frames(known.video)
-        inputs = [Path(known.video), known.masks, known.checkpoint, *([known.proposals] if known.proposals else [])]
+        inputs = (Path(known.video), known.masks, known.checkpoint, known.proposals)
         output = OutputFolder(known.output, "visualize", inputs, known.overwrite)
         masks = GivenMasks(known.masks, frames, known.first_number, known.allow_rims)
         sys.stdout.write("".join(f"{line}\n" for line in masks.report()))

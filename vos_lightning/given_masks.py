@@ -96,7 +96,7 @@ class GivenMasks:
             placed = {0: _must_be_png(path)}
         else:
             raise FileNotFoundError(f"{path}: there is no such mask file or folder of masks")
-        self._size = _frame_size(frames)
+        self._size = frames.size()
         self._masks: dict[int, GivenMask] = {}
         for index, file in sorted(placed.items()):
             label_map = read_given(file, self._size, first=not self._masks)
@@ -203,13 +203,6 @@ def _must_be_png(file: Path) -> Path:
     if file.suffix.lower() != ".png":
         raise ValueError(f"{file}: masks must be PNG files, as JPEG changes the ids; save it as an indexed PNG")
     return file
-
-
-def _frame_size(frames: FrameSource) -> tuple[int, int]:
-    """Height and width of the first frame."""
-    for _, frame in frames:
-        return int(frame.shape[1]), int(frame.shape[2])
-    raise ValueError(f"{frames.path}: there is no frame")
 
 
 # What is in a mask ----------------------------------------------------------------------------------------------------

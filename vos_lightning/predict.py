@@ -68,7 +68,7 @@ def open_proposals(
     if file is not None and detector is not None:
         raise ValueError("pass either --proposals or --detector, not both")
     if file is not None:
-        return StoredFrames(file, frames.names, frames.length)
+        return StoredFrames(file, frames.names, frames.length, frames.size())
     if detector is not None:
         return DetectedFrames(load_detector(detector).to(network.device))
     raise ValueError(
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     short_side = {None: "checkpoint", 0: None}.get(arguments.short_side, arguments.short_side)
     frames = open_frames(arguments.video)
-    inputs = [arguments.video, arguments.masks, arguments.checkpoint, *([arguments.proposals] if arguments.proposals else [])]
+    inputs = (arguments.video, arguments.masks, arguments.checkpoint, arguments.proposals)
     output = OutputFolder(arguments.output, "predict", inputs, arguments.overwrite)
     masks = GivenMasks(arguments.masks, frames, arguments.first_number, arguments.allow_rims)
     sys.stdout.write("".join(f"{line}\n" for line in masks.report()))

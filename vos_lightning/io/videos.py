@@ -63,6 +63,16 @@ class FrameSource(ABC):
         if first is None:
             raise ValueError(f"{self.path}: not a single frame could be decoded")
 
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, those of the first frame.
+
+        Raises:
+            ValueError: there is no frame, or it cannot be decoded.
+        """
+        for _, frame in self:
+            return int(frame.shape[1]), int(frame.shape[2])
+        raise ValueError(f"{self.path}: there is no frame")
+
     @abstractmethod
     def _frames(self) -> Iterator[tuple[str, Tensor]]: ...
 
