@@ -190,7 +190,7 @@ def visualize(argv: Sequence[str]) -> int:
         module = cli.model.eval()
         videos = {video.name: video for split in (cli.datamodule.test_videos, cli.datamodule.val_videos) for video in split()}
         if known.video not in videos:
-            raise ValueError(f"--video {known.video}: there are {', '.join(sorted(videos)[:20])} ...")
+            raise ValueError(f"--video {known.video}: there are {', '.join(list(videos)[:20])} ...")
         segmented = of_sample(module.engine(), videos[known.video])
     for sheet in draw(module, segmented, known.frame, output):
         sys.stdout.write(f"{sheet}\n")

@@ -18,7 +18,7 @@ from rich.progress import track
 from data_modules.doctor.known import DAVIS_2016_VAL_FRAMES, Figures, release_of
 from data_modules.doctor.layouts import Split
 from vos_lightning.io.files import list_everything, natural_key
-from vos_lightning.io.images import IMAGE_SUFFIXES, read_header, read_image
+from vos_lightning.io.images import IMAGE_SUFFIXES, Header, read_header, read_image
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.structures import IGNORE_LABEL
 
@@ -148,7 +148,8 @@ def _check_video(split: Split, name: str, deep: bool) -> Report:
         report.add("frame-format", folder, f"frames are {counts}; published copies hold .jpg only")
     _check_numbers(split, name, frames, report)
     report.order = _order_of(tuple(frames))
-    sizes = {stem: _check_image(path, report, deep) for stem, path in frames.items()}
+    headers = {stem: _check_image(path, report, deep) for stem, path in frames.items()}
+    sizes = {stem: header.size if header else None for stem, header in headers.items()}
     labels = _labels(split.labels / name, report)
     report.masks = len(labels)
     _check_labelled(split, name, frames, labels, report)
@@ -248,13 +249,13 @@ def _check_labelled(split: Split, name: str, frames: dict[str, Path], labels: di
         report.add("missing-mask", folder / f"{missing[0]}.png", f"this mask{more} of {name} is missing")
 
 
-def _check_image(path: Path, report: Report, deep: bool) -> tuple[int, int] | None:
-    """Size of the upright image, None if it is damaged. Only the header and the end are read unless they look cut off."""
+def _check_image(path: Path, report: Report, deep: bool) -> Header | None:
+    """What an image says of itself, None if it is damaged. Only the header and the end are read unless they look cut off."""
     try:
-        size, actual, _ = read_header(path)
+        header = read_header(path)
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - 64, 0))
-            whole = ENDS.get(actual, b"") in file.read()
+            whole = ENDS.get(header.format, b"") in file.read()
         if deep or not whole:
             read_image(path)
     except (OSError, ValueError) as error:
@@ -262,15 +263,15 @@ def _check_image(path: Path, report: Report, deep: bool) -> tuple[int, int] | No
         readable = "mode" in detail or "animation" in detail
         report.add("unreadable-image" if readable else "damaged-file", path, detail)
         return None
-    if FORMATS[path.suffix.lower()] != actual:
-        report.add("wrong-suffix", path, f"the file is {actual}, not {FORMATS[path.suffix.lower()]}")
-    return size
+    if FORMATS[path.suffix.lower()] != header.format:
+        report.add("wrong-suffix", path, f"the file is {header.format}, not {FORMATS[path.suffix.lower()]}")
+    return header
 
 
 def _check_label(path: Path, binary: bool, report: Report) -> tuple[tuple[int, int], frozenset[int]] | None:
     """Size and values of a label map."""
     try:
-        size, actual, mode = read_header(path)
+        size, _, actual, mode = read_header(path)
         counts = np.bincount(read_label_map(path).numpy().ravel(), minlength=256).tolist()
     except (OSError, ValueError) as error:
         detail = str(error).removeprefix(f"{path}: ")
@@ -366,9 +367,11 @@ def _check_still_images(split: Split, deep: bool) -> Report:
             report.add("missing-frame", split.images / split.image_of(name), f"the mask {mask} has no image")
             continue
         report.frames += 1
-        size = _check_image(image, report, deep)
-        if found and size and found[0] != size:
-            report.add("size-mismatch", mask, f"{found[0][0]} x {found[0][1]} pixels, its image has {size[0]} x {size[1]}")
+        header = _check_image(image, report, deep)
+        # Masks of published sets lie on the image as stored, one's own on the upright one.
+        if found and header and found[0] not in (header.size, header.stored_size):
+            width, height = header.size
+            report.add("size-mismatch", mask, f"{found[0][0]} x {found[0][1]} pixels, its image has {width} x {height}")
     without = [name for name in images if name.endswith(split.endings[0])] if split.endings[0] else list(images)
     if without and split.name != "trainval":
         report.add("missing-mask", split.labels / f"{without[0]}.png", f"{len(without)} images have no mask", "note")

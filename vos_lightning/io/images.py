@@ -83,6 +83,8 @@ class Header(NamedTuple):
 
     size: tuple[int, int]
     """Width and height of the upright picture."""
+    stored_size: tuple[int, int]
+    """Those of the picture as stored."""
     format: str
     """``JPEG``, ``PNG``, ..."""
     mode: str
@@ -136,7 +138,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         with Image.open(path) as image:
             width, height = image.size
             turn = _turn_of(image)
-            return Header((height, width) if turn.exchange else (width, height), str(image.format), image.mode)
+            size = (height, width) if turn.exchange else (width, height)
+            return Header(size, (width, height), str(image.format), image.mode)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except _DECODE_ERRORS as error:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data_modules.base import VOSDataModule
+from data_modules.base import VOSDataModule, _one_thread
 from data_modules.clip_dataset import ClipDataset, ClipKey, Draw
 from data_modules.davis import DAVISDataModule
 from data_modules.doctor.command import main
@@ -28,6 +31,7 @@ from data_modules.static_images import StaticImagesDataModule
 from data_modules.static_sets import StaticSetDataModule
 from data_modules.video_folders import VideoFoldersDataModule
 from data_modules.vost import VOSTDataModule
+from vos_lightning.io.images import read_pixels
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import open_frames
 
@@ -227,6 +231,34 @@ def test_masks_of_still_images(tmp_path: Path) -> None:
     rewrite(masks, torch.zeros_like)
     with pytest.raises(ValueError, match=r"masks: of 3 masks 3 were looked at, and none shows an object"):
         module.setup("fit")
+
+
+# Workers --------------------------------------------------------------------------------------------------------------
+
+
+def _decode_in_a_worker(path: Path) -> None:
+    _one_thread(0)
+    assert read_pixels(path).shape == (720, 1280, 3)
+
+
+def test_workers_decode_after_the_parent_has_with_threads(tmp_path: Path) -> None:
+    """A validation before the training decodes frames in the process that is then forked."""
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (1280, 720)).save(path)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        for _ in range(3):
+            cv2.cvtColor(read_pixels(path), cv2.COLOR_RGB2BGR)
+        time.sleep(0.2)  # until the threads wait for work
+        worker = multiprocessing.get_context("fork").Process(target=_decode_in_a_worker, args=(path,))
+        worker.start()
+        worker.join(15)
+        exit_code = worker.exitcode
+        worker.kill()
+    finally:
+        cv2.setNumThreads(threads)
+    assert exit_code == 0
 
 
 # Turned pictures ------------------------------------------------------------------------------------------------------
