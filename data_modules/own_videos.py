@@ -36,6 +36,7 @@ class OwnVideosDataModule(VOSDataModule):
         seed: likewise.
         pin_memory: likewise.
         predict_root: likewise.
+        max_device_batch: likewise.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class OwnVideosDataModule(VOSDataModule):
         seed: int = 0,
         pin_memory: bool = False,
         predict_root: str | None = None,
+        max_device_batch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of the videos in (0, 1), not {held_out}")
         self.root = Path(root)

@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,6 +28,7 @@ from vos_lightning.callbacks.preemption import StopOnSignal
 from vos_lightning.callbacks.throughput import Throughput
 from vos_lightning.callbacks.visuals import EvaluationPictures
 from vos_lightning.experiments import ExperimentError
+from vos_lightning.io.pretrained import MissingWeightsError, before_download, weights_are_overwritten
 from vos_lightning.modules.loading import load_weights
 from vos_lightning.runs import Run, Stage
 
@@ -35,17 +38,22 @@ WandbMode = Literal["auto", "online", "offline", "disabled"]
 class VOSCommandLine(LightningCLI):
     """Builds trainer, module and data module from one composed configuration and command-line overrides."""
 
-    def __init__(self, file: Path, run: Run, name: str, stage: Stage) -> None:
+    def __init__(self, file: Path, run: Run, name: str, stage: Stage | None) -> None:
         """Parse and instantiate.
+
+        Pretrained weights are loaded where a training starts from them, and nowhere else: an evaluation would overwrite them at
+        once, as would a training that starts or goes on from a checkpoint. The data are looked for before anything is downloaded.
 
         Args:
             file: the composed configuration.
             run: where the run lives.
             name: of the experiment.
-            stage: what is going to be done.
+            stage: what is going to be done; None only parses (``.parser``, ``.config``).
 
         Raises:
             ExperimentError: with the argument parser's message in one line.
+            MissingWeightsError: pretrained weights are neither in the cache nor to be had.
+            FileNotFoundError: weights would have to be downloaded, and the data are not where they should be.
         """
         self.run_folder, self.name, self.stage = run, name, stage
         self.stop_on_signal = StopOnSignal()
@@ -69,6 +77,8 @@ class VOSCommandLine(LightningCLI):
                 args=["--config", str(file), *fixed],
                 run=False,
             )
+        except ExperimentError:
+            raise
         except (argparse.ArgumentError, ValueError) as error:
             raise ExperimentError(condense(str(error))) from error
 
@@ -110,6 +120,26 @@ class VOSCommandLine(LightningCLI):
         """Training needs a number of steps."""
         if self.stage == "fit" and int(self.config["trainer"]["max_steps"]) <= 0 and not self.config["trainer"]["fast_dev_run"]:
             raise ExperimentError("trainer.max_steps is not set: recipes count steps, e.g. --trainer.max_steps=64000")
+
+    def instantiate_classes(self) -> None:
+        """Module, data module and trainer; see :meth:`__init__` for pretrained weights."""
+        if self.stage is None:
+            return
+        fresh = self.stage == "fit" and not self.config["initial_weights"] and self.run_folder.last_checkpoint is None
+        try:
+            with before_download(self._look_for_data) if fresh else weights_are_overwritten():
+                super().instantiate_classes()
+        except MissingWeightsError as error:
+            options = " ".join(f"--{key}=null" for key in _pretrained_options(self.config["model"].as_dict(), "model"))
+            raise MissingWeightsError(f"{error}, or start from random weights: {options}") from error
+
+    def _look_for_data(self) -> None:
+        """Raise what the data module raises where its folders are not there."""
+        data = self.parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
+        try:
+            data.setup("fit")
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add loggers, the signal callback, and a SLURM environment that leaves requeueing to the scheduler."""
@@ -173,6 +203,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         torch.save(checkpoint, temporary)
         os.replace(temporary, target)
+
+
+def _pretrained_options(section: Mapping[str, Any], where: str) -> list[str]:
+    """Dotted names of the arguments that name pretrained weights."""
+    found = []
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            found += _pretrained_options(value, f"{where}.{key}")
+        elif key in ("weights", "pretrained") and value is not None:
+            found.append(f"{where}.{key}")
+    return found
 
 
 def has_wandb() -> bool:

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from vos_lightning.io.label_maps import read_image
+from vos_lightning.io.pretrained import MissingWeightsError
 from vos_lightning.io.videos import IMAGE_SUFFIXES, list_images, open_frames
 from vos_lightning.proposals.detector import Architecture, Order, ProposalDetector, Selection
 from vos_lightning.proposals.store import Found, ProposalFile, write_proposals
@@ -106,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         videos = find_videos(arguments.images, arguments.stills)
         if arguments.pretrained is None and arguments.weights is None:
             raise ValueError("pass --pretrained COCO_V1 (resnet50, resnet50_v2) or --weights FILE")
+        device = _device(arguments.device)
         detector = ProposalDetector(
             arguments.architecture,
             arguments.pretrained,
@@ -115,7 +117,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.min_size,
             arguments.max_size,
         )
-        device = _device(arguments.device)
         detector.to(device)
         output = arguments.output
         computed = 0
@@ -124,6 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for _, new in precompute(detector, videos, output, device, arguments.batch_size):
                 computed += new
                 progress.advance(task)
+    except MissingWeightsError as error:
+        sys.stderr.write(f"error: {error}, or pass --weights FILE\n")
+        return 2
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -16,11 +16,12 @@ from vos_lightning.experiments import Experiment, ExperimentError, differing_key
 from vos_lightning.runs import Run, Stage, run_command, write_text
 
 
-def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage) -> Any:
-    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment.
+def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage | None) -> Any:
+    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment; no stage only parses.
 
     Raises:
         ExperimentError: an option that does not exist or has a wrong value; the message names it.
+        FileNotFoundError: pretrained weights that a training starts from are missing, or the data before they are downloaded.
     """
     from vos_lightning.lightning_cli import VOSCommandLine  # torch and lightning take seconds to import
 

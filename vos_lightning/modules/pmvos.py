@@ -32,6 +32,7 @@ class PMVOSModule(VOSModule):
     """
 
     network: PMVOS
+    training_arguments = VOSModule.training_arguments | {"decay", "steps_per_epoch"}
 
     def __init__(
         self,

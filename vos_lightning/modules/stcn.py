@@ -39,6 +39,8 @@ class STCNModule(VOSModule):
     Reference: STCN (Cheng et al., NeurIPS 2021), section 4.3 and its released code.
     """
 
+    training_arguments = VOSModule.training_arguments | {"hardest_from", "hardest_until", "hardest_fraction"}
+
     def __init__(
         self,
         network: STCN,

@@ -26,6 +26,9 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     padding: PaddingRule = PaddingRule()
     reads_previous: ClassVar[bool] = True
     """Whether ``segment`` reads ``memory.previous``; if not, frames that no policy keeps need no entry."""
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"weights"})
+    """Arguments of the constructor that change no prediction of a network with given parameters: how it starts, what is trained.
+    In all others a checkpoint has to agree with the experiment that evaluates it."""
 
     @classmethod
     @abstractmethod
