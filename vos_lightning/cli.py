@@ -304,6 +304,10 @@ def show(argv: Sequence[str]) -> int:
     known, overrides = parser.parse_known_args(argv)
     experiment = load_experiment(known.experiment)
     if known.options:
+        if experiment.stages:
+            raise ExperimentError(f"{experiment.name} has no options of its own, its stages do: {', '.join(experiment.stages)}")
+        if experiment.fine_tunes:
+            raise ExperimentError(f"{experiment.name} takes its system, and so its options, from a checkpoint")
         with tempfile.TemporaryDirectory() as folder:
             cli = build(experiment, Run(Path(folder)), overrides, None)
             sys.stdout.write(cli.parser.dump(cli.config, skip_none=False))

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +51,8 @@ class VOSCommandLine(LightningCLI):
             stage: what is going to be done; None only parses (``.parser``, ``.config``).
 
         Raises:
-            ExperimentError: with the argument parser's message in one line.
-            MissingWeightsError: pretrained weights are neither in the cache nor to be had.
-            FileNotFoundError: weights would have to be downloaded, and the data are not where they should be.
+            ExperimentError: in one line, what the argument parser says; or that pretrained weights are neither in the cache nor
+                can be downloaded; or, where they would be downloaded, that the data are not where they should be.
         """
         self.run_folder, self.name, self.stage = run, name, stage
         self.stop_on_signal = StopOnSignal()
@@ -129,17 +128,25 @@ class VOSCommandLine(LightningCLI):
         try:
             with before_download(self._look_for_data) if fresh else weights_are_overwritten():
                 super().instantiate_classes()
-        except MissingWeightsError as error:
-            options = " ".join(f"--{key}=null" for key in _pretrained_options(self.config["model"].as_dict(), "model"))
-            raise MissingWeightsError(f"{error}, or start from random weights: {options}") from error
+        except Exception as error:
+            # jsonargparse puts an error of its own, as long as the whole configuration, around what a constructor raises.
+            causes = list(_causes(error))
+            for cause in causes:
+                if isinstance(cause, _WrongDataError):
+                    raise ExperimentError(str(cause)) from error
+            for cause in causes:
+                if isinstance(cause, MissingWeightsError):
+                    options = " ".join(f"--{key}=null" for key in _pretrained_options(self.config["model"].as_dict(), "model"))
+                    raise ExperimentError(f"{cause}, or start from random weights: {options}") from error
+            raise
 
     def _look_for_data(self) -> None:
         """Raise what the data module raises where its folders are not there."""
         data = self.parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
         try:
             data.setup("fit")
-        except ValueError as error:
-            raise ExperimentError(str(error)) from error
+        except (ValueError, OSError) as error:
+            raise _WrongDataError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add loggers, the signal callback, and a SLURM environment that leaves requeueing to the scheduler."""
@@ -203,6 +210,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         torch.save(checkpoint, temporary)
         os.replace(temporary, target)
+
+
+class _WrongDataError(ValueError):
+    """What is wrong with the data, before anything is downloaded."""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _pretrained_options(section: Mapping[str, Any], where: str) -> list[str]:

@@ -20,8 +20,8 @@ def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Sta
     """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment; no stage only parses.
 
     Raises:
-        ExperimentError: an option that does not exist or has a wrong value; the message names it.
-        FileNotFoundError: pretrained weights that a training starts from are missing, or the data before they are downloaded.
+        ExperimentError: an option that does not exist or has a wrong value (the message names it), or pretrained weights that a
+            training starts from are missing.
     """
     from vos_lightning.lightning_cli import VOSCommandLine  # torch and lightning take seconds to import
 

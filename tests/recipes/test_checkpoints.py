@@ -9,17 +9,19 @@ import json
 import shlex
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from urllib.error import URLError
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 
+from data_modules.layouts import write_davis_layout
 from tests.conftest import NETWORKS
-from tests.recipes.experiments import NAMES, SMOKE, fit
+from tests.recipes.experiments import NAMES, SMOKE
 from tests.tolerances import assert_close
-from vos_lightning import training
+from vos_lightning import lightning_cli, training
 from vos_lightning.cli import _require_same_system, main
-from vos_lightning.experiments import Experiment, ExperimentError, experiments_folder, load_experiment
+from vos_lightning.experiments import Experiment, ExperimentError, differing_keys, experiments_folder, load_experiment
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.modules import loading
 from vos_lightning.modules.base import VOSModule
@@ -100,18 +102,17 @@ def test_other_commands_refuse_it_too(command: str, folder: Path, capfd: pytest.
 
 
 def test_evaluated_as_it_was_trained(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The whole way: trained with another switch, refused without it, and with it what the checkpoint itself predicts."""
+    """The whole way: refused without the switch of the training, and with it what the checkpoint itself predicts."""
     quick = ["--trainer.enable_progress_bar=false", "--data.init_args.num_test_videos=1"]
     switch = f"--{NETWORK}.medial=released"
-    fit("pmvos_smoke", folder / "run", switch, "--trainer.max_steps=1", "--trainer.val_check_interval=1")
-    checkpoint = str(Run(folder / "run").best_checkpoint)
-    arguments = ["predict", "pmvos_smoke", "--run-dir", "out", "--checkpoint", checkpoint, *quick]
+    write_checkpoint(folder / "c.ckpt", "pmvos_smoke", switch)
+    arguments = ["predict", "pmvos_smoke", "--run-dir", "out", "--checkpoint", "c.ckpt", *quick]
     assert main(arguments) == 2
     assert "medial (released, not paper)" in error_of(capfd)
     assert not (folder / "out" / "predictions").exists()
     assert main([*arguments, switch]) == 0
     video = training.build(load_experiment("pmvos_smoke"), Run(folder), quick, "predict").datamodule.predict_videos()[0]
-    predicted = [p.label_map for p in loading.load_engine(checkpoint, device="cpu").run(video)]
+    predicted = [p.label_map for p in loading.load_engine("c.ckpt", device="cpu").run(video)]
     files = sorted((folder / "out" / "predictions" / "predict").rglob("*.png"))
     assert len(files) == len(predicted)
     assert all(torch.equal(read_label_map(file), label_map) for file, label_map in zip(files, predicted, strict=True))
@@ -157,10 +158,10 @@ def test_every_experiment_takes_the_checkpoint_that_it_names(monkeypatch: pytest
         if trained is None:
             continue
         described = dict(system_of(trained).config["model"])
-        pair = json.dumps([experiment.config["model"], described])
-        if pair in seen:
+        changed = (trained, *differing_keys(experiment.config["model"], described))
+        if changed in seen:
             continue
-        seen.add(pair)
+        seen.add(changed)
         _require_same_system(Path("c.ckpt"), experiment, [], name)
         if trained in refused:
             continue
@@ -170,6 +171,87 @@ def test_every_experiment_takes_the_checkpoint_that_it_names(monkeypatch: pytest
         with pytest.raises(ExperimentError, match=f"{key} .123, not"):
             _require_same_system(Path("c.ckpt"), experiment, [], name)
     assert len(seen) > 20
+
+
+# Pretrained weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was to be downloaded; there is no network."""
+    requests: list[object] = []
+
+    def refuse(request: object) -> None:
+        requests.append(request)
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    return requests
+
+
+def test_the_data_are_looked_for_before_weights_are_downloaded(
+    folder: Path, asked: list[object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "munet_protocol1"]) == 2
+    assert "data/DAVIS" in error_of(capfd)
+    assert asked == []
+    assert not (folder / "runs").exists()
+
+
+def test_weights_that_cannot_be_downloaded(folder: Path, asked: list[object], capfd: pytest.CaptureFixture[str]) -> None:
+    write_davis_layout(folder / "data" / "DAVIS", 2)
+    assert main(["train", "munet_protocol1"]) == 2
+    message = error_of(capfd)
+    assert len(asked) == 1
+    for part in (
+        "no network",
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        str(folder / "torch" / "hub" / "checkpoints"),
+        f"--{NETWORK}.weights=null",
+    ):
+        assert part in message
+    assert not (folder / "runs").exists()
+
+
+def build(name: str, run: Run, stage: Any, *options: str) -> Any:
+    """An experiment without the numbers of its parameters."""
+    with torch.device("meta"):
+        quiet = ["--wandb.mode=disabled", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+        return training.build(load_experiment(name), run, [*quiet, *options], stage)
+
+
+@pytest.mark.parametrize("name", ["dmn_aoa_coco", "munet_protocol1_v2", "pmnet_static", "pmvos_stage1", "stcn_main"])
+def test_an_evaluation_downloads_nothing(name: str, folder: Path, asked: list[object]) -> None:
+    build(name, Run(folder / "run"), "test")
+    assert asked == []
+
+
+def test_a_training_from_a_checkpoint_downloads_nothing(
+    folder: Path, asked: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it starts or goes on from it; the checkpoints to come still say where the system once started."""
+    monkeypatch.setattr(lightning_cli, "load_weights", lambda *_, **__: None)
+    resumed = Run(folder / "resumed")
+    (resumed.directory / "checkpoints").mkdir(parents=True)
+    (resumed.directory / "checkpoints" / "last.ckpt").touch()
+    for run, options in ((Run(folder / "run"), ["--initial_weights=x.ckpt"]), (resumed, [])):
+        built = build("emvos_davis17_only", run, "fit", *options)
+        assert built.model.hparams["network"]["init_args"]["weights"] == "IMAGENET1K_V1"
+    assert asked == []
+
+
+def test_options_are_shown_without_building_anything(
+    folder: Path, asked: list[object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "munet_protocol1", "--options"]) == 0
+    assert "weights: IMAGENET1K_V1" in capfd.readouterr().out
+    assert main(["show", "munet_protocol1", "--options", "--model.init_args.learning_rat=1"]) == 2
+    assert "learning_rat" in error_of(capfd)
+    assert asked == []
+    assert main(["show", "pmvos_davis17", "--options"]) == 2
+    assert "its stages do: pmvos_stage1, pmvos_stage2, pmvos_stage3" in error_of(capfd)
+    assert main(["show", "finetune_own", "--options"]) == 2
+    assert "from a checkpoint" in error_of(capfd)
 
 
 # What does not count ---------------------------------------------------------------------------------------------------
@@ -208,8 +290,6 @@ def others(kind: type, name: str) -> list[Any]:
 @pytest.mark.parametrize("paper", sorted(NETWORKS))
 def test_training_arguments_change_no_prediction(paper: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = NETWORKS[paper]
-    if paper == "dmn_aoa":
-        pytest.skip("needs proposals: see below")
     network = kind.small().eval()
     arguments = small_arguments(kind, monkeypatch)
     frames = [torch.rand(3, 48, 64) for _ in range(3)]
