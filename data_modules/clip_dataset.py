@@ -102,7 +102,7 @@ class ClipDataset(Dataset[ClipSample]):
 def attach_objects(sample: ClipSample, occluder: ClipSample) -> ClipSample:
     """Paste the objects of another clip at the same places of every frame, where they become background (swap-and-attach).
 
-    Reference: EMVOS section 3.5 and TBD (Cho et al., 2022).
+    Reference: EMVOS section 3.7 and TBD (Cho et al., 2022).
     """
     if sample.frames.shape != occluder.frames.shape:
         raise ValueError(

@@ -47,6 +47,7 @@ class OwnVideosDataModule(VOSDataModule):
         predict_root: likewise.
         proposals: folder of proposals; None for none.
         num_proposals: the best ones of every frame.
+        max_device_batch: likewise.
     """
 
     proposals_option = "pass --data.init_args.proposals=FOLDER"
@@ -63,8 +64,9 @@ class OwnVideosDataModule(VOSDataModule):
         predict_root: str | None = None,
         proposals: str | None = None,
         num_proposals: int = NUM_PROPOSALS,
+        max_device_batch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of the videos in (0, 1), not {held_out}")
         self.root = Path(root)

@@ -133,7 +133,7 @@ def soft_aggregate(
         Logits and probabilities, ``(B, N+1, H, W)``, channel 0 background, float32. The softmax of the logits is the
         probabilities, except for ``none`` with several objects.
 
-    Reference: STM (Oh et al., ICCV 2019) section 3.3; PMVOS and EMVOS released code (odds with the minimum background).
+    Reference: STM (Oh et al., ICCV 2019) section 3.4; PMVOS and EMVOS released code (odds with the minimum background).
     """
     if mode not in get_args(Aggregation):
         raise ValueError(f"aggregation must be one of {get_args(Aggregation)}, not {mode!r}")

@@ -17,6 +17,7 @@ from torch import Tensor
 from vos_lightning.io.files import find_files, list_files, list_folders
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_image
 from vos_lightning.io.outputs import refuse_overlap
+from vos_lightning.io.pretrained import MissingWeightsError
 from vos_lightning.io.videos import open_frames
 from vos_lightning.proposals.detector import Architecture, Order, ProposalDetector, Selection
 from vos_lightning.proposals.store import Found, ProposalFile, write_proposals
@@ -122,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_overlap([arguments.output], [arguments.images, arguments.weights])
         if arguments.pretrained is None and arguments.weights is None:
             raise ValueError("pass --pretrained COCO_V1 (resnet50, resnet50_v2) or --weights FILE")
+        device = _device(arguments.device)
         detector = ProposalDetector(
             arguments.architecture,
             arguments.pretrained,
@@ -131,7 +133,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.min_size,
             arguments.max_size,
         )
-        device = _device(arguments.device)
         detector.to(device)
         output = arguments.output
         computed, empty = 0, []
@@ -142,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if one.empty:
                     empty.append(one.name)
                 progress.advance(task)
+    except MissingWeightsError as error:
+        sys.stderr.write(f"error: {error}, or pass --weights FILE\n")
+        return 2
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -44,7 +44,7 @@ class MaskedEncoder(nn.Module):
     Raises:
         ValueError: an argument is unknown.
 
-    Reference: STM (Oh et al., ICCV 2019) section 3.1; STCN (Cheng et al., NeurIPS 2021) section 3.2; released code.
+    Reference: STM (Oh et al., ICCV 2019) section 3.1; STCN (Cheng et al., NeurIPS 2021) section 3.1; released code.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -51,6 +51,10 @@ class VOSModule(LightningModule):
     network: VOSNetwork[Any, Any, Any]
     new_parts: tuple[str, ...] = ()
     """Prefixes of the parameters that this system adds to another one; training may start from a checkpoint of that one."""
+    training_arguments: ClassVar[frozenset[str]] = frozenset(
+        ("train_aggregation", "protocol", "optimizer", "learning_rate", "weight_decay", "schedule", "milestones")
+    ).union(("warmup_steps", "late_objects", "channels_last"))
+    """Arguments of the constructor that change no prediction, see :class:`VOSNetwork`."""
 
     def __init__(
         self,

@@ -28,10 +28,11 @@ class PMVOSModule(VOSModule):
         reannotation: an object that is annotated again reads the new frame only (``replace``) or both (``add``).
         weight_decay: the paper states none; A-GAME, whose recipe this is otherwise, has 1e-5 and then 1e-6.
 
-    Reference: PMVOS (Cho et al., arXiv 2009.08855), section 3.6; released code for the aggregation.
+    Reference: PMVOS (Cho et al., arXiv 2009.08855), section 3.4; released code for the aggregation.
     """
 
     network: PMVOS
+    training_arguments = VOSModule.training_arguments | {"decay", "steps_per_epoch"}
 
     def __init__(
         self,

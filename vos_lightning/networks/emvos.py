@@ -88,6 +88,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         ValueError: arguments that contradict each other.
     """
 
+    training_arguments = VOSNetwork.training_arguments | {"train_encoder", "norm", "copier_start"}
+
     def __init__(
         self,
         matching: Matching = "surjective+equalized",

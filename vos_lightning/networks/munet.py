@@ -114,6 +114,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
 
     padding = PaddingRule("zero", larger_half_first=False, repad_masks=True)
     reads_previous = False
+    training_arguments = VOSNetwork.training_arguments | {"detector_encoders", "norm"}
 
     def __init__(
         self,

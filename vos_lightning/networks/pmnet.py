@@ -138,6 +138,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
 
     padding = PaddingRule(mode="mean", larger_half_first=False)
     reads_previous = False
+    training_arguments = VOSNetwork.training_arguments | {"norm", "point_chunk"}
 
     def __init__(
         self,

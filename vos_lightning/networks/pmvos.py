@@ -97,6 +97,8 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         ValueError: arguments that are unknown or contradict each other.
     """
 
+    training_arguments = VOSNetwork.training_arguments | {"train_from", "norm", "copier_start"}
+
     def __init__(
         self,
         matching: Matching = "global+local+medial",

@@ -86,6 +86,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
 
     padding = PaddingRule("mean", larger_half_first=False)
     reads_previous = False
+    training_arguments = VOSNetwork.training_arguments | {"norm"}
 
     def __init__(
         self,

@@ -81,6 +81,7 @@ class STM(VOSNetwork[Features, Entry, None]):
     """
 
     reads_previous = False
+    training_arguments = VOSNetwork.training_arguments | {"norm"}
 
     def __init__(
         self,

@@ -29,6 +29,9 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     needs_proposals: bool = False
     """Whether every frame must come with object proposals; a network sets it from its configuration. Proposals may be empty (the
     detector found nothing), but they may not be missing."""
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"weights"})
+    """Arguments of the constructor that change no prediction of a network with given parameters: how it starts, what is trained.
+    In all others a checkpoint has to agree with the experiment that evaluates it."""
 
     @classmethod
     @abstractmethod
