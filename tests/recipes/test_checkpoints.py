@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from data_modules.layouts import write_davis_layout
+from tests.clips import proposals_of
 from tests.conftest import NETWORKS
 from tests.recipes.experiments import NAMES, SMOKE
 from tests.tolerances import assert_close
@@ -301,7 +302,11 @@ def test_training_arguments_change_no_prediction(paper: str, monkeypatch: pytest
 
     def run(one: Any) -> torch.Tensor:
         engine = InferenceEngine(one, modules()[paper](one).eval_propagation)
-        return torch.stack([engine.step(frame, label_map if t == 0 else None).probabilities for t, frame in enumerate(frames)])
+        given = [label_map, None, None]
+        proposals = [proposals_of(one, frame[None]) for frame in frames]
+        return torch.stack(
+            [engine.step(*pair, proposals=found).probabilities for *pair, found in zip(frames, given, proposals, strict=True)]
+        )
 
     expected = run(network)
     for name in sorted(kind.training_arguments - {"weights"}):
