@@ -114,6 +114,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         videos: list[LazySequence[VideoSample]] = []
         if stage == "fit":
             clips = [source for source, _ in self.clip_parts()]
+            for source in {id(source): source for source in clips}.values():  # some are listed repeatedly
+                source.check_objects()
             if self.trainer is not None and self.max_device_batch is not None:
                 self._accumulate(self.trainer, self.max_device_batch)
         if stage in ("fit", "validate"):
@@ -224,8 +226,11 @@ def split_batch(batch_size: int, world_size: int, max_device_batch: int) -> int:
 
 
 def _one_thread(worker: int) -> None:  # noqa: ARG001
-    """Workers are processes: a thread a core in each of them would fight over the cores (PyTorch sees to its own)."""
-    cv2.setNumThreads(1)
+    """Workers are processes: a thread a core in each of them would fight over the cores (PyTorch sees to its own).
+
+    Not ``setNumThreads(1)``: that would wait forever for the threads of the parent, which a forked worker does not have.
+    """
+    cv2.setNumThreads(0)
 
 
 class _Share(Dataset[VideoSample]):

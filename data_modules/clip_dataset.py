@@ -44,6 +44,9 @@ class ClipSource(ABC):
         """How item ``index`` and its frames are called, for files that lie elsewhere (proposals)."""
         raise NotImplementedError(f"{type(self).__name__} has no names for its items, so no proposals can be found for them")
 
+    def check_objects(self) -> None:  # noqa: B027, as most sources make their objects
+        """Raise a ValueError if there is no object to train on, as far as a quick look tells; called before training."""
+
 
 class Draw(NamedTuple):
     """Which item of the data set, in which pass over it."""
@@ -99,7 +102,7 @@ class ClipDataset(Dataset[ClipSample]):
 def attach_objects(sample: ClipSample, occluder: ClipSample) -> ClipSample:
     """Paste the objects of another clip at the same places of every frame, where they become background (swap-and-attach).
 
-    Reference: EMVOS section 3.5 and TBD (Cho et al., 2022).
+    Reference: EMVOS section 3.7 and TBD (Cho et al., 2022).
     """
     if sample.frames.shape != occluder.frames.shape:
         raise ValueError(

@@ -20,7 +20,7 @@ from data_modules.recipe import ClipRecipe
 from data_modules.sources import check_size
 from data_modules.static_images import IMAGE_RECIPE, repeat_image
 from data_modules.transforms import RawClip
-from vos_lightning.io.label_maps import read_pixels
+from vos_lightning.io.images import read_pixels
 from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 

@@ -14,7 +14,7 @@ from vos_lightning.structures import VideoRecord
 class DAVISDataModule(VOSDataModule):
     """DAVIS in its published layout: ``JPEGImages/480p/<video>``, ``Annotations/480p/<video>``, ``ImageSets/<year>/<split>.txt``.
 
-    In 2017, label 255 is left out of the training loss and is background for scoring; the objects are those of the first frame.
+    In 2017, label 255 is void: left out of the training loss, background for scoring. The objects are those of the first frame.
     In 2016, any non-zero label is the object, so that 2017 label maps may serve too.
 
     Args:
@@ -83,4 +83,5 @@ class DAVISDataModule(VOSDataModule):
         if self.year == 2016 and not names.is_file():
             # The 2016 download has lists of image and mask paths, by resolution.
             names = self.root / "ImageSets" / self.resolution / f"{split}.txt"
-        return [find_record(n, images / n, labels / n, merge_objects=self.year == 2016) for n in read_names(names)]
+        single = self.year == 2016
+        return [find_record(n, images / n, labels / n, merge_objects=single, has_void=not single) for n in read_names(names)]

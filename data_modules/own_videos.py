@@ -10,7 +10,8 @@ from data_modules.clip_dataset import ClipSource
 from data_modules.proposal_clips import ProposalVideos, add_proposals
 from data_modules.proposals import StoredProposals
 from data_modules.recipe import DEFAULT_RECIPE, ClipRecipe
-from data_modules.sources import RecordClips, RecordVideos, find_record, read_names
+from data_modules.sources import RecordClips, RecordVideos, find_record, no_object_in, read_names, shows_object
+from vos_lightning.io.files import list_folders, natural_key
 from vos_lightning.proposals.store import NUM_PROPOSALS
 from vos_lightning.structures import LazySequence, VideoRecord, VideoSample
 
@@ -23,8 +24,9 @@ class OwnVideosDataModule(VOSDataModule):
 
     ::
 
-        <root>/JPEGImages/<video>/<frame>.jpg     or .png; every frame, names in order
-        <root>/Annotations/<video>/<frame>.png    indexed masks, ids 1, 2, ...; the first one holds every object that is scored
+        <root>/JPEGImages/<video>/<frame>.jpg     or .png; every frame, in the natural order of the names (2 before 10)
+        <root>/Annotations/<video>/<frame>.png    indexed masks, ids 1, 2, ..., or black and white ones of a single object;
+                                                  the first one holds every object that is scored
         <root>/val.txt                            optional: names of the held-out videos, one a line
 
     A system that matches proposals (DMN-AOA) needs a file ``<video>.npz`` of every video in the folder ``proposals``:
@@ -45,6 +47,7 @@ class OwnVideosDataModule(VOSDataModule):
         predict_root: likewise.
         proposals: folder of proposals; None for none.
         num_proposals: the best ones of every frame.
+        max_device_batch: likewise.
     """
 
     proposals_option = "pass --data.init_args.proposals=FOLDER"
@@ -61,8 +64,9 @@ class OwnVideosDataModule(VOSDataModule):
         predict_root: str | None = None,
         proposals: str | None = None,
         num_proposals: int = NUM_PROPOSALS,
+        max_device_batch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root)
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of the videos in (0, 1), not {held_out}")
         self.root = Path(root)
@@ -71,7 +75,7 @@ class OwnVideosDataModule(VOSDataModule):
 
     def clip_source(self) -> RecordClips:
         """Clips of the videos that are not held out."""
-        return RecordClips(self.records(held_out=False))
+        return _OwnClips(self.records(held_out=False))
 
     def clip_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
         """The one source, with proposals if there are any."""
@@ -103,7 +107,7 @@ class OwnVideosDataModule(VOSDataModule):
         images, labels = self.root / "JPEGImages", self.root / "Annotations"
         if not images.is_dir():
             raise FileNotFoundError(f"{self.root} has no folder JPEGImages with a folder for each video: pass DATA=folder")
-        names = sorted(folder.name for folder in images.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        names = list_folders(images)
         if len(names) < 2:
             raise ValueError(f"{images} holds {len(names)} videos: at least one to train on and one to hold out are needed")
         chosen = self._held_out(names)
@@ -122,12 +126,20 @@ class OwnVideosDataModule(VOSDataModule):
         listed = self.root / "val.txt"
         if listed.is_file():
             chosen = set(read_names(listed))
-            unknown = sorted(chosen - set(names))
+            unknown = sorted(chosen - set(names), key=natural_key)
             if unknown:
                 raise ValueError(f"{listed} names {unknown[0]}, which is no folder of {self.root / 'JPEGImages'}")
             return chosen
         count = min(max(round(self.held_out * len(names)), 1), len(names) - 1)
         return {names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)}
+
+
+class _OwnClips(RecordClips):
+    def check_objects(self) -> None:
+        """Look for an object in every video: there are few, and each is meant to show one."""
+        for record in self.records:
+            if not shows_object(record):
+                raise no_object_in(record)
 
 
 def _from_first_mask(record: VideoRecord) -> VideoRecord:

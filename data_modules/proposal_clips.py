@@ -64,6 +64,10 @@ class ProposalClips(ClipSource):
         """Those of the source."""
         return self.source.names(index)
 
+    def check_objects(self) -> None:
+        """That of the source."""
+        self.source.check_objects()
+
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """A clip of the source."""
         clip = self.source.draw(index, rng, recipe)
@@ -108,7 +112,8 @@ def add_proposals(
     parts = list(parts)
     for _, recipe in parts:
         refuse_pasting(recipe)
-    return [(ProposalClips(source, proposals), recipe) for source, recipe in parts]
+    wrapped = {id(source): ProposalClips(source, proposals) for source, _ in parts}  # some are listed repeatedly
+    return [(wrapped[id(source)], recipe) for source, recipe in parts]
 
 
 def refuse_pasting(recipe: ClipRecipe) -> None:

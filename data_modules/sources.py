@@ -15,39 +15,19 @@ from data_modules.clip_dataset import ClipSource, ItemNames
 from data_modules.clip_sampling import choose_by_recipe
 from data_modules.recipe import ClipRecipe
 from data_modules.transforms import RawClip
-from vos_lightning.io.label_maps import read_image, read_label_map, read_pixels
-from vos_lightning.mask_ops import object_ids_in
+from vos_lightning.io.files import list_files, list_folders
+from vos_lightning.io.images import IMAGE_SUFFIXES, read_image, read_pixels
+from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.mask_ops import as_object_map, object_ids_in
 from vos_lightning.structures import IGNORE_LABEL, VideoRecord, VideoSample
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 REFERENCE_ATTEMPTS = 5
 """Draws of a clip whose first frame shows no object before the last one is taken as it is (STCN)."""
+CHECKED_ITEMS = 100
+"""Videos or images, evenly spread, in which a source of clips looks for an object before it is trained on."""
 
 
 # Finding --------------------------------------------------------------------------------------------------------------
-
-
-def files_by_stem(folder: str | os.PathLike[str], suffixes: Sequence[str]) -> dict[str, str]:
-    """Files of a folder, in numerical order of their stems; hidden files (``._00000.jpg``) are left out.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: two files share a stem.
-    """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
-    files: dict[str, str] = {}
-    for path in Path(folder).iterdir():
-        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
-            continue
-        if path.stem in files:
-            raise ValueError(f"{path} and {files[path.stem]} are the same frame: remove one of them")
-        files[path.stem] = str(path)
-    return {stem: files[stem] for stem in sorted(files, key=_numerical)}
-
-
-def _numerical(stem: str) -> tuple[int, str]:
-    return (int(stem) if stem.isdecimal() else -1, stem)
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
@@ -70,15 +50,13 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
 
 
 def folders_in(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones are left out.
+    """Names of the folders of videos in a folder, in natural order.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it has no folders.
     """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    names = list_folders(folder)
     if not names:
         raise ValueError(f"{folder} has no video folders")
     return names
@@ -90,17 +68,20 @@ def find_record(
     label_folder: str | os.PathLike[str],
     exhaustive: bool = True,
     merge_objects: bool = False,
+    has_void: bool = False,
 ) -> VideoRecord:
     """Record of a video from a folder of frames and one of label maps with the same stems.
 
+    The last three arguments are those of :class:`vos_lightning.structures.VideoRecord`.
+
     Raises:
         FileNotFoundError: a folder, or the frame of a label map, is missing.
-        ValueError: there are no frames or no label maps.
+        ValueError: there are no frames or no label maps, or two files for one frame.
     """
-    frames = files_by_stem(image_folder, IMAGE_SUFFIXES)
-    labels = files_by_stem(label_folder, (".png",))
+    frames = list_files(image_folder, IMAGE_SUFFIXES)
+    labels = list_files(label_folder, (".png",))
     if not frames:
-        raise ValueError(f"{image_folder} has no {', '.join(IMAGE_SUFFIXES)} files")
+        raise ValueError(f"{image_folder} has no {', '.join(sorted(IMAGE_SUFFIXES))} files")
     if not labels:
         raise ValueError(f"{label_folder} has no .png files: a video needs at least the mask of its first frame")
     missing = [stem for stem in labels if stem not in frames]
@@ -110,10 +91,11 @@ def find_record(
     return VideoRecord(
         name=name,
         frame_names=tuple(frames),
-        frame_paths=tuple(frames.values()),
-        label_paths={position[stem]: path for stem, path in labels.items()},
+        frame_paths=tuple(map(str, frames.values())),
+        label_paths={position[stem]: str(path) for stem, path in labels.items()},
         exhaustive=exhaustive,
         merge_objects=merge_objects,
+        has_void=has_void,
     )
 
 
@@ -136,13 +118,18 @@ def folder_videos(root: str | os.PathLike[str]) -> RecordVideos:
 
 
 def read_labels(record: VideoRecord, index: int) -> UInt8[Tensor, "H W"]:
-    """Label map of frame ``index`` as it is meant: objects merged if the record says so; 255 is ignored otherwise."""
-    label_map = read_label_map(record.label_paths[index])
-    return (label_map > 0).to(torch.uint8) if record.merge_objects else label_map
+    """Label map of frame ``index`` as it is meant: objects merged, or with void pixels (255), if the record says so.
+
+    Raises:
+        ValueError: the file cannot be read, or holds 255 beside ids though there is no void.
+    """
+    path = record.label_paths[index]
+    label_map = read_label_map(path)
+    return (label_map > 0).to(torch.uint8) if record.merge_objects else as_object_map(label_map, record.has_void, path)
 
 
 def without_ignored(label_map: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "H W"]:
-    """Label map with 255 as background: what networks are given and what is scored."""
+    """Label map with void (255) as background: what networks are given and what is scored."""
     return label_map.masked_fill(label_map == IGNORE_LABEL, 0)
 
 
@@ -167,6 +154,27 @@ def check_size(path: str, size: Sequence[int], expected_path: str, expected: Seq
         raise ValueError(f"{path} is {size[0]}x{size[1]} but {expected_path} is {expected[0]}x{expected[1]} (height x width)")
 
 
+def evenly_spread(length: int, count: int) -> list[int]:
+    """At most ``count`` indices below ``length``, evenly spread."""
+    count = min(length, count)
+    return [i * length // count for i in range(count)]
+
+
+def shows_object(record: VideoRecord) -> bool:
+    """Whether a label map of a video shows an object; they are read up to the first that does."""
+    return any(bool(without_ignored(read_labels(record, i)).any()) for i in sorted(record.label_paths))
+
+
+def no_object_in(record: VideoRecord, others: int = 0) -> ValueError:
+    """What to raise for a training video without any object, where ``others`` have none either."""
+    folder = Path(next(iter(record.label_paths.values()))).parent
+    void = " (255 is void in this data set)" if record.has_void else ""
+    more = f", and none those of {others} other videos" if others else ""
+    return ValueError(
+        f"{folder}: the masks show no object{void}{more}; number the pixels of the objects 1, 2, ... to train on them"
+    )
+
+
 # Clips ----------------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +196,18 @@ class RecordClips(ClipSource):
         """Of a video and its labelled frames."""
         record = self.records[index]
         return ItemNames(record.name, {i: record.frame_names[i] for i in self.labelled[index]})
+
+    def check_objects(self) -> None:
+        """Look for an object in up to :data:`CHECKED_ITEMS` videos, evenly spread; the first one that is found is enough.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self.records:
+            raise ValueError("there is no video to train on: the lists of videos leave none")
+        looked_at = evenly_spread(len(self.records), CHECKED_ITEMS)
+        if not any(shows_object(self.records[i]) for i in looked_at):
+            raise no_object_in(self.records[0], len(looked_at) - 1)
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
         """Draw frames, again if the first one shows no object."""
@@ -248,7 +268,7 @@ class LazyFrames(Sequence[Tensor]):
 
 
 class LazyTargets(Mapping[int, Tensor]):
-    """Label maps for the metrics, decoded when they are accessed; 255 is background.
+    """Label maps for the metrics, decoded when they are accessed; void (255) is background.
 
     Args:
         record: the video.

@@ -9,6 +9,7 @@ from data_modules.base import VOSDataModule
 from data_modules.recipe import ClipRecipe
 from data_modules.sources import read_names
 from data_modules.static_images import IMAGE_RECIPE, ImageClips, MaskRule, find_pairs
+from vos_lightning.io.files import find_files
 from vos_lightning.structures import LazySequence, VideoSample
 
 StaticSet = Literal["duts-tr", "duts-te", "msra10k", "ecssd", "hku-is", "pascal-s", "voc2012", "fss-1000", "big", "hrsod"]
@@ -41,7 +42,7 @@ LAYOUTS: dict[StaticSet, tuple[Layout, ...]] = {
 }
 
 RULES: dict[StaticSet, MaskRule] = {"pascal-s": "levels", "voc2012": "voc"}
-"""Masks of the others are grey: more than half is the object."""
+"""Masks of the others are grey: more than half is the object. PASCAL VOC alone has void."""
 
 
 def find_static_set(dataset: StaticSet, root: str, split: str | None = None) -> list[tuple[str, str, str]]:
@@ -61,7 +62,7 @@ def find_static_set(dataset: StaticSet, root: str, split: str | None = None) -> 
     layout = next(
         (one for one in LAYOUTS[dataset] if (Path(root) / one.images).is_dir() and (Path(root) / one.masks).is_dir()), None
     )
-    if dataset == "big" and not any(Path(root).rglob("*_gt.png")):
+    if dataset == "big" and not any(path.stem.endswith("_gt") for path in find_files(root, (".png",))):
         layout = FLAT
     if layout is None:
         expected = " or ".join(f"{one.images} and {one.masks}" for one in LAYOUTS[dataset])
@@ -113,7 +114,8 @@ class StaticSetDataModule(VOSDataModule):
         """Clips of the images."""
         pairs = find_static_set(self.dataset, self.root, self.split)
         rule = RULES.get(self.dataset)
-        return ImageClips(pairs, threshold=127) if rule is None else ImageClips(pairs, rule=rule)
+        # The authors' readers pass over orientation tags, so the masks lie on the pixels as stored.
+        return ImageClips(pairs, threshold=None if rule else 127, rule=rule or "labels", as_stored=True)
 
     def val_videos(self) -> LazySequence[VideoSample]:
         """None."""

@@ -11,15 +11,14 @@ mose               ``<video>/<frame>.png``     every frame
 lvos               ``Annotations/<video>/...``  every frame
 =================  ==========================  ==========================================================================
 
-Masks are indexed PNGs in the ids of the given masks, at the size of the video. Predictions that are grey or coloured by the
-palette are written with indices; frames that the server does not ask for are left out; anything else that does not fit is
-refused.
+Masks are indexed PNGs in the ids of the given masks, at the size of the video. Predictions that are grey, black and white
+(object 1) or coloured by the palette are written with indices; frames that the server does not ask for are left out; anything
+else that does not fit is refused.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import sys
@@ -30,12 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from PIL import Image
 from rich.console import Console
 
+from data_modules.doctor.checks import VOID
 from data_modules.doctor.layouts import Split, recognise, subfolders
-from data_modules.sources import IMAGE_SUFFIXES, files_by_stem
-from vos_lightning.io.label_maps import PALETTE, read_label_map
+from vos_lightning.io.files import list_everything, list_files
+from vos_lightning.io.images import IMAGE_SUFFIXES, read_header
+from vos_lightning.io.label_maps import encode_label_map, read_label_map
+from vos_lightning.io.outputs import claim_file
+from vos_lightning.mask_ops import as_object_map, object_ids_in
 
 Server = Literal["davis17-testdev", "youtube-vos18", "youtube-vos19", "mose", "lvos"]
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
@@ -152,7 +154,7 @@ def check_archive(path: Path, server: Server) -> None:
 def _video_folders(predictions: Path, rules: Rules) -> list[str]:
     videos = subfolders(predictions)
     if not videos:
-        inside = "PNG files" if any(predictions.glob("*.png")) else "no video folders"
+        inside = "PNG files" if list_files(predictions, (".png",)) else "no video folders"
         raise SubmissionError(f"{predictions}: holds {inside}; give the folder of video folders")
     for video in videos:
         deeper = subfolders(predictions / video)
@@ -160,7 +162,7 @@ def _video_folders(predictions: Path, rules: Rules) -> list[str]:
             raise SubmissionError(
                 f"{predictions / video}: holds the folder {deeper[0]} where frames are expected; give {predictions / video}"
             )
-        wrong = [path for path in sorted((predictions / video).iterdir()) if not path.name.startswith(".")]
+        wrong = [path for path in list_everything(predictions / video) if not path.name.startswith(".")]
         wrong = [path for path in wrong if path.suffix != ".png" or not re.fullmatch(rules.stem, path.stem)]
         if wrong:
             digits = 8 if "8" in rules.stem else 5
@@ -171,7 +173,8 @@ def _video_folders(predictions: Path, rules: Rules) -> list[str]:
 
 
 def _same_videos(predictions: Path, videos: Sequence[str], expected: Sequence[str]) -> None:
-    missing, unknown = sorted(set(expected) - set(videos)), sorted(set(videos) - set(expected))
+    missing = [video for video in expected if video not in videos]
+    unknown = [video for video in videos if video not in expected]
     if unknown:
         raise SubmissionError(
             f"{predictions / unknown[0]}: the data set has no such video ({len(unknown)} unknown); wrong server?"
@@ -193,23 +196,21 @@ def _expected(data: Path, rules: Rules, server: Server) -> dict[str, Expected]:
 
 
 def _expected_of(split: Split, video: str) -> Expected:
-    given = files_by_stem(split.labels / video, (".png",))
+    given = list_files(split.labels / video, (".png",))
     if not given:
         raise SubmissionError(f"{split.labels / video}: holds no mask; the objects of the video are not known")
-    with Image.open(next(iter(given.values()))) as image:
-        size = image.size
     ids: set[int] = set()
     for path in given.values():
-        ids |= set(read_label_map(path).unique().tolist())
+        ids |= set(object_ids_in(as_object_map(read_label_map(path), split.kind in VOID, path)))
     frames = split.required.get(video) if split.kind == "youtube_vos" else None
     if frames is None:
-        frames = tuple(files_by_stem(split.images / video, IMAGE_SUFFIXES))
-    return Expected(tuple(frames), (int(size[0]), int(size[1])), frozenset(ids) - {0, 255})
+        frames = tuple(list_files(split.images / video, IMAGE_SUFFIXES))
+    return Expected(tuple(frames), read_header(next(iter(given.values()))).size, frozenset(ids))
 
 
 def _checked(folder: Path, expected: Expected | None, rules: Rules) -> Iterator[tuple[str, bytes]]:
     """Frame and content of every PNG that the server needs."""
-    files = files_by_stem(folder, (".png",))
+    files = list_files(folder, (".png",))
     if not files:
         raise SubmissionError(f"{folder}: holds no PNG; predict this video")
     wanted = expected.frames if expected else _consecutive(folder, tuple(files), rules)
@@ -218,16 +219,16 @@ def _checked(folder: Path, expected: Expected | None, rules: Rules) -> Iterator[
         raise SubmissionError(f"{folder / missing[0]}.png: is missing ({len(missing)} of {len(wanted)} frames are); predict them")
     size = expected.size if expected else None
     for stem in wanted:
-        path = Path(files[stem])
+        path = files[stem]
         content, found, ids = _indexed(path)
         size = size or found
         if found != size:
             raise SubmissionError(
                 f"{path}: {found[0]} x {found[1]} pixels where the video has {size[0]} x {size[1]}; write the size of the video"
             )
-        strange = sorted(ids - expected.ids) if expected else sorted(ids & {255})
-        if strange:
-            known = f"{sorted(expected.ids)}" if expected else "ids from 1"
+        strange = sorted(ids - expected.ids) if expected else []
+        if expected and strange:
+            known = sorted(expected.ids)
             raise SubmissionError(f"{path}: holds id {strange[0]}, the objects of this video are {known}; write the given ids")
         yield stem, content
 
@@ -245,18 +246,12 @@ def _consecutive(folder: Path, stems: tuple[str, ...], rules: Rules) -> tuple[st
 
 def _indexed(path: Path) -> tuple[bytes, tuple[int, int], frozenset[int]]:
     """An indexed PNG, its width and height, and its ids."""
-    label_map = read_label_map(path)
-    size = (int(label_map.shape[1]), int(label_map.shape[0]))
-    ids = frozenset(label_map.unique().tolist()) - {0}
-    with Image.open(path) as image:
-        indexed = image.mode == "P" and image.format == "PNG"
-    if indexed:
-        return path.read_bytes(), size, ids
-    rewritten = Image.fromarray(label_map.numpy())
-    rewritten.putpalette(PALETTE.tobytes())
-    buffer = io.BytesIO()
-    rewritten.save(buffer, format="PNG")
-    return buffer.getvalue(), size, ids
+    stored = read_label_map(path)
+    label_map = as_object_map(stored, name=path)
+    header = read_header(path)
+    indexed = header.format == "PNG" and header.mode == "P" and label_map is stored
+    content = path.read_bytes() if indexed else encode_label_map(label_map)
+    return content, header.size, frozenset(object_ids_in(label_map))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -268,7 +263,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--predictions", type=Path, required=True, help="folder of video folders of PNGs")
     parser.add_argument("--data", type=Path, help="root of the data set: checks frames, sizes and ids against it")
     parser.add_argument("--output", type=Path, required=True, help="the zip file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the zip file where it exists")
     known = parser.parse_args(argv)
+    claim_file(known.output, [known.predictions, known.data], known.overwrite)
     names = write_submission(known.server, known.predictions, known.output, known.data)
     videos = len({name.rpartition("/")[0] for name in names})
     checked = "frames, sizes and ids agree with the data set" if known.data else "not compared with the data set (--data DIR)"

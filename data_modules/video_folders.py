@@ -27,7 +27,8 @@ class VideoFoldersDataModule(VOSDataModule):
         train_list: text file of the training videos, one a line; None takes all.
         val_list: likewise for validation, also where both splits are one folder.
         test_list: likewise for test.
-        merge_objects: any non-zero label is the one object.
+        merge_objects: any non-zero label is the one object. Otherwise masks hold ids 1, 2, ..., or are black and white (0 and
+            255, object 1); such sets have no void.
         recipe: how clips are made; its gaps count stored frames.
         batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
         num_workers: likewise.

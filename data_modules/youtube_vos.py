@@ -12,6 +12,7 @@ from typing import Literal
 from data_modules.base import VOSDataModule
 from data_modules.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.sources import RecordClips, RecordVideos, find_record, folders_in, read_names
+from vos_lightning.io.files import natural_key
 from vos_lightning.structures import VideoRecord
 
 LEFT_OUT_BY_STCN = frozenset(["01e64dd36a", "04259896e2", "1336440745", "5bc77844da", "5ee23ca60e", "738e5a0a14", "f8af30d4b6"])
@@ -77,7 +78,7 @@ def required_record(
     if missing:
         folder = Path(record.frame_paths[0]).parent
         raise FileNotFoundError(f"{folder} has no frame {missing[0]}, which {meta_path} lists for video {record.name}")
-    first = {object_id: position[entry.frames[0]] for object_id, entry in meta.items()}
+    first = {object_id: min(position[stem] for stem in entry.frames) for object_id, entry in meta.items()}
     for object_id, index in first.items():
         if index not in record.label_paths:
             raise FileNotFoundError(
@@ -113,7 +114,7 @@ class YouTubeVOSDataModule(VOSDataModule):
         train_subset: ``stcn`` leaves out the seven videos that STCN does.
         train_list: text file of the training videos, one a line; None takes all.
         val_list: text file of training videos that are held out for validation.
-        num_held_out: without ``val_list``, how many training videos are held out, evenly spread over their sorted names.
+        num_held_out: without ``val_list``, how many training videos are held out, evenly spread over their names in order.
         recipe: how clips are made; its gaps count annotated frames, which are five frames apart.
         batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
         num_workers: likewise.
@@ -185,7 +186,7 @@ class YouTubeVOSDataModule(VOSDataModule):
         )
         records = [
             required_record(find_record(name, images / name, labels / name, exhaustive=False), meta, seen, path)
-            for name, meta in sorted(videos.items())
+            for name, meta in sorted(videos.items(), key=lambda item: natural_key(item[0]))
         ]
         return RecordVideos(records, with_targets=True)
 
@@ -198,7 +199,7 @@ class YouTubeVOSDataModule(VOSDataModule):
     def _held_out(self) -> Sequence[str]:
         if self.val_list is not None:
             return read_names(self.val_list)
-        names = sorted(self._train_names)
+        names = sorted(self._train_names, key=natural_key)
         if not 0 <= self.num_held_out < len(names):
             raise ValueError(f"num_held_out must be at least 0 and below the {len(names)} training videos: {self.num_held_out}")
         return [names[i * len(names) // self.num_held_out] for i in range(self.num_held_out)]

@@ -6,6 +6,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Iterator
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -55,3 +56,13 @@ def network(request: pytest.FixtureRequest, device: torch.device) -> VOSNetwork:
     """Every network, small, random, in evaluation mode."""
     torch.manual_seed(1)
     return NETWORKS[request.param].small().to(device).eval()
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be downloaded fails as on a machine without a network."""
+
+    def refuse(request: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)

@@ -5,4 +5,6 @@ import sys
 from vos_lightning.cli import main
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be valid text
     sys.exit(main(sys.argv[1:]))

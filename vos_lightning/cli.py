@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -78,11 +79,14 @@ def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) 
     from vos_lightning.modules.loading import load_weights
     from vos_lightning.records import evaluated
 
-    if experiment.fine_tunes:
+    builds_own = not experiment.fine_tunes
+    if not builds_own:
         from vos_lightning.finetuning import with_model_of
 
         experiment = with_model_of(checkpoint, experiment)
     cli = build(experiment, run, overrides, stage)
+    if builds_own:
+        _require_same_system(checkpoint, experiment, overrides, asked.name)
     load_weights(cli.model, checkpoint)
     return _Trained(cli, run, asked, evaluated(experiment, overrides, cli.trainer, checkpoint))
 
@@ -90,6 +94,66 @@ def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) 
 def _checkpoint_of(experiment: Experiment, directory: Path, select: Which | None) -> Path:
     """The last or best checkpoint of an experiment's run, of its last stage, or of the experiment that it evaluates."""
     return trained_run(experiment, directory).checkpoint(select or selection(experiment))
+
+
+def _require_same_system(checkpoint: Path, experiment: Experiment, overrides: Sequence[str], name: str) -> None:
+    """Refuse a checkpoint whose system computes other things than the experiment says.
+
+    Meant, and so allowed, is what the command line sets, and what an experiment that evaluates another one's checkpoint sets
+    otherwise than that one.
+
+    Raises:
+        ValueError: they differ in anything else; the message names it, with both values.
+    """
+    from vos_lightning.experiments import differing_keys, value_at
+    from vos_lightning.lightning_cli import condense
+    from vos_lightning.modules.loading import decisive_arguments, describe_model
+    from vos_lightning.records import departures
+
+    trained = load_experiment(experiment.checkpoint_of) if experiment.checkpoint_of else experiment
+    if trained.stages:
+        trained = load_experiment(trained.stages[-1])
+    said, expected = (
+        {"model": decisive_arguments(with_overrides(each.config, overrides)["model"])} for each in (experiment, trained)
+    )
+    described = describe_model(checkpoint)
+    ours, theirs = (_classes(section) for section in (expected["model"], described))
+    if any(theirs.get(place, name) != name for place, name in ours.items()):
+        given, wanted = (" with ".join(n.rpartition(".")[2] for n in names.values()) for names in (theirs, ours))
+        raise ExperimentError(f"{checkpoint} is of {given}, but {name} evaluates {wanted}")
+    try:
+        found = {"model": decisive_arguments(described)}
+    except ValueError as error:
+        raise ExperimentError(f"{checkpoint} does not fit this version of the library: {condense(str(error))}") from error
+    meant = departures(overrides)
+    unmeant = [
+        key
+        for key in differing_keys(expected, found)
+        if value_at(said, key) == value_at(expected, key)
+        and not any(key == option or key.startswith(f"{option}.") or option.startswith(f"{key}.") for option in meant)
+    ]
+    if unmeant:
+        differences = ", ".join(f"{key} ({_plain(value_at(found, key))}, not {_plain(value_at(said, key))})" for key in unmeant)
+        options = " ".join(f"--{key}={_plain(value_at(found, key))}" for key in unmeant)
+        raise ExperimentError(
+            f"{checkpoint} is of another system than {name}: {differences}. Choose an experiment that fits, or say on "
+            f"the command line what is meant; to evaluate as the checkpoint says: {options}"
+        )
+
+
+def _classes(section: Any, where: str = "") -> dict[str, str]:
+    """Place -> class path of every class that a section names."""
+    if not isinstance(section, dict):
+        return {}
+    found = {where: section["class_path"]} if isinstance(section.get("class_path"), str) else {}
+    for key, value in section.items():
+        found |= _classes(value, f"{where}.{key}")
+    return found
+
+
+def _plain(value: Any) -> str:
+    """A value as the command line takes it."""
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, (dict, list, bool)) or value is None else str(value)
 
 
 def _report(trained: _Trained, stage: Stage, baselines: bool) -> None:
@@ -137,6 +201,9 @@ def predict(argv: Sequence[str]) -> int:
 
 def visualize(argv: Sequence[str]) -> int:
     """Draw what a network computes inside for frames of a video."""
+    from vos_lightning.given_masks import GivenMasks, add_arguments
+    from vos_lightning.io.outputs import OutputFolder
+
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning visualize",
         allow_abbrev=False,  # what is left over are options of the experiment
@@ -153,6 +220,8 @@ def visualize(argv: Sequence[str]) -> int:
     parser.add_argument("--detector", metavar="FILE", help="without EXP: as for `predict`")
     parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="indices, from 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run of visualize has written there")
+    add_arguments(parser)
     known, overrides = parser.parse_known_args(argv)
     if min(known.frame) < 0:
         raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
@@ -168,21 +237,26 @@ def visualize(argv: Sequence[str]) -> int:
         from vos_lightning.visualize import draw, of_files
 
         frames = open_frames(known.video)
+        inputs = (Path(known.video), known.masks, known.checkpoint, known.proposals)
+        output = OutputFolder(known.output, "visualize", inputs, known.overwrite)
+        masks = GivenMasks(known.masks, frames, known.first_number, known.allow_rims)
+        sys.stdout.write("".join(f"{line}\n" for line in masks.report()))
         module = load_module(known.checkpoint)
         proposals = open_proposals(module.network, frames, known.proposals, known.detector)
-        segmented = of_files(module.engine(), frames, known.masks, proposals)
+        segmented = of_files(module.engine(), frames, masks, proposals)
     else:
         if known.proposals is not None or known.detector is not None:
             raise ValueError("--proposals and --detector are for a video of your own; an experiment's data have their proposals")
+        output = OutputFolder(known.output, "visualize", (known.checkpoint,), known.overwrite)
         cli = _trained(known, overrides, "test").cli
         from vos_lightning.visualize import draw, of_sample
 
         module = cli.model.eval()
         videos = {video.name: video for split in (cli.datamodule.test_videos, cli.datamodule.val_videos) for video in split()}
         if known.video not in videos:
-            raise ValueError(f"--video {known.video}: there are {', '.join(sorted(videos)[:20])} ...")
+            raise ValueError(f"--video {known.video}: there are {', '.join(list(videos)[:20])} ...")
         segmented = of_sample(module.engine(), videos[known.video])
-    for sheet in draw(module, segmented, known.frame, known.output):
+    for sheet in draw(module, segmented, known.frame, output):
         sys.stdout.write(f"{sheet}\n")
     if proposals is not None and proposals.note is not None:
         sys.stdout.write(f"{proposals.note}\n")
@@ -230,15 +304,15 @@ def benchmark(argv: Sequence[str]) -> int:
         if experiment.fine_tunes:
             raise ValueError(f"{name} takes its system from a checkpoint: benchmark the experiment that trained that")
         with tempfile.TemporaryDirectory() as folder:
-            modules[name] = build(experiment, Run(Path(folder)), [*_random_weights(experiment), *overrides], "test").model
+            modules[name] = build(experiment, Run(Path(folder)), [*_copier_start(experiment), *overrides], "test").model
     modules |= {name.rpartition(".")[2]: module_of_network(name) for name in known.network}
     modules = {name: module.to(device).eval().requires_grad_(False) for name, module in modules.items()}
     report(run(modules, options), options, device, known.json)
     return 0
 
 
-def _random_weights(experiment: Experiment) -> list[str]:
-    """Overrides by which networks start from random weights, nothing is downloaded, and masks follow the objects all the same.
+def _copier_start(experiment: Experiment) -> list[str]:
+    """Overrides by which the masks of networks with random weights follow the objects.
 
     What a part costs may depend on the masks: PMNet refines a share of each object's box.
     """
@@ -248,10 +322,10 @@ def _random_weights(experiment: Experiment) -> list[str]:
     network = experiment.config["model"]["init_args"]["network"]
     module_name, _, class_name = network["class_path"].rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module_name), class_name)).parameters
-    wanted = {"weights": "null", "copier_start": "true"}
-    if network.get("init_args", {}).get("shared_projection"):
-        del wanted["copier_start"]  # which needs two projections
-    return [f"--model.init_args.network.init_args.{name}={value}" for name, value in wanted.items() if name in parameters]
+    # It needs two projections.
+    if "copier_start" not in parameters or network.get("init_args", {}).get("shared_projection"):
+        return []
+    return ["--model.init_args.network.init_args.copier_start=true"]
 
 
 def show(argv: Sequence[str]) -> int:
@@ -262,8 +336,12 @@ def show(argv: Sequence[str]) -> int:
     known, overrides = parser.parse_known_args(argv)
     experiment = load_experiment(known.experiment)
     if known.options:
+        if experiment.stages:
+            raise ExperimentError(f"{experiment.name} has no options of its own, its stages do: {', '.join(experiment.stages)}")
+        if experiment.fine_tunes:
+            raise ExperimentError(f"{experiment.name} takes its system, and so its options, from a checkpoint")
         with tempfile.TemporaryDirectory() as folder:
-            cli = build(experiment, Run(Path(folder)), overrides, "fit")
+            cli = build(experiment, Run(Path(folder)), overrides, None)
             sys.stdout.write(cli.parser.dump(cli.config, skip_none=False))
     else:
         sys.stdout.write(yaml.safe_dump(with_overrides(experiment.config, overrides), sort_keys=False))
@@ -330,7 +408,10 @@ def main(argv: Sequence[str]) -> int:
         return COMMANDS[name][0](rest)
     try:
         return COMMANDS[name][0](rest)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush
+        return 141
+    except (ValueError, OSError) as error:
         return _fail(_one_line(error))
     except KeyboardInterrupt:
         return 130
@@ -338,6 +419,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _one_line(error: Exception) -> str:
     """The message of an error; of one that a data loader's worker passed on, its last line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Caught "):
         return lines[-1].split(": ", 1)[-1].strip()

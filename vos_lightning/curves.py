@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vos_lightning.callbacks.drawing import write_png
 from vos_lightning.evaluate import EvaluationError, PathLike, read_videos
-from vos_lightning.io.label_maps import write_atomically
+from vos_lightning.io.files import write_atomically
+from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.metrics import region_similarity
-from vos_lightning.metrics.davis import scored_maps
+from vos_lightning.metrics.davis import scored_ids, scored_map
 
 CurveProtocol = Literal["davis16", "davis17"]
 
@@ -60,9 +62,9 @@ def frame_scores(
     """
     rows = []
     for video, stems, preds, target in read_videos(truth, predictions, protocol, videos):
-        preds, target, object_ids = scored_maps(preds, target, protocol)
+        object_ids = scored_ids(target, protocol)
         # As in the benchmark, the first and the last frame do not count.
-        values = region_similarity(preds[1:-1], target[1:-1], object_ids)
+        values = region_similarity(scored_map(preds[1:-1], protocol), scored_map(target[1:-1], protocol), object_ids)
         rows += [
             FrameScore(system, video, stem, object_id, float(values[n, t]))
             for n, object_id in enumerate(object_ids)
@@ -148,19 +150,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--protocol", choices=get_args(CurveProtocol), default="davis17")
     parser.add_argument("--videos", nargs="+", help="names (default: all of the truth)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run of curves has written there")
     arguments = parser.parse_args(argv)
-    rows: list[FrameScore] = []
-    for named in arguments.predictions:
-        name, equals, folder = named.partition("=")
-        if not (name and equals and folder):
+    systems = [named.partition("=") for named in arguments.predictions]
+    for named, (name, _, folder) in zip(arguments.predictions, systems, strict=True):
+        if not (name and folder):
             raise ValueError(f"--predictions {named}: write NAME=DIR, with the name of the system")
+    inputs = [arguments.truth, *(Path(folder) for _, _, folder in systems)]
+    output = OutputFolder(arguments.output, "curves", inputs, arguments.overwrite)
+    rows: list[FrameScore] = []
+    for name, _, folder in systems:
         try:
             rows += frame_scores(name, arguments.truth, folder, arguments.protocol, arguments.videos)
         except EvaluationError as error:
             for problem in error.problems:
                 sys.stderr.write(f"error: {problem}\n")
             return 2
-    write_table(arguments.output / "frames.csv", rows)
-    write_png(arguments.output / "curves.png", draw_curves(rows))
-    sys.stdout.write(f"{arguments.output / 'frames.csv'}\n{arguments.output / 'curves.png'}\n")
+    table = output.put("frames.csv", functools.partial(write_table, rows=rows))
+    picture = output.put("curves.png", functools.partial(write_png, picture=draw_curves(rows)))
+    output.finish()
+    sys.stdout.write(f"{table}\n{picture}\n")
     return 0

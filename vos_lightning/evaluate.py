@@ -13,30 +13,33 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-import cv2
-import torch
+import numpy as np
 from jaxtyping import UInt8
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
-from vos_lightning.io.label_maps import read_label_map, write_atomically
-from vos_lightning.metrics import ObjectScores, Protocol, describe, evaluate_video, summarize, summary_keys
-from vos_lightning.metrics.davis import scored_maps
+from vos_lightning.io.files import list_files, list_folders, natural_key, write_atomically
+from vos_lightning.io.outputs import refuse_overlap
+from vos_lightning.io.plain_png import read_plain_png
+from vos_lightning.labels import IGNORE_LABEL
+from vos_lightning.metrics import ObjectScores, Protocol, davis, describe, evaluate_video, summarize, summary_keys
+from vos_lightning.metrics.functional import ids_in
 from vos_lightning.metrics.protocols import GROUPED, check_protocol
+from vos_lightning.metrics.scores import NothingToScoreError
 from vos_lightning.metrics.youtube_vos import unseen_objects
-from vos_lightning.structures import IGNORE_LABEL
 
 PathLike = str | os.PathLike[str]
 NUM_NAMED = 5
 """How many files or folders a message names before it only counts them."""
+MAX_WORKERS, FRAMES_PER_WORKER = 16, 150
+"""Processes that are used unless told otherwise: a node with many processors is shared, and to start one takes a while."""
 
 
 class EvaluationError(ValueError):
@@ -53,6 +56,17 @@ class Evaluation:
 
     protocol: Protocol
     rows: tuple[ObjectScores, ...]
+    notes: tuple[str, ...] = ()
+    """One line for each kind of file, folder or id that was not scored."""
+
+    @property
+    def missing(self) -> dict[str, list[int]]:
+        """Video -> objects that the predictions never show where the truth does."""
+        found: dict[str, list[int]] = {}
+        for row in self.rows:
+            if row.missing:
+                found.setdefault(row.video, []).append(row.object_id)
+        return found
 
     @property
     def description(self) -> str:
@@ -76,6 +90,8 @@ class Evaluation:
         summary = {
             "protocol": self.protocol,
             "description": self.description,
+            "missing_objects": self.missing,
+            "notes": self.notes,
             "global": summarize(self.rows, self.protocol),
             "sequences": self.sequences(),
             "objects": [asdict(row) for row in self.rows],
@@ -88,7 +104,7 @@ def evaluate_folder(
     predictions: PathLike,
     protocol: Protocol,
     videos: Sequence[str] | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     progress: bool = False,
     unseen: Mapping[str, Collection[int]] | None = None,
 ) -> Evaluation:
@@ -96,37 +112,53 @@ def evaluate_folder(
 
     Args:
         truth: a folder of video folders of label-map PNGs.
-        predictions: the same layout and file names; frames that the protocol skips may be absent.
+        predictions: the same layout and file names; frames that the protocol skips may be absent. Frames, videos and ids that
+            the truth does not have are ignored (but for ``davis17``, ids above the truth's are an error), and what is missing
+            scores as a blank prediction; the result names both.
         protocol: see :data:`vos_lightning.metrics.Protocol`.
         videos: names to score; None means all folders of the truth.
-        workers: processes; 1 works in this one.
+        workers: processes; 1 works in this one and on one thread, None chooses by the number of frames.
         progress: show a bar on stderr.
         unseen: video -> ids whose category is not in the training set (YouTube-VOS).
 
     Returns:
-        One row an object, sorted by video and id.
+        One row an object, by video in natural order and id.
 
     Raises:
-        EvaluationError: with every problem that was found, if there is any; nothing is scored by halves.
+        EvaluationError: with every problem of what the folders hold, or else of what the files hold; nothing is scored by
+            halves.
     """
     check_protocol(protocol)
-    tasks, problems = _find_tasks(Path(truth), Path(predictions), protocol, videos, unseen or {})
-    rows: list[ObjectScores] = []
-    if tasks:
-        results: Iterable[tuple[list[ObjectScores], list[str]]] = _score_all(tasks, workers)
-        if progress:
-            results = track(results, description="Scoring", total=len(tasks), console=Console(stderr=True), transient=True)
-        for scored, found in results:
-            rows += scored
-            problems += found
+    if workers is not None and workers < 1:
+        raise EvaluationError([f"{workers} workers: at least 1 is needed"])
+    found = _find_tasks(Path(truth), Path(predictions), protocol, videos, unseen or {})
+    if found.problems:
+        raise EvaluationError(found.problems)
+    results: Iterable[_Scored] = _score_all(found.tasks, workers)
+    if progress:
+        from rich.progress import track
+
+        results = track(results, description="Scoring", total=len(found.tasks), console=Console(stderr=True), transient=True)
+    scored = {task.name: result for task, result in zip(found.tasks, results, strict=True)}
+    problems = [problem for result in scored.values() for problem in result.problems]
+    rows = tuple(row for result in scored.values() for row in result.rows)
+    if not rows and not problems:
+        problems = [f"{truth}: shows no object that {protocol} could score in any of its {len(scored)} videos"]
     if problems:
         raise EvaluationError(problems)
-    return Evaluation(protocol, tuple(rows))
+    blank = [name for name, result in scored.items() if result.is_blank]
+    surplus = [f"{name} {', '.join(map(str, result.surplus_ids))}" for name, result in scored.items() if result.surplus_ids]
+    notes = list(found.notes)
+    if blank:
+        notes.append(f"{len(blank)} videos without an object to score are left out ({_some(blank)})")
+    if surplus:
+        notes.append(f"predicted ids that the truth does not have are ignored ({'; '.join(surplus)})")
+    return Evaluation(protocol, rows, tuple(notes))
 
 
 def read_videos(
     truth: PathLike, predictions: PathLike, protocol: Protocol, videos: Sequence[str] | None = None
-) -> Iterator[tuple[str, tuple[str, ...], UInt8[Tensor, "T H W"], UInt8[Tensor, "T H W"]]]:
+) -> Iterator[tuple[str, tuple[str, ...], UInt8[np.ndarray, "T H W"], UInt8[np.ndarray, "T H W"]]]:
     """The label maps that :func:`evaluate_folder` scores: name, stems, predictions and truth of one video after the other.
 
     Predictions of frames that the protocol skips are blank. For the arguments see :func:`evaluate_folder`.
@@ -135,14 +167,20 @@ def read_videos(
         EvaluationError: files are missing or do not fit.
     """
     check_protocol(protocol)
-    tasks, problems = _find_tasks(Path(truth), Path(predictions), protocol, videos, {})
-    if problems:
-        raise EvaluationError(problems)
-    for task in tasks:
-        maps = _load(task, problems)
-        if maps is None:
-            raise EvaluationError(problems)
-        yield task.name, task.stems, *maps
+    found = _find_tasks(Path(truth), Path(predictions), protocol, videos, {})
+    if found.problems:
+        raise EvaluationError(found.problems)
+    for task in found.tasks:
+        reader = _Reader(task)
+        try:
+            reader.find_highest_id()
+            target = np.stack([*reader.target])
+            preds = np.zeros_like(target)
+            for index in task.scored:
+                preds[index] = reader.preds[index]
+        except (ValueError, FileNotFoundError) as error:
+            raise EvaluationError(reader.problems() or [str(error)]) from error
+        yield task.name, tuple(path.stem for path in task.truth), preds, target
 
 
 # Finding files --------------------------------------------------------------------------------------------------------
@@ -153,19 +191,28 @@ class _Task:
     """A video whose files are all there."""
 
     name: str
-    truth: Path
-    predictions: Path
-    stems: tuple[str, ...]
+    truth: tuple[Path, ...]
+    predictions: tuple[Path | None, ...]
+    """None for a frame without a file: the protocol skips it, or nothing at all is predicted for the video."""
     protocol: Protocol
     unseen_ids: tuple[int, ...] = ()
 
     @property
-    def needed(self) -> slice:
+    def scored(self) -> range:
         """Frames whose predictions the protocol looks at."""
-        return _needed(self.protocol)
+        return range(len(self.truth))[_scored(self.protocol)]
 
 
-def _needed(protocol: Protocol) -> slice:
+@dataclass
+class _Found:
+    """What the folders hold."""
+
+    tasks: list[_Task] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _scored(protocol: Protocol) -> slice:
     return slice(1, None) if protocol in GROUPED else slice(1, -1)
 
 
@@ -175,67 +222,102 @@ def _find_tasks(
     protocol: Protocol,
     videos: Sequence[str] | None,
     unseen: Mapping[str, Collection[int]],
-) -> tuple[list[_Task], list[str]]:
+) -> _Found:
     for role, folder in (("truth", truth), ("predictions", predictions)):
         if not folder.is_dir():
-            return [], [f"{folder}: the {role} folder does not exist; give a folder of video folders"]
+            return _Found(problems=[f"{folder}: the {role} folder does not exist; give a folder of video folders"])
     if truth.resolve() == predictions.resolve():
-        return [], [f"{truth}: truth and predictions are the same folder; give the folder that your predictions were written to"]
-    names = sorted(set(videos)) if videos is not None else _folders(truth)
-    if not any(_stems(truth / name) for name in names):
-        return [], [_no_videos(truth, "truth")]
-    if not any((predictions / name).is_dir() for name in names):
-        return [], [f"{_no_videos(predictions, 'predictions')} (none of the {len(names)} true videos is in it)"]
-    tasks, problems = [], []
+        same = f"{truth}: truth and predictions are the same folder; give the folder that your predictions were written to"
+        return _Found(problems=[same])
+    names = sorted(set(videos), key=natural_key) if videos is not None else list_folders(truth)
+    true, predicted = ({name: _files(folder / name) for name in names} for folder in (truth, predictions))
+    if not any(true.values()):
+        return _Found(problems=[_no_videos(truth, "truth")])
+    lacking = [name for name in names if not (predictions / name).is_dir()]
+    if len(lacking) == len(names):
+        none = f"{_no_videos(predictions, 'predictions')} (none of the {len(names)} true videos is in it)"
+        return _Found(problems=[none])
+    misnamed = _misnamed(truth, predictions, [(true[name], predicted[name]) for name in names if predicted[name]], protocol)
+    if misnamed:
+        return _Found(problems=[misnamed])
+    found = _Found()
+    surplus = {}
     for name in names:
-        stems = _stems(truth / name)
-        problem = _missing(truth / name, predictions / name, stems, protocol)
+        problem = _missing(truth / name, predictions / name, true[name], None if name in lacking else predicted[name], protocol)
         if problem:
-            problems.append(problem)
-        else:
-            tasks.append(_Task(name, truth / name, predictions / name, stems, protocol, tuple(unseen.get(name, ()))))
-    return tasks, problems
+            found.problems.append(problem)
+            continue
+        paths = tuple(predicted[name].get(stem) for stem in true[name])
+        found.tasks.append(_Task(name, tuple(true[name].values()), paths, protocol, tuple(unseen.get(name, ()))))
+        surplus[name] = len(predicted[name].keys() - true[name].keys())
+    if lacking:
+        found.notes.append(
+            f"nothing is predicted for {len(lacking)} of {len(names)} videos ({_some(lacking)}); they count as blank predictions"
+        )
+    if any(surplus.values()):
+        where = [name for name, count in surplus.items() if count]
+        found.notes.append(
+            f"{sum(surplus.values())} predicted frames without a true one are ignored, in {len(where)} videos ({_some(where)})"
+        )
+    strangers = [] if videos is not None else [name for name in list_folders(predictions) if name not in true]
+    if strangers:
+        found.notes.append(f"{len(strangers)} predicted videos without a true one are ignored ({_some(strangers)})")
+    return found
 
 
-def _missing(truth: Path, predictions: Path, stems: tuple[str, ...], protocol: Protocol) -> str | None:
-    """What the files of a video lack."""
+def _missing(
+    truth: Path, predictions: Path, true: Mapping[str, Path], predicted: Mapping[str, Path] | None, protocol: Protocol
+) -> str | None:
+    """What the files of a video lack; without a folder of predictions none is expected."""
     if not truth.is_dir():
         return f"{truth}: the truth of this video is missing; correct the list of videos or the truth folder"
-    if not predictions.is_dir():
-        return f"{predictions}: no predictions for this video; predict it, or leave it out with a list of videos"
-    needed = stems[_needed(protocol)]
+    needed = list(true)[_scored(protocol)]
     if not needed:
         skipped, fewest = ("first frame is", 2) if protocol in GROUPED else ("first and the last frame are", 3)
-        return f"{truth}: {len(stems)} PNG files; the {skipped} skipped, so at least {fewest} are needed"
-    predicted = _stems(predictions)
-    if predicted and (predicted[0] < stems[0] or predicted[-1] > stems[-1]):
-        extra = [stem for stem in predicted if stem < stems[0] or stem > stems[-1]]
-        return f"{predictions}: holds {_some(extra)} beyond the frames of {truth}; have truth and predictions been swapped?"
-    missing = sorted(set(needed) - set(predicted))
+        return f"{truth}: {len(true)} PNG files; the {skipped} skipped, so at least {fewest} are needed"
+    missing = [] if predicted is None else [stem for stem in needed if stem not in predicted]
     if missing:
-        return f"{predictions}: {len(missing)} of {len(needed)} frames are missing ({_some(missing)}); predict every frame"
+        swapped = " (or have truth and predictions been swapped?)" if predicted and 2 * len(missing) > len(needed) else ""
+        listed = f"{len(missing)} of {len(needed)} frames are missing ({_some(missing)})"
+        return f"{predictions}: {listed}; predict every frame{swapped}"
+    return None
+
+
+def _misnamed(
+    truth: Path, predictions: Path, matched: Sequence[tuple[Mapping[str, Path], Mapping[str, Path]]], protocol: Protocol
+) -> str | None:
+    """Predictions that have every name that is needed, but mean other frames in all videos."""
+    names = [(list(true), list(predicted)) for true, predicted in matched if true]
+    if names and all(true == predicted[_scored(protocol)] for true, predicted in names):
+        skipped = "first frame" if protocol in GROUPED else "first and the last frame"
+        return (
+            f"{truth}: lacks just the {skipped} of every predicted video, which {protocol} does not score: have truth and "
+            f"predictions been swapped? If not, remove these frames from {predictions}"
+        )
+    if names and all(len(true) > 1 and true[1:] == predicted[:-1] and true[0] != predicted[0] for true, predicted in names):
+        (first, *_), (shifted, *_, last) = names[0]
+        return (
+            f"{predictions}: has frames {shifted} to {last} where the truth begins with {first}, and so in every video: if the "
+            "predictions are numbered from another frame on, rename them; if not, remove the last one of every video"
+        )
     return None
 
 
 def _no_videos(folder: Path, role: str) -> str:
-    if _stems(folder):
+    if _files(folder):
         return f"{folder}: holds PNG files where video folders are expected; give its parent as {role}"
     for inside in ("Annotations/480p", "Annotations"):
         if (folder / inside).is_dir():
             return f"{folder}: has no video folders at its top; give {folder / inside} as {role}"
-    held = _folders(folder)
+    held = list_folders(folder)
     return (
         f"{folder}: holds {'folders ' + _some(held) if held else 'no video folders'}; give the folder of video folders as {role}"
     )
 
 
-def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _stems(folder: Path) -> tuple[str, ...]:
-    # Some systems leave hidden companions such as "._00000.png".
-    return tuple(sorted(path.stem for path in folder.glob("*.png") if not path.name.startswith(".")))
+def _files(folder: Path) -> dict[str, Path]:
+    """Stem -> PNG file in natural order; none where there is no folder."""
+    return list_files(folder, (".png",)) if folder.is_dir() else {}
 
 
 def _some(names: Sequence[str]) -> str:
@@ -243,10 +325,149 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """Label maps that are read one by one, when they are asked for."""
+
+    paths: Sequence[Path | None]
+    read: Callable[[Path | None], UInt8[np.ndarray, "H W"]]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W"]:
+        return self.read(self.paths[index])
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "H W"]]:
+        return map(self.read, self.paths)
+
+
+class _Reader:
+    """Truth and predictions of a video as the protocol takes them, a frame at a time."""
+
+    def __init__(self, task: _Task) -> None:
+        self.task = task
+        self.target, self.preds = _Frames(task.truth, self._true), _Frames(task.predictions, self._predicted)
+        self.size: tuple[int, ...] | None = None
+        self.highest_id: int | None = None
+        """Of the truth, where the protocol forbids higher ones."""
+        self.true_ids: set[int] = set()
+        self.predicted_ids: set[int] = set()
+
+    def find_highest_id(self) -> None:
+        """Look at the first true frame, if that decides which objects are scored.
+
+        Raises:
+            NothingToScoreError: it shows no object.
+        """
+        if self.task.protocol == "davis17":
+            self.highest_id = len(davis.scored_ids(self.target, "davis17"))
+            if not self.highest_id:
+                raise NothingToScoreError(
+                    f"{self.task.truth[0]}: holds no object id; davis17 scores the objects of the first true frame"
+                )
+
+    @cached_property
+    def _has_void(self) -> bool:
+        """Whether 255 means void in the truth: beside ids it does. A frame may show nothing but void, so all of them decide."""
+        return any(set(ids_in(_read(path))) - {IGNORE_LABEL} for path in self.task.truth)
+
+    def _true(self, path: Path | None) -> UInt8[np.ndarray, "H W"]:
+        assert path is not None
+        label_map = self._of_size(path, _read(path))
+        if self.task.protocol == "davis16":
+            return label_map
+        if label_map.max() == IGNORE_LABEL and not self._has_void:
+            label_map = _white_is_one(path, label_map)
+        if self.task.protocol in GROUPED:
+            self.true_ids.update(ids_in(label_map))
+        return label_map
+
+    def _predicted(self, path: Path | None) -> UInt8[np.ndarray, "H W"]:
+        if path is None:
+            assert self.size is not None
+            return np.zeros(self.size, dtype=np.uint8)
+        label_map = self._of_size(path, _read(path))
+        if self.task.protocol == "davis16":
+            return label_map
+        highest = int(label_map.max())
+        if highest == IGNORE_LABEL:
+            label_map = _white_is_one(path, label_map)
+            highest = 1
+        if self.highest_id is not None and highest > self.highest_id:
+            raise ValueError(
+                f"{path}: holds id {highest}, but the first true frame has ids up to {self.highest_id}; write the ids of the "
+                "truth, not other values or colours, and check the folders are not swapped"
+            )
+        if self.task.protocol in GROUPED:
+            self.predicted_ids.update(ids_in(label_map))
+        return label_map
+
+    def _of_size(self, path: Path, label_map: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+        self.size = label_map.shape if self.size is None else self.size
+        if label_map.shape != self.size:
+            wrong, right = (f"{shape[1]} x {shape[0]}" for shape in (label_map.shape, self.size))
+            raise ValueError(f"{path}: {wrong} pixels where the truth has {right}; write predictions at the size of the truth")
+        return label_map
+
+    def problems(self) -> list[str]:
+        """What is wrong with the files: of each side the first bad one, and how many more there are."""
+        found = []
+        for frames, indices in ((self.target, range(len(self.target))), (self.preds, self.task.scored)):
+            bad = []
+            for index in indices:
+                try:
+                    frames[index]
+                except (ValueError, FileNotFoundError) as error:
+                    bad.append(str(error))
+            if bad:
+                found.append(bad[0] + (f" (and {len(bad) - 1} more files of this video)" if len(bad) > 1 else ""))
+        return found
+
+
+def _read(path: Path) -> UInt8[np.ndarray, "H W"]:
+    label_map = read_plain_png(path)
+    if label_map is None:
+        # Only for unusual files: it imports PyTorch, which takes longer than to score a small data set.
+        from vos_lightning.io.label_maps import read_label_map
+
+        label_map = read_label_map(path).numpy()
+    return label_map
+
+
+def _white_is_one(path: Path, label_map: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    import torch
+
+    from vos_lightning.mask_ops import as_object_map
+
+    try:
+        return as_object_map(torch.from_numpy(label_map)).numpy()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 # Scoring --------------------------------------------------------------------------------------------------------------
 
 
-def _score_all(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[list[ObjectScores], list[str]]]:
+@dataclass(frozen=True)
+class _Scored:
+    """What became of a video."""
+
+    rows: Sequence[ObjectScores] = ()
+    problems: Sequence[str] = ()
+    surplus_ids: tuple[int, ...] = ()
+    """Predicted ids that the truth does not have."""
+    is_blank: bool = False
+    """Whether the truth shows nothing that could be scored."""
+
+
+def _score_all(tasks: Sequence[_Task], workers: int | None) -> Iterator[_Scored]:
+    if workers is None:
+        frames = sum(len(task.truth) for task in tasks)
+        workers = min(_available_cpus(), MAX_WORKERS, frames // FRAMES_PER_WORKER)
     workers = min(workers, len(tasks))
     if workers <= 1:
         yield from map(_score, tasks)
@@ -254,78 +475,24 @@ def _score_all(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[list[Obje
     # Forking a process in which PyTorch runs threads can hang; a fork server starts clean and imports the library once.
     context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, context) as pool:
         yield from pool.map(_score, tasks)
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-
-
-def _score(task: _Task) -> tuple[list[ObjectScores], list[str]]:
+def _score(task: _Task) -> _Scored:
     """Scores of a video, or what is wrong with its files."""
-    problems: list[str] = []
-    maps = _load(task, problems)
-    if maps is None:
-        return [], problems
+    reader = _Reader(task)
     try:
-        return evaluate_video(*maps, task.protocol, task.name, task.unseen_ids), []
-    except ValueError as error:
-        return [], [f"{task.truth.parent}: {error}"]
-
-
-def _load(task: _Task, problems: list[str]) -> tuple[UInt8[Tensor, "T H W"], UInt8[Tensor, "T H W"]] | None:
-    """Predictions and truth of a video, or None and another problem."""
-    target = _read([task.truth / f"{stem}.png" for stem in task.stems], None, problems)
-    size = target.shape[1:] if target is not None else None
-    preds = _read([task.predictions / f"{stem}.png" for stem in task.stems[task.needed]], size, problems)
-    if target is None or preds is None:
-        return None
-    label_maps = torch.zeros_like(target)  # blank where the protocol does not look
-    label_maps[task.needed] = preds
-    problem = _wrong_ids(task, label_maps, target)
-    if problem:
-        problems.append(problem)
-        return None
-    return label_maps, target
-
-
-def _read(paths: Sequence[Path], size: Sequence[int] | None, problems: list[str]) -> UInt8[Tensor, "T H W"] | None:
-    """Label maps of one size, or None and another problem: the first bad file, and how many more there are."""
-    maps, bad = [], []
-    for path in paths:
-        try:
-            label_map = read_label_map(path)
-        except (ValueError, FileNotFoundError) as error:
-            bad.append(str(error))
-            continue
-        size = label_map.shape if size is None else size
-        if tuple(label_map.shape) != tuple(size):
-            wrong, right = (f"{shape[1]} x {shape[0]}" for shape in (label_map.shape, size))
-            bad.append(f"{path}: {wrong} pixels where the truth has {right}; write predictions at the size of the truth")
-        maps.append(label_map)
-    if bad:
-        problems.append(bad[0] + (f" (and {len(bad) - 1} more files of this video)" if len(bad) > 1 else ""))
-        return None
-    return torch.stack(maps)
-
-
-def _wrong_ids(task: _Task, preds: Tensor, target: Tensor) -> str | None:
-    if task.protocol != "davis17":
-        return None
-    _, _, object_ids = scored_maps(preds, target, task.protocol)
-    if not object_ids:
-        binary = "is a mask of 0 and 255" if (target[0] == IGNORE_LABEL).any() else "holds no object id"
-        return f"{task.truth / task.stems[0]}.png: {binary}; davis17 needs ids 1, 2, ...; score such truth with davis16"
-    highest = preds.flatten(1).amax(dim=1)
-    if int(highest.max()) > len(object_ids):
-        frame = task.stems[int((highest > len(object_ids)).int().argmax())]
-        return (
-            f"{task.predictions / frame}.png: holds id {int(highest.max())}, but the first true frame has ids up to "
-            f"{len(object_ids)}; write the ids of the truth, not other values or colours, and check the folders are not swapped"
-        )
-    return None
+        reader.find_highest_id()
+        rows = evaluate_video(reader.preds, reader.target, task.protocol, task.name, task.unseen_ids)
+    except NothingToScoreError as error:
+        problems = _Reader(task).problems()
+        if not problems and task.protocol == "davis17" and any(ids_in(label_map) for label_map in reader.target):
+            problems = [str(error)]
+        return _Scored(problems=problems, is_blank=not problems)
+    except (ValueError, FileNotFoundError) as error:
+        return _Scored(problems=reader.problems() or [f"{task.truth[0].parent}: {error}"])
+    return _Scored(rows, surplus_ids=tuple(sorted(reader.predicted_ids - reader.true_ids)))
 
 
 # Command line ---------------------------------------------------------------------------------------------------------
@@ -348,8 +515,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--meta", type=Path, help="meta.json of the truth with categories (YouTube-VOS)")
     parser.add_argument("--train-meta", type=Path, help="meta.json of the training set: its categories are the seen ones")
     parser.add_argument("--output", type=Path, help="folder for objects.csv and summary.json")
-    parser.add_argument("--workers", type=int, default=_available_cpus(), help="processes (default: all processors)")
+    parser.add_argument(
+        "--workers", type=int, help=f"processes (default: by the number of frames, at most {MAX_WORKERS} and the processors)"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.output is not None:
+        inputs = (arguments.truth, arguments.predictions, arguments.videos, arguments.meta, arguments.train_meta)
+        refuse_overlap([arguments.output / name for name in ("objects.csv", "summary.json")], inputs)
     try:
         videos = None
         if arguments.videos is not None:
@@ -362,7 +534,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EvaluationError(["--meta and --train-meta go together: seen categories are those of the training set"])
         unseen = unseen_objects(arguments.meta, arguments.train_meta) if arguments.meta is not None else None
         evaluation = evaluate_folder(
-            arguments.truth, arguments.predictions, arguments.protocol, videos, arguments.workers, progress=True, unseen=unseen
+            arguments.truth, arguments.predictions, arguments.protocol, videos, arguments.workers, sys.stderr.isatty(), unseen
         )
     except EvaluationError as error:
         for problem in error.problems:
@@ -384,6 +556,17 @@ def show(evaluation: Evaluation, console: Console) -> None:
         console.print(_table(title, entries, [key for key in keys if key in entries[0][1] or key == "J&F"]))
     console.print(_table("all", [(f"{len(evaluation.rows)} objects", summarize(evaluation.rows, evaluation.protocol))], keys))
     console.print(evaluation.description, soft_wrap=True)
+    if missing := evaluation.missing:
+        objects = "; ".join(f"{video} {', '.join(map(str, ids))}" for video, ids in missing.items())
+        count = sum(len(ids) for ids in missing.values())
+        console.print(
+            f"missing: {count} of {len(evaluation.rows)} objects are never predicted and score 0 wherever the truth shows them "
+            f"({objects})",
+            soft_wrap=True,
+            markup=False,
+        )
+    for note in evaluation.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
 def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]], keys: Sequence[str]) -> Table:

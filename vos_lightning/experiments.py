@@ -276,3 +276,11 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str 
         elif left != right:
             differing.append(here)
     return differing
+
+
+def value_at(section: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    value: Any = section
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -59,6 +59,8 @@ def fine_tune(
         raise ExperimentError(f"{experiment.name} fine-tunes: name what it starts from with --checkpoint FILE")
     if known and known.resolve() != checkpoint.resolve():
         raise ExperimentError(f"{run.directory} was started from {known}: choose another --run-dir")
+    if run.directory.resolve() in checkpoint.resolve().parents:
+        raise ExperimentError(f"{checkpoint} lies in {run.directory}, which the training writes into: choose another --run-dir")
     complete = with_model_of(checkpoint, experiment)  # an unusable checkpoint shows before anything is written
     write_text(source, f"{checkpoint}\n")
     environment = dict(os.environ)  # a training over several devices changes it

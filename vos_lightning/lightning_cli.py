@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import LSFEnvironment, MPIEnvironment, TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -31,6 +33,7 @@ from vos_lightning.callbacks.throughput import Throughput
 from vos_lightning.callbacks.visuals import EvaluationPictures
 from vos_lightning.devices import share_batch
 from vos_lightning.experiments import ExperimentError
+from vos_lightning.io.pretrained import MissingWeightsError, before_download, weights_are_overwritten
 from vos_lightning.modules.loading import load_weights
 from vos_lightning.runs import Run, Stage
 
@@ -43,17 +46,21 @@ RATES = ("learning_rate", "backbone_rate")
 class VOSCommandLine(LightningCLI):
     """Builds trainer, module and data module from one composed configuration and command-line overrides."""
 
-    def __init__(self, file: Path, run: Run, name: str, stage: Stage) -> None:
+    def __init__(self, file: Path, run: Run, name: str, stage: Stage | None) -> None:
         """Parse and instantiate.
+
+        Pretrained weights are loaded where a training starts from them, and nowhere else: an evaluation would overwrite them at
+        once, as would a training that starts or goes on from a checkpoint. The data are looked for before anything is downloaded.
 
         Args:
             file: the composed configuration.
             run: where the run lives.
             name: of the experiment.
-            stage: what is going to be done.
+            stage: what is going to be done; None only parses (``.parser``, ``.config``).
 
         Raises:
-            ExperimentError: with the argument parser's message in one line.
+            ExperimentError: in one line, what the argument parser says; or that pretrained weights are neither in the cache nor
+                can be downloaded; or, where they would be downloaded, that the data are not where they should be.
         """
         self.run_folder, self.name, self.stage = run, name, stage
         self.stop_on_signal = StopOnSignal()
@@ -77,6 +84,8 @@ class VOSCommandLine(LightningCLI):
                 args=["--config", str(file), *fixed],
                 run=False,
             )
+        except ExperimentError:
+            raise
         except (argparse.ArgumentError, ValueError) as error:
             raise ExperimentError(condense(str(error))) from error
 
@@ -143,6 +152,34 @@ class VOSCommandLine(LightningCLI):
         for name in RATES:
             if name in model:
                 model[name] *= share.rate_factor
+
+    def instantiate_classes(self) -> None:
+        """Module, data module and trainer; see :meth:`__init__` for pretrained weights."""
+        if self.stage is None:
+            return
+        fresh = self.stage == "fit" and not self.config["initial_weights"] and self.run_folder.last_checkpoint is None
+        try:
+            with before_download(self._look_for_data) if fresh else weights_are_overwritten():
+                super().instantiate_classes()
+        except Exception as error:
+            # jsonargparse puts an error of its own, as long as the whole configuration, around what a constructor raises.
+            causes = list(_causes(error))
+            for cause in causes:
+                if isinstance(cause, _WrongDataError):
+                    raise ExperimentError(str(cause)) from error
+            for cause in causes:
+                if isinstance(cause, MissingWeightsError):
+                    options = " ".join(f"--{key}=null" for key in _pretrained_options(self.config["model"].as_dict(), "model"))
+                    raise ExperimentError(f"{cause}, or start from random weights: {options}") from error
+            raise
+
+    def _look_for_data(self) -> None:
+        """Raise what the data module raises where its folders are not there."""
+        data = self.parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
+        try:
+            data.setup("fit")
+        except (ValueError, OSError) as error:
+            raise _WrongDataError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add loggers, the signal callback, and a SLURM environment that leaves requeueing to the scheduler."""
@@ -224,6 +261,28 @@ def launched_processes() -> int | None:
     kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
     found = next((kind() for kind in kinds if kind.detect()), None)
     return found.world_size() if found else None
+
+
+class _WrongDataError(ValueError):
+    """What is wrong with the data, before anything is downloaded."""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _pretrained_options(section: Mapping[str, Any], where: str) -> list[str]:
+    """Dotted names of the arguments that name pretrained weights."""
+    found = []
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            found += _pretrained_options(value, f"{where}.{key}")
+        elif key in ("weights", "pretrained") and value is not None:
+            found.append(f"{where}.{key}")
+    return found
 
 
 def has_wandb() -> bool:

@@ -54,15 +54,11 @@ def _lookup(label_map: Tensor, table: Tensor) -> UInt8[Tensor, "*shape"]:
 
 
 def ids_to_slots(label_map: UInt8[Tensor, "*shape"], object_ids: Sequence[int]) -> UInt8[Tensor, "*shape"]:
-    """Replace original ids by slots 1..N (the order of ``object_ids``); other ids become 0, 255 (ignore) stays.
-
-    An id of 0 marks a slot without an object.
-    """
+    """Replace original ids by slots 1..N (the order of ``object_ids``); other ids become 0, 255 (ignore) stays."""
     table = torch.zeros(256, dtype=torch.uint8)
     table[255] = 255
     for slot, object_id in enumerate(object_ids, start=1):
-        if object_id:
-            table[object_id] = slot
+        table[object_id] = slot
     return _lookup(label_map, table)
 
 
@@ -79,7 +75,7 @@ def object_ids_in(label_map: UInt8[Tensor, "*shape"]) -> tuple[int, ...]:
     return tuple(int(i) for i in torch.unique(label_map) if 0 < i < 255)
 
 
-def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False) -> UInt8[Tensor, "*shape"]:
+def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False, name: object = "") -> UInt8[Tensor, "*shape"]:
     """What a label map means wherever it is read or given: ids 1..254 are objects, and 0 is background.
 
     A map of 0 and 255 alone is a black and white mask, whose white is object 1. In data sets that have void pixels, which are
@@ -88,6 +84,7 @@ def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False) ->
     Args:
         label_map: ids as they are stored.
         has_void: whether 255 means void; it stays as it is then.
+        name: of the file, for the message.
 
     Returns:
         The same map, or object 1 where it was black and white.
@@ -95,16 +92,17 @@ def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False) ->
     Raises:
         ValueError: 255 beside other ids without ``has_void``.
     """
-    white = label_map == 255
-    if has_void or not bool(white.any()):
+    if has_void or not label_map.numel() or int(label_map.max()) < 255:
         return label_map
+    white = label_map == 255
     ids = object_ids_in(label_map)
     if not ids:
         return white.to(torch.uint8)
     shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+    where = f"{name}: " if name else ""
     raise ValueError(
-        f"id 255 beside the ids {shown}: number the objects 1, 2, ... up to 254 without smoothed edges, or draw a single object "
-        "in pure white"
+        f"{where}id 255 beside the ids {shown}: number the objects 1, 2, ... up to 254 without smoothed edges, or draw a single "
+        "object in pure white"
     )
 
 
@@ -135,7 +133,7 @@ def soft_aggregate(
         Logits and probabilities, ``(B, N+1, H, W)``, channel 0 background, float32. The softmax of the logits is the
         probabilities, except for ``none`` with several objects.
 
-    Reference: STM (Oh et al., ICCV 2019) section 3.3; PMVOS and EMVOS released code (odds with the minimum background).
+    Reference: STM (Oh et al., ICCV 2019) section 3.4; PMVOS and EMVOS released code (odds with the minimum background).
     """
     if mode not in get_args(Aggregation):
         raise ValueError(f"aggregation must be one of {get_args(Aggregation)}, not {mode!r}")

@@ -14,8 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from vos_lightning.io.label_maps import read_image
-from vos_lightning.io.videos import IMAGE_SUFFIXES, list_images, open_frames
+from vos_lightning.io.files import find_files, list_files, list_folders
+from vos_lightning.io.images import IMAGE_SUFFIXES, read_image
+from vos_lightning.io.outputs import refuse_overlap
+from vos_lightning.io.pretrained import MissingWeightsError
+from vos_lightning.io.videos import open_frames
 from vos_lightning.proposals.detector import Architecture, Order, ProposalDetector, Selection
 from vos_lightning.proposals.store import Found, ProposalFile, write_proposals
 
@@ -94,15 +97,16 @@ def find_videos(images: Path, stills: bool) -> list[tuple[str, Path]]:
     if images.is_file():
         return [(images.stem, images)]
     if stills:
-        files = [path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
-        if not files:
-            raise ValueError(f"{images}: the folder holds no .jpg or .png images")
-        return [(str(path.relative_to(images).with_suffix("")), path) for path in sorted(files)]
-    folders = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if folders:
-        return [(folder.name, folder) for folder in folders]
-    list_images(images)
-    return [(images.resolve().name, images)]
+        files = find_files(images, IMAGE_SUFFIXES)
+        if files:
+            return [(str(path.relative_to(images).with_suffix("")), path) for path in files]
+    else:
+        folders = list_folders(images)
+        if folders:
+            return [(name, images / name) for name in folders]
+        if list_files(images, IMAGE_SUFFIXES):
+            return [(images.resolve().name, images)]
+    raise ValueError(f"{images}: the folder holds no .jpg or .png images")
 
 
 # Command line ---------------------------------------------------------------------------------------------------------
@@ -116,8 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.order, arguments.nms, arguments.top_k, arguments.score_threshold, tight_boxes=arguments.tight_boxes
         )
         videos = find_videos(arguments.images, arguments.stills)
+        refuse_overlap([arguments.output], [arguments.images, arguments.weights])
         if arguments.pretrained is None and arguments.weights is None:
             raise ValueError("pass --pretrained COCO_V1 (resnet50, resnet50_v2) or --weights FILE")
+        device = _device(arguments.device)
         detector = ProposalDetector(
             arguments.architecture,
             arguments.pretrained,
@@ -127,7 +133,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.min_size,
             arguments.max_size,
         )
-        device = _device(arguments.device)
         detector.to(device)
         output = arguments.output
         computed, empty = 0, []
@@ -138,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if one.empty:
                     empty.append(one.name)
                 progress.advance(task)
+    except MissingWeightsError as error:
+        sys.stderr.write(f"error: {error}, or pass --weights FILE\n")
+        return 2
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

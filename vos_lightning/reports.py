@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vos_lightning.baselines import copy_first_mask, warp_by_flow
-from vos_lightning.io.label_maps import write_atomically
+from vos_lightning.io.files import write_atomically
 from vos_lightning.metrics import ObjectScores, Protocol, describe, evaluate_video, summarize
 from vos_lightning.structures import LazySequence, VideoSample
 

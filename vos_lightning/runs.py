@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from vos_lightning.experiments import ExperimentError, Which
-from vos_lightning.io.label_maps import write_atomically
+from vos_lightning.io.files import write_atomically
 
 Stage = Literal["fit", "validate", "test", "predict"]
 

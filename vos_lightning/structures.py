@@ -16,11 +16,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from vos_lightning.labels import IGNORE_LABEL as IGNORE_LABEL
+
 T_ = TypeVar("T_")
 LazyT = TypeVar("LazyT", covariant=True)
-
-IGNORE_LABEL = 255
-"""Label-map value of pixels that neither train nor score."""
 
 
 def per_object() -> Any:
@@ -202,5 +201,8 @@ class VideoRecord:
     """Whether 0 in a label map means background (True) or possibly unlabelled (YouTube-VOS validation)."""
     merge_objects: bool = False
     """Any non-zero label is object 1 (DAVIS 2016, saliency sets)."""
+    has_void: bool = False
+    """Whether 255 marks pixels that are neither trained nor scored (DAVIS 2017, VOST). Elsewhere it is the white of a black and
+    white mask, see :func:`vos_lightning.mask_ops.as_object_map`."""
     unseen_ids: tuple[int, ...] = ()
     """Ids whose category is not in the training set, where that is known (YouTube-VOS)."""

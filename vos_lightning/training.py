@@ -25,11 +25,12 @@ from vos_lightning.runs import Run, Stage, find_run, run_command, write_text
 from vos_lightning.stages import PlannedStage, claim, plan
 
 
-def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage) -> Any:
-    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment.
+def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage | None) -> Any:
+    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment; no stage only parses.
 
     Raises:
-        ExperimentError: an option that does not exist or has a wrong value; the message names it.
+        ExperimentError: an option that does not exist or has a wrong value (the message names it), or pretrained weights that a
+            training starts from are missing.
     """
     from vos_lightning.lightning_cli import VOSCommandLine  # torch and lightning take seconds to import
 

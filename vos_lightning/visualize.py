@@ -9,9 +9,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vos_lightning.callbacks.panels import panels_of, write_panels
+from vos_lightning.given_masks import GivenMasks
+from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.videos import FrameSource
 from vos_lightning.modules.base import VOSModule
-from vos_lightning.predict import MaskFiles, read_given, step_frame
+from vos_lightning.predict import step_frame
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.proposals.frames import FrameProposals
 from vos_lightning.structures import FramePrediction, VideoSample
@@ -20,7 +22,7 @@ Segmented = Iterator[tuple[str, UInt8[Tensor, "3 H W"], FramePrediction]]
 """Name, frame and prediction of one frame after the other."""
 
 
-def draw(module: VOSModule, segmented: Segmented, frames: Sequence[int], output: Path) -> list[Path]:
+def draw(module: VOSModule, segmented: Segmented, frames: Sequence[int], output: OutputFolder) -> list[Path]:
     """Draw frames of a video; the frames after the last one that is wanted are not segmented.
 
     Args:
@@ -41,9 +43,9 @@ def draw(module: VOSModule, segmented: Segmented, frames: Sequence[int], output:
             panels = panels_of(module, frame, prediction)
             if not panels:
                 raise ValueError(f"frame {index}: no object is annotated up to here, so there is nothing to draw")
-            write_panels(output / name, panels)
-            sheets.append(output / name / "sheet.png")
+            sheets.append(write_panels(output, name, panels))
         if index >= max(frames):
+            output.finish()
             return sheets
     raise ValueError(f"frame {max(frames)}: the video has frames 0 to {index}")
 
@@ -54,11 +56,9 @@ def of_sample(engine: InferenceEngine, video: VideoSample) -> Segmented:
         yield video.frame_names[prediction.frame_index], video.frames[prediction.frame_index], prediction
 
 
-def of_files(engine: InferenceEngine, frames: FrameSource, masks: Path, proposals: FrameProposals | None = None) -> Segmented:
+def of_files(
+    engine: InferenceEngine, frames: FrameSource, masks: GivenMasks, proposals: FrameProposals | None = None
+) -> Segmented:
     """Segment a video of one's own, see ``predict``."""
-    given = MaskFiles(masks, frames.names)
     for index, (name, frame) in enumerate(frames):
-        file = given.take(index, name)
-        size = (int(frame.shape[1]), int(frame.shape[2]))
-        label_map = None if file is None else read_given(file, size, first=not engine.object_ids)
-        yield name, frame, step_frame(engine, name, frame, label_map, proposals)
+        yield name, frame, step_frame(engine, name, frame, masks.read(index), proposals)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from data_modules.doctor.known import DAVIS_2016_VAL_FRAMES, Figures, release_of
 from data_modules.doctor.layouts import Split
-from vos_lightning.io.label_maps import read_image, read_label_map
+from vos_lightning.io.files import list_everything, natural_key
+from vos_lightning.io.images import IMAGE_SUFFIXES, Header, read_header, read_image
+from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.structures import IGNORE_LABEL
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_IDS = 32
 """More different values than this in a label map are grey levels, not ids."""
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 LEFT_BEHIND = "a file manager left it; readers that list folders take it for data"
+VOID = ("davis17", "vost")
+"""Layouts in which 255 is void, as their data modules say too."""
 DENSE = ("davis16", "davis17", "vost", "videos", "mose")
 
 
@@ -47,6 +51,8 @@ class Report:
     masks: int = 0
     objects: int = 0
     findings: list[Finding] = field(default_factory=list)
+    order: str = ""
+    """The first frames of the video and its last one, where other programs may sort its names in another way."""
 
     def add(
         self, kind: str, path: Path, message: str, level: Literal["problem", "note"] = "problem", fixable: bool = False
@@ -78,19 +84,25 @@ def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bo
     for remark in split.remarks:
         total.add("remark", split.root, remark, "problem" if "missing" in remark else "note")
     if split.kind == "images":
-        reports: Iterator[Report] = iter([_check_still_images(split, deep)])
+        reports = [_check_still_images(split, deep)]
     else:
         with ThreadPoolExecutor(max(workers, 1)) as pool:
             checked = pool.map(lambda name: _check_video(split, name, deep), split.videos)
             console = Console(stderr=True)
             shown = track(checked, split.name, total=len(split.videos), console=console, transient=True, disable=not progress)
-            reports = iter(list(shown))
+            reports = list(shown)
         _check_folders(split, total)
     for report in reports:
         total.frames += report.frames
         total.masks += report.masks
         total.objects += report.objects
         total.findings += report.findings
+    orders = [f"{name}: {report.order}" for name, report in zip(split.videos, reports, strict=False) if report.order]
+    if orders:
+        more = f", and {len(orders) - 1} more videos likewise" if len(orders) > 1 else ""
+        total.add(
+            "frame-order", split.images, f"names are no zero-padded numbers and are read in the order {orders[0]}{more}", "note"
+        )
     if split.num_objects is not None:
         total.objects = split.num_objects
     present = len(split.videos) - sum(finding.kind == "missing-video" for finding in total.findings)
@@ -117,7 +129,7 @@ def _check_folders(split: Split, report: Report) -> None:
         if not folder.is_dir():
             report.add("missing-folder", folder, "there is no such folder")
             continue
-        for path in sorted(folder.iterdir()):
+        for path in list_everything(folder):
             if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
                 report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
 
@@ -135,7 +147,9 @@ def _check_video(split: Split, name: str, deep: bool) -> Report:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
         report.add("frame-format", folder, f"frames are {counts}; published copies hold .jpg only")
     _check_numbers(split, name, frames, report)
-    sizes = {stem: _check_image(path, report, deep) for stem, path in frames.items()}
+    report.order = _order_of(tuple(frames))
+    headers = {stem: _check_image(path, report, deep) for stem, path in frames.items()}
+    sizes = {stem: header.size if header else None for stem, header in headers.items()}
     labels = _labels(split.labels / name, report)
     report.masks = len(labels)
     _check_labelled(split, name, frames, labels, report)
@@ -160,18 +174,25 @@ def _check_video(split: Split, name: str, deep: bool) -> Report:
 
 
 def _files(folder: Path, report: Report) -> dict[str, Path]:
-    """Image files by stem in numerical order; everything else is a finding."""
+    """Image files by stem in natural order; everything else is a finding."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: (len(path.stem), path.name)):
+    for path in list_everything(folder):
         if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
             report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
-        elif path.suffix.lower() not in FRAME_SUFFIXES:
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
             report.add("unexpected-file", path, "neither a frame nor a mask", "note")
-        elif path.stem in files:
-            report.add("duplicate-frame", path, f"the same frame as {files[path.stem].name}; remove one of them")
+        elif path.stem in files or (files and natural_key(path.stem)[0] == natural_key(next(reversed(files)))[0]):
+            report.add("duplicate-frame", path, f"the same frame as {next(reversed(files.values())).name}; remove one of them")
         else:
             files[path.stem] = path
     return files
+
+
+def _order_of(stems: Sequence[str]) -> str:
+    """The first frames and the last one; nothing for names that differ in their digits alone, which all sort alike."""
+    if len({re.sub(r"\d", "0", stem) for stem in stems}) <= 1:
+        return ""
+    return ", ".join(stems[:3]) + (f", ..., {stems[-1]}" if len(stems) > 3 else "")
 
 
 def _labels(folder: Path, report: Report) -> dict[str, Path]:
@@ -228,49 +249,43 @@ def _check_labelled(split: Split, name: str, frames: dict[str, Path], labels: di
         report.add("missing-mask", folder / f"{missing[0]}.png", f"this mask{more} of {name} is missing")
 
 
-def _check_image(path: Path, report: Report, deep: bool) -> tuple[int, int] | None:
-    """Size of an image, None if it is damaged. Only the header and the end are read unless they look cut off."""
+def _check_image(path: Path, report: Report, deep: bool) -> Header | None:
+    """What an image says of itself, None if it is damaged. Only the header and the end are read unless they look cut off."""
     try:
-        with Image.open(path) as image:
-            size, actual = image.size, str(image.format)
+        header = read_header(path)
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - 64, 0))
-            whole = ENDS.get(actual, b"") in file.read()
+            whole = ENDS.get(header.format, b"") in file.read()
         if deep or not whole:
             read_image(path)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError) as error:
         detail = str(error).removeprefix(f"{path}: ")
-        report.add("damaged-file", path, f"{detail}" if "damaged" in detail else f"damaged or no image ({detail}); copy it again")
+        readable = "mode" in detail or "animation" in detail
+        report.add("unreadable-image" if readable else "damaged-file", path, detail)
         return None
-    if FORMATS[path.suffix.lower()] != actual:
-        report.add("wrong-suffix", path, f"the file is {actual}, not {FORMATS[path.suffix.lower()]}")
-    return int(size[0]), int(size[1])
+    if FORMATS[path.suffix.lower()] != header.format:
+        report.add("wrong-suffix", path, f"the file is {header.format}, not {FORMATS[path.suffix.lower()]}")
+    return header
 
 
 def _check_label(path: Path, binary: bool, report: Report) -> tuple[tuple[int, int], frozenset[int]] | None:
     """Size and values of a label map."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            size, mode, actual = image.size, image.mode, str(image.format)
-            counts = image.histogram()[:256] if mode in ("P", "L", "1") else []
-        if not counts:
-            values = frozenset(read_label_map(path).unique().tolist())
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        size, _, actual, mode = read_header(path)
+        counts = np.bincount(read_label_map(path).numpy().ravel(), minlength=256).tolist()
+    except (OSError, ValueError) as error:
         detail = str(error).removeprefix(f"{path}: ")
         if "stray colours" in detail:
             report.add("stray-colours", path, detail)
-        elif "mode" in detail:
-            report.add("mask-format", path, detail)
+        elif "damaged" in detail:
+            report.add("damaged-file", path, detail)
         else:
-            report.add("damaged-file", path, detail if "damaged" in detail else f"damaged or no image ({detail}); copy it again")
+            report.add("mask-format", path, detail)
         return None
     if actual != "PNG":
         report.add("wrong-suffix", path, f"the file is {actual}, not PNG: its ids are not exact")
-    if counts:
-        if mode == "1":
-            counts = [counts[0], counts[255]]
-        values = frozenset(value for value, count in enumerate(counts) if count)
+    values = frozenset(value for value, count in enumerate(counts) if count)
+    if mode in ("P", "L", "1"):
         grey = (
             values - {0, max(values)} if binary and IGNORE_LABEL in values else values if len(values) > MAX_IDS else frozenset()
         )
@@ -281,7 +296,7 @@ def _check_label(path: Path, binary: bool, report: Report) -> tuple[tuple[int, i
             return None
     else:
         report.add("colour-mask", path, f"mode {mode}: colours of the palette where indices are expected", fixable=True)
-    return (int(size[0]), int(size[1])), values
+    return size, values
 
 
 def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[int]], report: Report) -> int:
@@ -289,6 +304,8 @@ def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[i
     if not ids:
         return 0
     first = next(iter(labels))
+    if split.kind not in (*VOID, "davis16"):
+        ids = {stem: _as_objects(labels[stem], values, report) for stem, values in ids.items()}
     given = ids.get(first, frozenset()) - {0, IGNORE_LABEL}
     every = frozenset().union(*ids.values()) - {0, IGNORE_LABEL}
     if split.kind == "davis16":
@@ -298,7 +315,7 @@ def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[i
     strict: Literal["problem", "note"] = "note" if split.kind in ("youtube_vos", "lvos", "mose", "vost") else "problem"
     if first in ids and not given:
         if IGNORE_LABEL in ids[first]:
-            message = "0 and 255 where ids 1, 2, ... are expected: masks of DAVIS 2016 are scored with davis16"
+            message = "0 and 255 where ids 1, 2, ... are expected: 255 is void here; masks of DAVIS 2016 belong to davis16"
             report.add("binary-mask", labels[first], message)
         else:
             report.add("empty-first-mask", labels[first], "no object in the first mask", strict)
@@ -315,13 +332,24 @@ def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[i
     return highest if split.kind == "davis17" else len(every)
 
 
+def _as_objects(path: Path, values: frozenset[int], report: Report) -> frozenset[int]:
+    """Ids of a label map without void: white alone is object 1, and nothing beside ids."""
+    if IGNORE_LABEL not in values:
+        return values
+    beside = values - {0, IGNORE_LABEL}
+    if beside:
+        report.add("white-beside-ids", path, "255 beside ids: this data set has no void, so the mask is refused; give it an id")
+        return values
+    return frozenset({0, 1})
+
+
 def _check_still_images(split: Split, deep: bool) -> Report:
     """Pairs of image and mask."""
     report = Report()
     flat = split.images == split.labels and not split.endings[0]
-    folders = sorted({split.images / name for name in split.videos}, key=str)
-    paths = [path for folder in sorted({path.parent for path in folders}) for path in sorted(folder.iterdir())]
-    suffixes = FRAME_SUFFIXES[:2] if flat else FRAME_SUFFIXES
+    folders = dict.fromkeys((split.images / name).parent for name in split.videos)
+    paths = [path for folder in folders if folder.is_dir() for path in list_everything(folder)]
+    suffixes = IMAGE_SUFFIXES - {".png"} if flat else IMAGE_SUFFIXES
     images: dict[str, Path] = {}
     for path in paths:
         if path.name.startswith("."):
@@ -339,9 +367,11 @@ def _check_still_images(split: Split, deep: bool) -> Report:
             report.add("missing-frame", split.images / split.image_of(name), f"the mask {mask} has no image")
             continue
         report.frames += 1
-        size = _check_image(image, report, deep)
-        if found and size and found[0] != size:
-            report.add("size-mismatch", mask, f"{found[0][0]} x {found[0][1]} pixels, its image has {size[0]} x {size[1]}")
+        header = _check_image(image, report, deep)
+        # Masks of published sets lie on the image as stored, one's own on the upright one.
+        if found and header and found[0] not in (header.size, header.stored_size):
+            width, height = header.size
+            report.add("size-mismatch", mask, f"{found[0][0]} x {found[0][1]} pixels, its image has {width} x {height}")
     without = [name for name in images if name.endswith(split.endings[0])] if split.endings[0] else list(images)
     if without and split.name != "trainval":
         report.add("missing-mask", split.labels / f"{without[0]}.png", f"{len(without)} images have no mask", "note")

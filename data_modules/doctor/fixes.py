@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterable
@@ -15,6 +16,12 @@ def backup_folder(root: Path) -> Path:
     """Where originals go: beside the data set, so that no reader takes them for data."""
     root = root.resolve()
     return root.with_name(f"{root.name}.before-doctor")
+
+
+def _free(path: Path) -> Path:
+    """The path, or one beside it that nothing has yet: an earlier repair may have kept a file of the same name."""
+    candidates = itertools.chain([path], (path.with_name(f"{path.name}.{number}") for number in itertools.count(1)))
+    return next(candidate for candidate in candidates if not candidate.exists())
 
 
 def fix(root: Path, findings: Iterable[Finding]) -> list[str]:
@@ -34,7 +41,7 @@ def fix(root: Path, findings: Iterable[Finding]) -> list[str]:
     """
     done = []
     for path in dict.fromkeys(Path(finding.path) for finding in findings if finding.fixable):
-        kept = backup_folder(root) / path.resolve().relative_to(root.resolve())
+        kept = _free(backup_folder(root) / path.absolute().relative_to(root.absolute()))
         kept.parent.mkdir(parents=True, exist_ok=True)
         if path.name.startswith(".") or path.suffix.lower() not in (".png",):
             shutil.move(path, kept)

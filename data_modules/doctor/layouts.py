@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from data_modules.doctor.known import Kind
 from data_modules.sources import read_names
+from vos_lightning.io.files import find_files, list_everything, list_folders, natural_key
 
 RESOLUTIONS = ("480p", "1080p", "Full-Resolution")
 SPLIT_FOLDERS = ("train", "valid", "val", "test")
@@ -66,10 +67,14 @@ def recognise(root: Path, depth: int = 2) -> list[Split]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the visible folders in a folder, sorted."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Names of the visible folders in a folder, in natural order; none if it does not exist."""
+    return list_folders(folder) if folder.is_dir() else []
+
+
+def _visible(folder: Path, suffix: str) -> list[Path]:
+    """Visible files of a folder in natural order; none if it does not exist. Two for one frame are a finding, not an error."""
+    everything = list_everything(folder) if folder.is_dir() else []
+    return [path for path in everything if path.suffix.lower() == suffix and not path.name.startswith(".")]
 
 
 def _recognise(root: Path) -> Iterator[Split]:
@@ -79,7 +84,7 @@ def _recognise(root: Path) -> Iterator[Split]:
     elif (root / "SegmentationObject").is_dir():
         yield from _still_images(root)
     elif (root / "ImageSets").is_dir() and images.is_dir() and not (root / "ImageSets" / "Segmentation").is_dir():
-        for path in sorted((root / "ImageSets").glob("*.txt")):
+        for path in _visible(root / "ImageSets", ".txt"):
             yield Split(root, "vost", path.stem, images, root / "Annotations", tuple(read_names(path)), listed=True)
     elif subfolders(images):
         yield _split_folder(root, root.name)
@@ -101,8 +106,9 @@ def _davis(root: Path) -> Iterator[Split]:
             continue
         suffix = "" if resolution == "480p" else f" ({resolution})"
         # The 2016 download keeps its lists by resolution, later ones by year.
-        lists = sorted((root / "ImageSets").glob("20*/*.txt")) + sorted((root / "ImageSets" / resolution).glob("*.txt"))
-        lists = [path for path in lists if not path.stem.startswith("trainval") and not path.name.startswith(".")]
+        years = [name for name in subfolders(root / "ImageSets") if name.startswith("20")]
+        lists = [path for folder in (*years, resolution) for path in _visible(root / "ImageSets" / folder, ".txt")]
+        lists = [path for path in lists if not path.stem.startswith("trainval")]
         for path in lists:
             year = path.parent.name if path.parent.name.startswith("20") else "2016"
             yield Split(
@@ -132,7 +138,7 @@ def _split_folder(folder: Path, name: str) -> Split:
         return _youtube_vos(split, json.loads(description.read_text())["videos"])
     if lvos:
         return _lvos(split, json.loads(lvos[0].read_text())["videos"])
-    given = all(len(list((labels / video).glob("[!.]*.png"))) <= 1 for video in split.videos)
+    given = all(len(_visible(labels / video, ".png")) <= 1 for video in split.videos)
     return dataclasses.replace(split, kind="mose", annotated="first" if given else "all")
 
 
@@ -146,10 +152,12 @@ def _youtube_vos(split: Split, videos: Mapping[str, Any]) -> Split:
     return dataclasses.replace(
         split,
         kind="youtube_vos",
-        videos=tuple(sorted(videos)),
+        videos=tuple(sorted(videos, key=natural_key)),
         listed=True,
-        required={n: tuple(sorted({f for o in entries.values() for f in o["frames"]})) for n, entries in objects.items()},
-        first_frames={n: tuple(sorted({min(o["frames"]) for o in entries.values()})) for n, entries in objects.items()},
+        required={n: _in_order(f for o in entries.values() for f in o["frames"]) for n, entries in objects.items()},
+        first_frames={
+            n: _in_order(min(o["frames"], key=natural_key) for o in entries.values()) for n, entries in objects.items()
+        },
         num_objects=sum(map(len, objects.values())),
         remarks=tuple(remarks),
     )
@@ -160,16 +168,20 @@ def _lvos(split: Split, videos: Mapping[str, Any]) -> Split:
     return dataclasses.replace(
         split,
         kind="lvos",
-        videos=tuple(sorted(videos)),
+        videos=tuple(sorted(videos, key=natural_key)),
         listed=True,
         # Numbers of the original 30 fps are kept, so that frames are 5 apart.
         required={
-            name: tuple(sorted({f"{n:08d}" for r in entries for n in range(int(r["start"]), int(r["end"]) + 1, 5)}))
+            name: _in_order(f"{n:08d}" for r in entries for n in range(int(r["start"]), int(r["end"]) + 1, 5))
             for name, entries in ranges.items()
         },
-        first_frames={name: tuple(sorted({f"{int(r['start']):08d}" for r in entries})) for name, entries in ranges.items()},
+        first_frames={name: _in_order(f"{int(r['start']):08d}" for r in entries) for name, entries in ranges.items()},
         num_objects=sum(map(len, ranges.values())),
     )
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(names), key=natural_key))
 
 
 def _still_images(root: Path) -> Iterator[Split]:
@@ -183,18 +195,19 @@ def _still_images(root: Path) -> Iterator[Split]:
     for name in ("DUTS-TR", "DUTS-TE"):
         if (root / name / f"{name}-Image").is_dir():
             yield _pairs(root, name, root / name / f"{name}-Image", root / name / f"{name}-Mask")
-    if any(root.glob("[!.]*_gt.png")):  # BIG
-        yield _pairs(root, root.name, root, root, "*_gt.png", ("_im", "_gt"))
-    elif any(root.glob("[!.]*.jpg")) and any(root.glob("[!.]*.png")):
+    pngs = _visible(root, ".png")
+    if any(path.stem.endswith("_gt") for path in pngs):  # BIG
+        yield _pairs(root, root.name, root, root, ("_im", "_gt"))
+    elif pngs and _visible(root, ".jpg"):
         yield _pairs(root, "images", root, root)
     else:
         for inner in (root, root / "fewshot_data" / "fewshot_data"):  # FSS-1000: a folder of ten images and masks for each class
             classes = subfolders(inner)
             if classes and all((inner / name / "1.jpg").is_file() and (inner / name / "1.png").is_file() for name in classes):
-                yield _pairs(root, "images", inner, inner, "*/*.png")
+                yield _pairs(root, "images", inner, inner)
 
 
-def _pairs(root: Path, name: str, images: Path, labels: Path, masks: str = "*.png", endings: tuple[str, str] = ("", "")) -> Split:
-    found = (path.relative_to(labels) for path in labels.glob(masks) if not path.name.startswith("."))
-    names = tuple(sorted(path.with_suffix("").as_posix() for path in found))
+def _pairs(root: Path, name: str, images: Path, labels: Path, endings: tuple[str, str] = ("", "")) -> Split:
+    found = (path.relative_to(labels).with_suffix("").as_posix() for path in find_files(labels, (".png",)))
+    names = tuple(mask for mask in found if mask.endswith(endings[1]))
     return Split(root, "images", name, images, labels, names, endings=endings)

@@ -63,7 +63,7 @@ def main() -> None:
     values, largest_difference = [], 0.0
     for preds, target in synthetic_chunks(arguments.frames):
         started = time.process_time()
-        ours = torch.cat(region_and_boundary(preds, target, (1,)))
+        ours = np.concatenate(region_and_boundary(preds, target, (1,)))
         ours_seconds += time.process_time() - started
         values.append(ours)
         count = min(len(preds), oracle_limit - oracle_frames)
@@ -75,10 +75,10 @@ def main() -> None:
             ]
             oracle_seconds += time.process_time() - started
             oracle_frames += count
-            largest_difference = max(largest_difference, float(np.abs(ours[:, :count].numpy() - np.array(plain)).max()))
+            largest_difference = max(largest_difference, float(np.abs(ours[:, :count] - np.array(plain)).max()))
 
     scaled = oracle_seconds * arguments.frames / oracle_frames
-    j, f = torch.cat(values, dim=1).mean(dim=1).tolist()
+    j, f = np.concatenate(values, axis=1).mean(axis=1).tolist()
     result = {
         "frames": arguments.frames,
         "size": [HEIGHT, WIDTH],

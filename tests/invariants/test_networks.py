@@ -151,6 +151,31 @@ def test_growing_equals_a_reserved_slot(network: VOSNetwork, propagation: Propag
             assert_close(output.probabilities, reserved[t].probabilities)
 
 
+def test_a_removed_object_leaves_no_trace(network: VOSNetwork, propagation: Propagation) -> None:
+    """The others go on as beside a slot that is no longer introduced, and the id may be given anew."""
+    frames, labels = random_clip(1, 5, 2, SIZE)
+    engine = InferenceEngine(network, propagation)
+    frames = frames.to(network.device)
+    with torch.no_grad():
+        _, state = advance(network, propagation, None, FrameInput(frames[:, 0]), given_at(labels, 0, [1, 2], 2))
+        engine.step(frames[0, 0], labels[0, 0])
+        state = dataclasses.replace(state, introduced=state.introduced & torch.tensor([[False, True]], device=network.device))
+        engine.remove_object(1)
+        for t in (1, 2):
+            output, state = advance(network, propagation, state, FrameInput(frames[:, t]))
+            prediction = engine.step(frames[0, t])
+            assert prediction.object_ids == (2,)
+            assert_close(prediction.probabilities, output.probabilities[0, 2:].cpu())
+    # What is added again is new: its past outlines do not matter, and it takes a slot of its own behind the others.
+    again = engine.step(frames[0, 3], {1: labels[0, 3] == 1})
+    assert again.object_ids == (2, 1)
+    assert torch.equal(again.label_map == 1, labels[0, 3] == 1)
+    assert engine.step(frames[0, 4]).probabilities.isfinite().all()
+    for object_id in (1, 2):
+        engine.remove_object(object_id)
+    assert engine.step(frames[0, 0]).object_ids == ()
+
+
 def _tensors(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]

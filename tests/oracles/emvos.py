@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.oracles.pmvos import aggregate
+
 
 def conv(x: Tensor, layer, padding: int = 0) -> Tensor:
     return F.conv2d(x, layer.weight, layer.bias, padding=padding)
@@ -63,25 +65,41 @@ def two_channels(mask: Tensor) -> Tensor:
     return F.avg_pool2d(torch.stack([1 - mask, mask])[None], 16)
 
 
-def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]]) -> dict[tuple[int, int], Tensor]:
+def propagate(
+    network, frames: Tensor, given: dict[int, dict[int, Tensor]], aggregated: bool = True, add: bool = False
+) -> dict[tuple[int, int], Tensor]:
     """Two-channel logits ``(2, H, W)`` of every (frame, object) that is predicted.
+
+    An object that is given in a frame, for the first time or again, starts from its hard mask: that is its reference for good.
+    In the frame of an object that appears late, the hard mask is also its prediction; all predictions are aggregated, and what
+    comes out is the previous mask of every object.
 
     Args:
         frames: ``(T, 3, H, W)``.
         given: frame -> object -> binary mask ``(H, W)``.
+        aggregated: feed the odds rule back, as in a test; otherwise the plain softmax, as in training.
+        add: an object that is given again keeps its earlier reference beside the new one (the released code replaces it).
     """
-    states: dict[int, dict[str, tuple[Tensor, Tensor, Tensor]]] = {}
+    references: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    previous: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     predicted: dict[tuple[int, int], Tensor] = {}
     for t, image in enumerate(frames):
         pyramid = network.backbone(image[None])
         norm_key, key = keys(network, pyramid)
-        for n, state in states.items():
-            scores = [surjective(state[which][0], norm_key, state[which][2]) for which in ("init", "previous")]
-            scores += [equalized(state[which][1], key, state[which][2]) for which in ("init", "previous")]
-            logits = decode(pyramid, torch.cat(scores, 1), state["previous"][2], network.decoder)[0]
-            predicted[t, n] = logits
-            state["previous"] = (norm_key, key, two_channels(logits.softmax(0)[1]))
+        pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        for n in references:
+            scores = []
+            for match, which, query in ((surjective, 0, norm_key), (equalized, 1, key)):
+                for frames_seen in (references[n], [previous[n]]):
+                    maps = [match(seen[which], query, seen[2]) for seen in frames_seen]
+                    scores.append(torch.stack(maps).max(dim=0)[0])
+            predicted[t, n] = decode(pyramid, torch.cat(scores, 1), previous[n][2], network.decoder)[0]
+            background, foreground = predicted[t, n].softmax(0)
+            pairs[n] = (background, foreground)
         for n, mask in given.get(t, {}).items():
-            entry = (norm_key, key, two_channels(mask))
-            states[n] = {"init": entry, "previous": entry}
+            reference = (norm_key, key, two_channels(mask))
+            references[n] = [*references.get(n, []), reference] if add else [reference]
+            pairs[n] = (1 - mask, mask)
+        soft = aggregate(pairs) if aggregated and t > 0 else {n: foreground for n, (_, foreground) in pairs.items()}
+        previous = {n: (norm_key, key, two_channels(soft[n])) for n in references}
     return predicted

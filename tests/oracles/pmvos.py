@@ -78,13 +78,20 @@ def aggregate(pairs: dict[int, tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
     return {n: value / total for n, value in odds.items()}
 
 
-def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], form: str) -> dict[tuple[int, int], Tensor]:
-    """Foreground ``(H, W)`` after aggregation of every (frame, object) that is predicted.
+def propagate(
+    network, frames: Tensor, given: dict[int, dict[int, Tensor]], form: str, add: bool = False
+) -> dict[tuple[int, int], Tensor]:
+    """Two-channel logits ``(2, H, W)`` of every (frame, object) that is predicted.
+
+    The released code knows one frame with given masks, the first. An object that is given later, or again, starts in the same
+    way: its hard mask is its reference and begins its template. In such a frame the hard mask is also its prediction; all are
+    aggregated, and what comes out is the previous mask of every object.
 
     Args:
         frames: ``(T, 3, H, W)``, sides multiples of 16.
         given: frame -> object -> binary mask ``(H, W)``.
         form: of the medial templates, ``paper`` or ``released``.
+        add: an object that is given again keeps its earlier reference beside the new one.
     """
     kinds, attention = network.kinds, network.attention
     states: dict[int, dict] = {}
@@ -96,7 +103,7 @@ def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], form
         for n, state in states.items():
             bundles = []
             for k in range(2):
-                maps = [best_match(state["initial"][k], x)]
+                maps = [torch.stack([best_match(initial[k], x) for initial in state["initial"]]).max(dim=0)[0]]
                 if "local" in kinds:
                     maps.append(best_match(state["previous"][k], x))
                 if "medial" in kinds:
@@ -106,24 +113,23 @@ def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], form
                     bundles += [spatial_attention(bundle, attention.spatial), channel_attention(bundle, attention.channel)]
                 else:
                     bundles.append(bundle)
-            logits = decode(pyramid, torch.cat([*bundles, state["mask"]])[None], network.decoder)[0]
-            background, foreground = logits.softmax(0)
+            predicted[t, n] = decode(pyramid, torch.cat([*bundles, state["mask"]])[None], network.decoder)[0]
+            background, foreground = predicted[t, n].softmax(0)
             pairs[n] = (background, foreground)
         new = given.get(t, {})
         for n, mask in new.items():
             pairs[n] = (1 - mask, mask)
-        soft = aggregate(pairs)
-        for n in [*states, *new]:
-            if n in states:
-                predicted[t, n] = soft[n]
+            hard = two_channels(mask)
+            earlier = states[n]["initial"] if add and n in states else []
+            states[n] = {
+                "initial": [*earlier, [x * hard[k] for k in range(2)]],
+                "medial": [template_of(x, hard[k], form) for k in range(2)],
+            }
+        soft = aggregate(pairs) if t > 0 else {n: foreground for n, (_, foreground) in pairs.items()}
+        for n, state in states.items():
             pooled = two_channels(soft[n])
-            weighted = [x * pooled[k] for k in range(2)]
-            fresh = [template_of(x, pooled[k], form) for k in range(2)]
-            if n in states:
-                old = states[n]["medial"]
-                states[n].update(
-                    previous=weighted, mask=pooled, medial=[0.9 * o + 0.1 * f for o, f in zip(old, fresh, strict=True)]
-                )
-            else:
-                states[n] = {"initial": weighted, "previous": weighted, "mask": pooled, "medial": fresh}
+            state.update(previous=[x * pooled[k] for k in range(2)], mask=pooled)
+            if n not in new:
+                fresh = [template_of(x, pooled[k], form) for k in range(2)]
+                state["medial"] = [0.9 * o + 0.1 * f for o, f in zip(state["medial"], fresh, strict=True)]
     return predicted

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights
 
+from vos_lightning.io.pretrained import read_pretrained
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.memory import Memory
@@ -32,7 +34,7 @@ class DummyNetwork(VOSNetwork[FrameInput, Remembered, None]):
     def __init__(self, weights: str | None = None, scale: float = 8.0) -> None:
         super().__init__()
         if weights is not None:
-            raise RuntimeError("pretrained weights would be downloaded here")
+            read_pretrained(ResNet18_Weights[weights])
         self.scale = nn.Parameter(torch.tensor(scale))
 
     @classmethod

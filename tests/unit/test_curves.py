@@ -79,3 +79,18 @@ def test_errors_are_named(folders: dict[str, Path], tmp_path: Path, capsys: pyte
     assert main([*command, f"bad={folders['bad']}"]) == 2
     assert "1 of 4 frames are missing" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_neither_inputs_nor_other_files_are_written_over(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["curves", "--truth", str(folders["truth"]), "--predictions", f"bad={folders['bad']}", "--output"]
+    for output in (folders["truth"], folders["bad"] / "one", tmp_path):
+        assert main([*command, str(output)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    output = tmp_path / "curves"
+    assert main([*command, str(output)]) == 0
+    assert main([*command, str(output)]) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert main([*command, str(output), "--overwrite", "--videos", "two"]) == 0
+    assert "one" not in (output / "frames.csv").read_text()

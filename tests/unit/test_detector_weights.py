@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet50
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from tests.tolerances import assert_close
-from vos_lightning.backbones import resnet
 from vos_lightning.backbones.resnet import ResNetPyramid
+from vos_lightning.io import pretrained
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture
-def detector(monkeypatch) -> nn.Module:
+def detector(monkeypatch, tmp_path) -> nn.Module:
     """The layout of torchvision's detector with random parameters, instead of a download."""
     trunk = resnet50(norm_layer=partial(FrozenBatchNorm2d, eps=0.0))
     for name, value in trunk.named_buffers():
@@ -27,11 +28,11 @@ def detector(monkeypatch) -> nn.Module:
     detector.backbone.body = trunk
     detector.head = nn.Linear(2, 2)
 
-    def fake(name: str, weights: str) -> nn.Module:
-        assert (name, weights) == ("maskrcnn_resnet50_fpn", "COCO_V1")
-        return detector
-
-    monkeypatch.setattr(resnet, "get_model", fake)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = pretrained.published_path(MaskRCNN_ResNet50_FPN_Weights.COCO_V1)
+    path.parent.mkdir(parents=True)
+    torch.save(detector.state_dict(), path)
+    monkeypatch.setattr(pretrained, "published_hash", lambda _: "")
     return detector
 
 

@@ -3,11 +3,16 @@ import torch
 from torch import nn
 
 from tests.oracles import emvos as oracle
+from tests.oracles.pmvos import aggregate
 from tests.tolerances import assert_close
+from vos_lightning.mask_ops import MAX_LOGIT
 from vos_lightning.matching import GaussianKernel, TopK
 from vos_lightning.networks.emvos import EMVOS
+from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.memory import Bank, Memory, Slot
-from vos_lightning.structures import FrameInput
+from vos_lightning.propagation.policies import AnnotatedOnly
+from vos_lightning.propagation.step import Propagation, unroll
+from vos_lightning.structures import FrameInput, Given
 
 SMALL = {
     "weights": None,
@@ -18,6 +23,7 @@ SMALL = {
     "decoder_channels": 8,
 }
 SIZE = (48, 64)
+SURE = 8.0
 KINDS = ("surjective", "equalized", "surjective+equalized")
 
 
@@ -38,16 +44,12 @@ def boxes(*corners: tuple[int, int, int, int]) -> torch.Tensor:
     return masks
 
 
-def remember(network: EMVOS, features, masks: torch.Tensor, readable: torch.Tensor, permanent: bool = True) -> Slot:
-    entry, carry = network.memorize(features, masks, None, readable, keep=True)
-    assert carry is None
-    return Slot(entry, 0, readable, permanent)
-
-
 def first_memory(network: EMVOS, image: torch.Tensor, masks: torch.Tensor, readable: torch.Tensor | None = None) -> Memory:
     if readable is None:
         readable = torch.ones(masks.shape[:2], dtype=torch.bool)
-    slot = remember(network, network.encode(FrameInput(image)), masks, readable)
+    entry, carry = network.memorize(network.encode(FrameInput(image)), masks, None, readable, keep=True)
+    assert carry is None
+    slot = Slot(entry, 0, readable, permanent=True)
     return Memory(bank=Bank((slot,)), previous=Bank((slot,)), carry=None)
 
 
@@ -80,41 +82,64 @@ def test_key_projections_start_with_zero_bias():
         assert 0.9 * bound < layer.weight.abs().max() <= bound
 
 
-def test_five_frames_with_a_late_object_equal_the_released_computation():
+# Given masks in all their roles: a first frame with two objects, a third that appears where they are, one given again.
+ROLES = boxes((5, 3, 30, 28), (20, 30, 47, 60), (8, 10, 40, 50), (12, 8, 40, 35))[0]
+GIVEN = {0: {0: ROLES[0], 1: ROLES[1]}, 2: {2: ROLES[2]}, 3: {0: ROLES[3]}}
+
+
+def decided() -> EMVOS:
+    """Random, with predictions that are as sure as given masks: only these take a pixel from one."""
     network = small().eval()
     # Random features saturate the unscaled softmax; smaller dot keys make the equalized maps matter.
     network.dot_key.weight.data.mul_(0.1)
     for name, parameter in network.named_parameters():  # they start at zero, which would hide that one is forgotten
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
-    frames = torch.rand(5, 3, *SIZE)
-    masks = boxes((5, 3, 30, 28), (20, 30, 47, 60))
-    start = {0: 0, 1: 2}
-    expected = oracle.propagate(network, frames, {start[n]: {n: masks[0, n]} for n in start})
+    network.decoder.stage16.blend.weight.data[:, SMALL["decoder_channels"] :].mul_(10)  # score maps and masks
+    network.decoder.stage4.deconv.weight.data.mul_(SURE)
+    network.decoder.stage4.deconv.bias.data.mul_(SURE)
+    return network
 
-    known = torch.zeros(1, 2, dtype=torch.bool)
-    bank: tuple[Slot, ...] = ()
-    previous = None
-    predicted = set()
-    for t, image in enumerate(frames):
-        features = network.encode(FrameInput(image[None]))
-        soft = torch.zeros_like(masks)
-        if previous is not None:
-            logits, aux = network.segment(features, Memory(Bank(bank), Bank((previous,)), None))
-            assert set(aux) == {"scores"}
-            soft = logits.sigmoid() * known[:, :, None, None]
-            for n in range(2):
-                if known[0, n]:
-                    background, foreground = expected[t, n]
-                    assert_close(logits[0, n], foreground - background)
-                    predicted.add((t, n))
-        which = torch.tensor([[start[n] == t for n in range(2)]])
-        soft = torch.where(which[:, :, None, None], masks, soft)
-        known = known | which
-        previous = remember(network, features, soft, known, permanent=False)
-        if which.any():
-            bank = (*bank, remember(network, features, soft, which))
-    assert predicted == set(expected) == {(t, n) for n, first in start.items() for t in range(first + 1, 5)}
+
+def given_frames(given: dict[int, dict[int, torch.Tensor]]) -> dict[int, Given]:
+    masks = {t: torch.stack([objects.get(n, torch.zeros(SIZE)) for n in range(3)])[None] for t, objects in given.items()}
+    return {t: Given(masks[t], torch.tensor([[n in given[t] for n in range(3)]])) for t in given}
+
+
+@pytest.mark.parametrize("reannotation", ["replace", "add"])
+@pytest.mark.parametrize("aggregation", ["minimum", "none"])
+def test_given_masks_in_all_their_roles_equal_the_released_computation(reannotation, aggregation):
+    network = decided()
+    frames = torch.rand(6, 3, *SIZE)
+    with torch.no_grad():
+        expected = oracle.propagate(network, frames, GIVEN, aggregation == "minimum", reannotation == "add")
+        outputs = unroll(
+            network, Propagation(AnnotatedOnly(reannotation), aggregation, "join"), frames[None], given_frames(GIVEN)
+        )
+    compared = set()
+    for (t, n), (background, foreground) in expected.items():
+        if t not in GIVEN:  # what is shown there is the annotation
+            logits = foreground - background
+            logits = logits if aggregation == "none" else logits.clamp(-MAX_LOGIT, MAX_LOGIT)
+            torch.testing.assert_close(outputs[t].logits[0, n + 1], logits, rtol=1e-5, atol=1e-4)
+            compared.add((t, n))
+    assert compared == {(1, 0), (1, 1), *((t, n) for t in (4, 5) for n in range(3))}
+    # Other objects are sure of pixels of the late one, which keeps less than they have: else nothing could go wrong.
+    others = torch.stack([expected[2, n][1] - expected[2, n][0] for n in range(2)]).amax(0)
+    assert ((others > MAX_LOGIT) & (ROLES[2] > 0)).sum() > 50
+
+
+def test_the_engine_computes_late_objects_as_the_released_code_does():
+    network = decided()
+    frames = torch.rand(6, 3, *SIZE)
+    engine = InferenceEngine(network, Propagation(AnnotatedOnly(), "minimum", "join"))
+    with torch.no_grad():
+        expected = oracle.propagate(network, frames, GIVEN)
+    for t, frame in enumerate(frames):
+        prediction = engine.step(frame, {n + 1: mask.bool() for n, mask in GIVEN[t].items()} if t in GIVEN else None)
+        if t not in GIVEN:
+            pairs = {n: tuple(expected[t, n].softmax(0)) for n in range(len(prediction.object_ids))}
+            assert_close(prediction.probabilities, torch.stack(list(aggregate(pairs).values())))
 
 
 @pytest.mark.parametrize("matching", KINDS)

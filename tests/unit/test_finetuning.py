@@ -138,6 +138,10 @@ def test_what_cannot_be_fine_tuned(checkpoint: Path, commands: list[str], capfd:
         (["train", "finetune_own"], "--checkpoint FILE"),
         (["train", "finetune_own", "--checkpoint", "nowhere.ckpt"], "there is no such checkpoint"),
         (["train", "emvos_smoke", "--checkpoint", str(checkpoint)], "--initial_weights=FILE"),
+        (
+            ["train", "finetune_own", "--checkpoint", str(checkpoint), "--run-dir", str(checkpoint.parent.parent)],
+            "choose another --run-dir",
+        ),
         (["train", "emvos_davis16"], "evaluates the checkpoint of emvos_davis17"),
     ]
     for arguments, message in cases:

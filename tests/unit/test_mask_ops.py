@@ -128,11 +128,6 @@ def test_ids_and_slots_are_inverse() -> None:
     assert object_ids_in(label_map) == (3, 7, 9, 200)
 
 
-def test_an_unused_slot_takes_no_background() -> None:
-    label_map = torch.tensor([[0, 4]], dtype=torch.uint8)
-    assert ids_to_slots(label_map, (0, 4)).tolist() == [[0, 2]]
-
-
 def test_masks_and_label_maps() -> None:
     label_map = torch.randint(0, 4, (2, 5, 6), dtype=torch.uint8)
     label_map[0, 0, 0] = 255

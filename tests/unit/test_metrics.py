@@ -56,6 +56,10 @@ def both(preds: torch.Tensor, target: torch.Tensor) -> tuple[float, float]:
     )
 
 
+def assert_values(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert_close(torch.from_numpy(actual), torch.from_numpy(expected))
+
+
 def empty(height: int = 20, width: int = 30) -> torch.Tensor:
     return torch.zeros(height, width, dtype=torch.uint8)
 
@@ -85,11 +89,11 @@ def test_values_equal_the_oracle(height: int, width: int, bound_th: float) -> No
     ids = (1, 2, 4, 9)
     expected_j = oracle.over_video(oracle.region_similarity, preds.numpy(), target.numpy(), ids)
     expected_f = oracle.over_video(oracle.boundary_accuracy, preds.numpy(), target.numpy(), ids, bound_th=bound_th)
-    assert_close(region_similarity(preds, target, ids), torch.from_numpy(expected_j))
-    assert_close(boundary_accuracy(preds, target, ids, bound_th=bound_th), torch.from_numpy(expected_f))
+    assert_values(region_similarity(preds, target, ids), expected_j)
+    assert_values(boundary_accuracy(preds, target, ids, bound_th=bound_th), expected_f)
     j, f = region_and_boundary(preds, target, ids, bound_th=bound_th)
-    assert_close(j, torch.from_numpy(expected_j))
-    assert_close(f, torch.from_numpy(expected_f))
+    assert_values(j, expected_j)
+    assert_values(f, expected_f)
 
 
 def test_shifted_copies_at_full_size_equal_the_oracle() -> None:
@@ -97,7 +101,7 @@ def test_shifted_copies_at_full_size_equal_the_oracle() -> None:
     preds = target.roll((4, -7), dims=(1, 2))
     expected = oracle.over_video(oracle.boundary_accuracy, preds.numpy(), target.numpy(), (1, 2, 3))
     assert 0 < expected.min() < 0.9
-    assert_close(boundary_accuracy(preds, target, (1, 2, 3)), torch.from_numpy(expected))
+    assert_values(boundary_accuracy(preds, target, (1, 2, 3)), expected)
 
 
 def test_void_pixels_count_for_nothing() -> None:
@@ -108,7 +112,7 @@ def test_void_pixels_count_for_nothing() -> None:
             [plain((p == i).numpy(), (t == i).numpy(), v.numpy()) for p, t, v in zip(preds, target, void, strict=True)]
             for i in (1, 2)
         ]
-        assert_close(ours(preds, target, (1, 2), void), torch.tensor(expected, dtype=torch.float64))
+        assert_values(ours(preds, target, (1, 2), void), np.array(expected))
 
 
 @pytest.mark.realdata
@@ -123,8 +127,8 @@ def test_values_equal_the_official_toolkit() -> None:
         assert ids == tuple(range(1, int(target[0].max()) + 1))
         j, f = region_and_boundary(preds, target, ids)
         for ours, name in ((j, "J"), (f, "F")):
-            expected = torch.tensor([objects[str(object_id)][name] for object_id in ids], dtype=torch.float64)
-            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+            expected = np.array([objects[str(object_id)][name] for object_id in ids])
+            assert np.abs(ours - expected).max() < 1e-6
 
 
 def test_a_single_id_among_others_equals_the_oracle() -> None:
@@ -132,7 +136,7 @@ def test_a_single_id_among_others_equals_the_oracle() -> None:
     preds[5], target[5] = 1, 3
     for ours, plain in ((region_similarity, oracle.region_similarity), (boundary_accuracy, oracle.boundary_accuracy)):
         expected = oracle.over_video(plain, preds.numpy(), target.numpy(), (2,))
-        assert_close(ours(preds, target, (2,)), torch.from_numpy(expected))
+        assert_values(ours(preds, target, (2,)), expected)
 
 
 # Special cases --------------------------------------------------------------------------------------------------------
@@ -179,26 +183,31 @@ def test_the_disk_is_closed() -> None:
 
 def test_sizes_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(1, 20, 30\) and truth \(1, 20, 31\)"):
-        _scores(empty()[None], empty(20, 31)[None], (1,), None, 1, [])
+        _scores(empty()[None].numpy(), empty(20, 31)[None].numpy(), (1,), None, 1, [])
+    # One row would be stretched over many, were it not for the check.
+    with pytest.raises(ValueError, match="3 predicted and 4 true frames"):
+        evaluate_video(torch.zeros(3, 20, 30, dtype=torch.uint8), torch.zeros(4, 20, 30, dtype=torch.uint8), "davis16")
+    with pytest.raises(ValueError, match=r"\(1, 30\) and truth \(20, 30\)"):
+        evaluate_video(torch.zeros(3, 1, 30, dtype=torch.uint8), torch.zeros(3, 20, 30, dtype=torch.uint8), "davis16")
 
 
 # Statistics -----------------------------------------------------------------------------------------------------------
 
 
 def test_statistics() -> None:
-    values = torch.tensor([[0.2, 0.5, 0.5001, 0.9, 1.0]], dtype=torch.float64)
-    assert_close(mean(values), torch.tensor([0.62002], dtype=torch.float64))
-    assert_close(recall(values), torch.tensor([0.6], dtype=torch.float64))
+    values = np.array([[0.2, 0.5, 0.5001, 0.9, 1.0]])
+    assert_values(mean(values), np.array([0.62002]))
+    assert_values(recall(values), np.array([0.6]))
     # Quarters [0, 1], [1, 2], [2, 3], [3, 4].
-    assert_close(decay(values), torch.tensor([0.35 - 0.95], dtype=torch.float64))
+    assert_values(decay(values), np.array([0.35 - 0.95]))
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 7, 78, 104, 255, 256, 257, 600, 1300])
 def test_decay_equals_the_oracle_without_wrapping(num_frames: int) -> None:
-    values = torch.rand(3, num_frames, dtype=torch.float64, generator=torch.Generator().manual_seed(num_frames))
-    expected = torch.tensor([oracle.decay(row) for row in values.numpy()], dtype=torch.float64)
-    assert torch.isfinite(expected).all()
-    assert_close(decay(values), expected)
+    values = np.random.default_rng(num_frames).random((3, num_frames))
+    expected = np.array([oracle.decay(row) for row in values])
+    assert np.isfinite(expected).all()
+    assert_values(decay(values), expected)
 
 
 # Protocols ------------------------------------------------------------------------------------------------------------
@@ -238,12 +247,12 @@ def test_davis16_merges_every_value() -> None:
     assert rows == evaluate_video(preds, target, "davis16")
     assert len(rows) == 1
     expected = region_similarity(preds[1:-1], (target[1:-1] > 0).to(torch.uint8), (1,))
-    assert_close(torch.tensor([rows[0].J], dtype=torch.float64), mean(expected))
+    assert_values(np.array([rows[0].J]), mean(expected))
 
 
 def test_what_cannot_be_scored_is_said() -> None:
     target = torch.full((4, 8, 8), 255, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"cow: no object id in the first true frame; .* davis16"):
+    with pytest.raises(ValueError, match=r"cow: no object id in the first true frame"):
         evaluate_video(target, target, "davis17", "cow")
     with pytest.raises(ValueError, match="cow: 2 frames"):
         evaluate_video(target[:2], target[:2], "davis16", "cow")

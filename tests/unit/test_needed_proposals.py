@@ -22,13 +22,15 @@ from data_modules.synthetic import SyntheticDataModule
 from tests.unit.dummies import DummyNetwork, make_frames, make_label_map, make_video
 from vos_lightning import cli, finetuning
 from vos_lightning.experiments import experiments_folder, load_experiment
+from vos_lightning.given_masks import GivenMasks
 from vos_lightning.io.label_maps import read_label_map, write_label_map
+from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.videos import VideoWriter, open_frames
 from vos_lightning.modules.dmn_aoa import DMNAOAModule
 from vos_lightning.modules.loading import load_engine
 from vos_lightning.modules.proposal_detector import load_detector
 from vos_lightning.networks.dmn_aoa import DMNAOA
-from vos_lightning.predict import open_proposals
+from vos_lightning.predict import open_proposals, predict_video
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.proposals.detector import ProposalDetector
 from vos_lightning.proposals.frames import DetectedFrames, StoredFrames
@@ -299,10 +301,9 @@ def test_a_detector_is_not_asked_before_the_first_mask(video: Path, checkpoints:
     shutil.copy(video / "first.png", masks / "00002.png")
     write_proposals(video / "late.npz", {name: some_found(0) if t > 1 else nothing_found() for t, name in enumerate(NAMES)}, {})
     engine = load_engine(checkpoints[0], device="cpu")
-    from vos_lightning.predict import MaskFiles, predict_video
-
-    source = StoredFrames(video / "late.npz")
-    *_, last = predict_video(engine, open_frames("v.mp4"), MaskFiles(masks), video / "out", False, source)
+    source, frames = StoredFrames(video / "late.npz"), open_frames("v.mp4")
+    output = OutputFolder(video / "out", "predict")
+    *_, last = predict_video(engine, frames, GivenMasks(masks, frames), output, False, source)
     assert (last.num_frames, source.num_frames, source.num_empty) == (4, 2, 0)
 
 

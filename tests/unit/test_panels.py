@@ -14,6 +14,7 @@ from tests.unit.dummies import DummyModule, make_video
 from tests.unit.test_visuals import FakeWandb, fit
 from vos_lightning.callbacks.drawing import CAPTION_HEIGHT, GAP, contact_sheet
 from vos_lightning.callbacks.panels import FramePanels, panels_of, write_panels
+from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.modules.emvos import EMVOSModule
 from vos_lightning.modules.pmvos import PMVOSModule
@@ -198,19 +199,20 @@ class TestCallback:
 class TestVisualize:
     def test_files(self, tmp_path: Path) -> None:
         module = DummyModule().eval()
-        sheets = draw(module, of_sample(module.engine(), make_video("v", length=4)), [0, 2], tmp_path)
-        assert sheets == [tmp_path / name / "sheet.png" for name in ("f00000", "f00002")]
-        assert sorted(p.name for p in (tmp_path / "f00002").iterdir()) == [
+        output = OutputFolder(tmp_path / "o", "visualize")
+        sheets = draw(module, of_sample(module.engine(), make_video("v", length=4)), [0, 2], output)
+        assert sheets == [tmp_path / "o" / name / "sheet.png" for name in ("f00000", "f00002")]
+        assert sorted(p.name for p in (tmp_path / "o" / "f00002").iterdir()) == [
             "object_1_probability.png", "object_2_probability.png", "sheet.png",
         ]  # fmt: skip
-        with Image.open(tmp_path / "f00002" / "object_1_probability.png") as image:
+        with Image.open(tmp_path / "o" / "f00002" / "object_1_probability.png") as image:
             assert image.size == (45 + BAR_WIDTH, 30)
 
     def test_errors(self, tmp_path: Path) -> None:
         module = DummyModule().eval()
         with pytest.raises(ValueError, match="the video has frames 0 to 3"):
-            draw(module, of_sample(module.engine(), make_video("v", length=4)), [4], tmp_path)
+            draw(module, of_sample(module.engine(), make_video("v", length=4)), [4], OutputFolder(tmp_path / "o", "visualize"))
 
     def test_writes_nothing_for_nothing(self, tmp_path: Path) -> None:
-        write_panels(tmp_path, [Panel("a b/c", BLACK, "r")])
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["r_a_b_c.png", "sheet.png"]
+        write_panels(OutputFolder(tmp_path / "o", "visualize"), "f", [Panel("a b/c", BLACK, "r")])
+        assert sorted(p.name for p in (tmp_path / "o" / "f").iterdir()) == ["r_a_b_c.png", "sheet.png"]

@@ -9,7 +9,7 @@ from tests.tolerances import assert_close
 from vos_lightning.attention.dual import DualAttention
 from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.decoders.crvos import CRVOSDecoder
-from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
+from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD, MAX_LOGIT
 from vos_lightning.matching.medial import medial_match, medial_template, update_template
 from vos_lightning.modules.pmvos import PMVOSModule
 from vos_lightning.networks.pmvos import PMVOS
@@ -19,6 +19,7 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, Given
 
 SMALL = {"weights": None, "blocks": (1, 1, 1, 2), "width": 4, "key_channels": 8, "lateral_channels": 8, "decoder_channels": 8}
 SIZE = (48, 64)
+SURE = 24.0
 
 
 def small(**arguments) -> PMVOS:
@@ -254,23 +255,34 @@ def test_copier_start_weighs_the_scores(matching, attention):
         ("global+local+medial", True, "released"),
     ],
 )
-def test_five_frames_with_a_late_object_equal_the_literal_computation(matching, attention, form):
+@pytest.mark.parametrize("reannotation", ["replace", "add"])
+def test_given_masks_in_all_their_roles_equal_the_literal_computation(matching, attention, form, reannotation):
     network = small(matching=matching, attention=attention, medial=form).eval()
     randomize(network)
-    frames = torch.rand(5, 3, *SIZE)
-    masks = boxes((5, 3, 30, 28), (20, 30, 47, 60), (0, 40, 20, 64))
-    start = {0: 0, 1: 0, 2: 2}
-    order = {t: {n: masks[0, n] for n in start if start[n] == t} for t in (0, 2)}
+    # Predictions as sure as given masks: only these take a pixel from one.
+    network.decoder.stage16.blend.weight.data[:, SMALL["lateral_channels"] :].mul_(10)  # score maps and masks
+    network.decoder.predictor.weight.data.mul_(SURE)
+    network.decoder.predictor.bias.data.mul_(SURE)
+    frames = torch.rand(6, 3, *SIZE)
+    masks = boxes((5, 3, 30, 28), (20, 30, 47, 60), (8, 10, 40, 50), (12, 8, 40, 35))[0]
+    order = {0: {0: masks[0], 1: masks[1]}, 2: {2: masks[2]}, 3: {0: masks[3]}}
+    given = {
+        t: Given(
+            torch.stack([objects.get(n, torch.zeros(SIZE)) for n in range(3)])[None],
+            torch.tensor([[n in objects for n in range(3)]]),
+        )
+        for t, objects in order.items()
+    }
     with torch.no_grad():
-        expected = oracle.propagate(network, frames, order, form)
-        given = {t: Given(masks, torch.tensor([[n in objects for n in range(3)]])) for t, objects in order.items()}
-        outputs = unroll(network, Propagation(AnnotatedOnly(), "minimum", "join"), frames[None], given)
-    assert set(expected) == {(t, n) for n, first in start.items() for t in range(first + 1, 5)}
-    for (t, n), foreground in expected.items():
-        if t != 2:  # what is shown there is the annotation, which covers predictions; frames 3 and 4 see what was fed back
-            assert_close(outputs[t].probabilities[0, n + 1], foreground)
-    spread = torch.stack([expected[4, n] for n in range(3)]).flatten(1).std(dim=1)
-    assert (spread > 1e-3).all(), "flat predictions would compare nothing"
+        expected = oracle.propagate(network, frames, order, form, reannotation == "add")
+        outputs = unroll(network, Propagation(AnnotatedOnly(reannotation), "minimum", "join"), frames[None], given)
+    logits = {key: (foreground - background).clamp(-MAX_LOGIT, MAX_LOGIT) for key, (background, foreground) in expected.items()}
+    compared = [(t, n) for t, n in logits if t not in order]  # what is shown in the others is the annotation
+    for t, n in compared:
+        torch.testing.assert_close(outputs[t].logits[0, n + 1], logits[t, n], rtol=1e-5, atol=1e-4)
+    assert set(compared) == {(1, 0), (1, 1), *((t, n) for t in (4, 5) for n in range(3))}
+    sure = torch.maximum(logits[2, 0], logits[2, 1]) == MAX_LOGIT
+    assert (sure & (masks[2] > 0)).sum() > 10, "no object claims a pixel of the late one, which would compare nothing"
 
 
 def test_an_object_that_is_annotated_again_gets_a_new_template():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import sys
 import warnings
 from pathlib import Path
@@ -16,11 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.unit.dummies import DummyModule, DummyNetwork, make_frames, make_label_map
+from tests.unit.masks import smoothed
+from vos_lightning.cli import main
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import VideoWriter, open_frames
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.loading import load_engine
-from vos_lightning.predict import DriftIndex, MaskFiles, main, read_given
+from vos_lightning.predict import DriftIndex
 from vos_lightning.propagation.policies import EveryKth
 from vos_lightning.structures import FramePrediction
 
@@ -162,7 +165,7 @@ def mask() -> Tensor:
 def run(checkpoint: Path, video: Path, masks: Path, *options: str) -> tuple[int, Path]:
     output = video.parent / "out"
     arguments = ["--checkpoint", str(checkpoint), "--video", str(video), "--masks", str(masks), "--output", str(output)]
-    return main([*arguments, "--device", "cpu", "--short-side", "0", *options]), output
+    return main(["predict", *arguments, "--device", "cpu", "--short-side", "0", *options]), output
 
 
 class TestCommand:
@@ -188,7 +191,7 @@ class TestCommand:
         (tmp_path / "masks").mkdir()
         write_label_map(tmp_path / "masks" / "1.png", mask * (mask == 1))
         write_label_map(tmp_path / "masks" / "00003.png", mask * (mask == 2))
-        code, output = run(checkpoint, video, tmp_path / "masks", "--no-overlay")
+        code, output = run(checkpoint, video, tmp_path / "masks", "--no-overlay", "--first-number", "0")
         assert code == 0
         found = [sorted(set(read_label_map(output / "masks" / f"{t:05d}.png").flatten().tolist())) for t in range(5)]
         assert found == [[0], [0, 1], [0, 1], [0, 1, 2], [0, 1, 2]]
@@ -245,38 +248,169 @@ class TestCommand:
         assert path.name in error[-1]
         assert sum(line.startswith("error: ") for line in error) == 1
 
-    def test_frames_before_an_error_stay(self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any) -> None:
-        (tmp_path / "masks").mkdir()
-        write_label_map(tmp_path / "masks" / "0.png", mask)
-        write_label_map(tmp_path / "masks" / "3.png", mask[:, 1:])
-        code, output = run(checkpoint, video, tmp_path / "masks")
+    @pytest.mark.parametrize("fault", ["size", "damaged", "255 beside ids", "rims", "no frame", "twice"])
+    def test_a_broken_late_mask_is_found_before_the_first_frame(
+        self, fault: str, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any
+    ) -> None:
+        folder = tmp_path / "masks"
+        folder.mkdir()
+        write_label_map(folder / "0.png", mask)
+        late = folder / ("5.png" if fault == "no frame" else "4.png")
+        write_label_map(late, mask[:, 1:] if fault == "size" else mask)
+        if fault == "damaged":
+            late.write_bytes(late.read_bytes()[:-30])
+        elif fault == "255 beside ids":
+            write_label_map(late, torch.where(mask == 2, 255, mask).to(torch.uint8))
+        elif fault == "rims":
+            write_label_map(late, smoothed(mask))
+        elif fault == "twice":
+            write_label_map(folder / "00004.png", mask)
+        code, output = run(checkpoint, video, folder)
         assert code == 2
-        assert "3.png: the mask is 47x32, the frames are 48x32" in capsys.readouterr().err
+        assert late.stem in capsys.readouterr().err.splitlines()[-1]
+        assert not output.exists()
+
+    def test_frames_before_an_error_stay(self, checkpoint: Path, mask: Tensor, tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "frames").mkdir()
+        for index, frame in enumerate(make_frames(5, height=32, width=48)):
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(tmp_path / "frames" / f"{index}.png")
+        broken = tmp_path / "frames" / "3.png"
+        broken.write_bytes(broken.read_bytes()[:-40])
+        write_label_map(tmp_path / "first.png", mask)
+        code, output = run(checkpoint, tmp_path / "frames", tmp_path / "first.png")
+        assert code == 2
+        assert "3.png: the image is damaged" in capsys.readouterr().err
         assert len(list((output / "masks").iterdir())) == 3
         assert len(list(open_frames(output / "overlay.mp4"))) == 3
         assert len((output / "index.csv").read_text().splitlines()) == 1 + 3 * 2
+        assert '"finished": false' in (output / "written.jsonl").read_text()
+
+    def test_drawn_masks_are_never_overwritten(self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path) -> None:
+        project = tmp_path / "proj"
+        project.mkdir()
+        write_label_map(project / "masks" / "0.png", mask)
+        before = (project / "masks" / "0.png").read_bytes()
+        for name in ("proj", "proj/masks", "proj/masks/new", "link"):
+            if name == "link":
+                (tmp_path / "link").symlink_to(project)
+            for flag in ((), ("--overwrite",)):
+                assert run(checkpoint, video, project / "masks", "--output", str(tmp_path / name), *flag)[0] == 2
+        assert [path.name for path in sorted(project.rglob("*"))] == ["masks", "0.png"]
+        assert (project / "masks" / "0.png").read_bytes() == before
+
+    def test_runs_are_not_mixed(self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any) -> None:
+        write_label_map(tmp_path / "first.png", mask)
+        assert run(checkpoint, video, tmp_path / "first.png")[0] == 0
+        with VideoWriter(tmp_path / "short.mp4") as writer:
+            for frame in make_frames(3, height=32, width=48):
+                writer.write(frame)
+        capsys.readouterr()
+        code, output = run(checkpoint, tmp_path / "short.mp4", tmp_path / "first.png")
+        assert code == 2
+        assert "holds the output of an earlier run" in capsys.readouterr().err
+        assert len(list((output / "masks").iterdir())) == 5
+        assert run(checkpoint, tmp_path / "short.mp4", tmp_path / "first.png", "--overwrite", "--no-overlay")[0] == 0
+        assert sorted(p.name for p in output.rglob("*.*")) == [
+            "00000.png",
+            "00001.png",
+            "00002.png",
+            "index.csv",
+            "written.jsonl",
+        ]
+
+    def test_objects_and_areas_are_shown_first(
+        self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any
+    ) -> None:
+        (tmp_path / "masks").mkdir()
+        write_label_map(tmp_path / "masks" / "0.png", mask)
+        write_label_map(tmp_path / "masks" / "3.png", mask * (mask == 2))
+        assert run(checkpoint, video, tmp_path / "masks")[0] == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "frames are counted from 0 (there is a mask 0; --first-number 1 changes it)"
+        assert lines[1].endswith("0.png (frame 00000): object 1: 150 pixels, object 2: 240 pixels")
+        assert lines[2].endswith("3.png (frame 00003): object 2: 240 pixels")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--short-side", "-5"), "must be at least 0, not -5"),
+            (("--memory-frames", "-1"), "must be at least 0, not -1"),
+            (("--device", "toaster"), "'toaster' is unknown"),
+            (("--device", "cpu:x"), "'cpu:x' is unknown"),
+            (("--output", "first.png"), "the output is a file"),
+            (("--output", "first.png/below"), "first.png"),
+        ],
+    )
+    def test_options_that_cannot_be(
+        self,
+        options: tuple[str, str],
+        message: str,
+        checkpoint: Path,
+        video: Path,
+        mask: Tensor,
+        tmp_path: Path,
+        capsys: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        write_label_map(tmp_path / "first.png", mask)
+        write_label_map(tmp_path / "mask.png", mask)
+        try:
+            code = run(checkpoint, video, tmp_path / "mask.png", *options)[0]
+        except SystemExit as stop:  # argparse
+            code = stop.code  # type: ignore[assignment]
+        assert code == 2
+        error = capsys.readouterr().err.splitlines()
+        assert message in error[-1]
+        assert "error: " in error[-1]
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("name", ["[red]a.mp4", "a:b %d.mp4", "-x 'é\n.mp4", "\udcff.mp4"])
+    def test_odd_names(self, name: str, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.chdir(tmp_path)
+        video.rename(tmp_path / name)
+        write_label_map(tmp_path / "first.png", mask)
+        code, _ = run(checkpoint, Path(name), Path("first.png"), "--output", f"out{name}")
+        assert code == 0
+        assert len(list((tmp_path / f"out{name}" / "masks").iterdir())) == 5
+
+    @pytest.mark.parametrize("place", ["mask", "table", "overlay"])
+    def test_a_full_disc(
+        self, place: str, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any, monkeypatch: Any
+    ) -> None:
+        def full(*arguments: Any, **options: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        names = {"mask": ("write_label_map", "00000.png"), "table": ("write_atomically", "index.csv")}
+        if place == "overlay":
+            monkeypatch.setattr(VideoWriter, "write", full)
+        else:
+            monkeypatch.setattr(f"vos_lightning.predict.{names[place][0]}", full)
+        write_label_map(tmp_path / "first.png", mask)
+        code, output = run(checkpoint, video, tmp_path / "first.png")
+        assert code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert last.endswith(f"{names.get(place, ('', 'overlay.mp4'))[1]}: No space left on device")
+        assert '"finished": false' in (output / "written.jsonl").read_text()
+        assert not list(output.rglob("*.tmp"))
+
+    def test_a_folder_that_may_not_be_written(
+        self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any, monkeypatch: Any
+    ) -> None:
+        def refuse(self: Path, *arguments: Any, **options: Any) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+        write_label_map(tmp_path / "first.png", mask)
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        assert run(checkpoint, video, tmp_path / "first.png")[0] == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"error: {tmp_path / 'out'}: Permission denied"
 
     def test_missing_files(self, checkpoint: Path, video: Path, tmp_path: Path, capsys: Any) -> None:
         for arguments in ((checkpoint, tmp_path / "n.mp4", video), (tmp_path / "n.ckpt", video, tmp_path / "m.png")):
             write_label_map(tmp_path / "m.png", torch.ones(32, 48, dtype=torch.uint8))
             assert run(*arguments)[0] == 2
             assert "error: " in capsys.readouterr().err
-
-
-class TestMasks:
-    def test_frames_without_numbers_are_found_by_name_or_index(self, tmp_path: Path) -> None:
-        for stem in ("frame_b", "2"):
-            write_label_map(tmp_path / f"{stem}.png", torch.ones(2, 2, dtype=torch.uint8))
-        names = ("frame_a", "frame_b", "frame_c")
-        masks = MaskFiles(tmp_path, names)
-        assert [getattr(masks.take(i, name), "name", None) for i, name in enumerate(names)] == [None, "frame_b.png", "2.png"]
-        masks.finish()
-        with pytest.raises(ValueError, match=r"2\.png: no frame of the video"):
-            MaskFiles(tmp_path, names[:2])
-
-    def test_later_masks_may_be_empty(self, tmp_path: Path) -> None:
-        write_label_map(tmp_path / "m.png", torch.zeros(2, 3, dtype=torch.uint8))
-        assert not read_given(tmp_path / "m.png", (2, 3), first=False).any()
 
 
 class TestDriftIndex:

@@ -54,10 +54,10 @@ class TestWriter:
             for index, name in enumerate(video.frame_names):
                 written = read_label_map(root / "test" / video.name / f"{name}.png")
                 assert torch.equal(written, video.targets[0]), (video.name, index)
-            assert len(list(open_frames(root / "overlays" / f"{video.name}.mp4"))) == len(video.frames)
+            assert len(list(open_frames(root / "test_overlays" / f"{video.name}.mp4"))) == len(video.frames)
         with Image.open(root / "test" / "first" / "f00000.png") as image:
             assert image.mode == "P"
-        with Image.open(root / "overlays" / "contact_sheet.png") as image:
+        with Image.open(root / "test_overlays" / "contact_sheet.png") as image:
             assert image.size[1] > 2 * (160 + CAPTION_HEIGHT)
         assert module.frame_listeners == []
         assert not list(tmp_path.rglob("*.tmp"))
@@ -68,7 +68,7 @@ class TestWriter:
         callback = PredictionWriter(str(tmp_path / "out"), overlay_video=False, contact_sheet=False, all_frames=all_frames)
         make_trainer(tmp_path, callback).predict(DummyModule(), datamodule=Videos([video]))
         assert sorted(p.name for p in (tmp_path / "out" / "v").iterdir()) == expected
-        assert not (tmp_path / "overlays").exists()
+        assert not (tmp_path / "out_overlays").exists()
 
     def test_does_not_listen_in_validation(self, tmp_path: Path) -> None:
         make_trainer(tmp_path, PredictionWriter()).validate(DummyModule(), datamodule=Videos([make_video("v")]), verbose=False)
@@ -83,13 +83,41 @@ class TestWriter:
         assert sorted(p.name for p in (tmp_path / "predictions" / "predict" / "broken").iterdir()) == [
             f"f{i:05d}.png" for i in range(3)
         ]
-        assert sorted(p.name for p in (tmp_path / "predictions" / "overlays").iterdir()) == ["contact_sheet.png", "good.mp4"]
+        overlays = tmp_path / "predictions" / "predict_overlays"
+        assert sorted(p.name for p in overlays.iterdir()) == ["contact_sheet.png", "good.mp4", "written.jsonl"]
+        assert '"finished": false' in (tmp_path / "predictions" / "predict" / "written.jsonl").read_text()
 
     def test_a_second_run_replaces_the_first(self, tmp_path: Path) -> None:
-        for ids in ((1, 2), (3, 4)):
-            video = make_video("v", ids=ids)
-            make_trainer(tmp_path, PredictionWriter()).predict(DummyModule(), datamodule=Videos([video]))
-        assert torch.equal(read_label_map(tmp_path / "predictions" / "predict" / "v" / "f00001.png"), video.targets[0])
+        for ids, names in (((1, 2), "vw"), ((3, 4), "v")):
+            videos = [make_video(name, length=6 if len(names) == 2 else 3, ids=ids) for name in names]
+            make_trainer(tmp_path, PredictionWriter()).predict(DummyModule(), datamodule=Videos(videos))
+        root = tmp_path / "predictions"
+        assert torch.equal(read_label_map(root / "predict" / "v" / "f00001.png"), videos[0].targets[0])
+        assert sorted(str(path.relative_to(root)) for path in root.rglob("*.*")) == [
+            *(f"predict/v/f0000{index}.png" for index in range(3)),  # neither the longer video nor the second one is left
+            "predict/written.jsonl",
+            *(f"predict_overlays/{name}" for name in ("contact_sheet.png", "v.mp4", "written.jsonl")),
+        ]
+        assert '"finished": true' in (root / "predict" / "written.jsonl").read_text()
+
+    def test_masks_that_it_has_not_written_stay(self, tmp_path: Path) -> None:
+        """As when the ground truth is named as the output."""
+        drawn = tmp_path / "Annotations" / "v" / "f00001.png"
+        drawn.parent.mkdir(parents=True)
+        drawn.write_bytes(b"drawn")
+        for overwrite in (False, True):
+            callback = PredictionWriter(str(tmp_path / "Annotations"), overwrite=overwrite)
+            with pytest.raises(ValueError, match=r"Annotations: the folder holds what `test` has not written \(v\)"):
+                make_trainer(tmp_path, callback).test(DummyModule(), datamodule=Videos([make_video("v")]), verbose=False)
+        assert drawn.read_bytes() == b"drawn"
+        assert [path.name for path in tmp_path.rglob("*.*")] == ["f00001.png"]
+
+    def test_a_folder_of_ones_own_is_replaced_on_request_only(self, tmp_path: Path) -> None:
+        videos = Videos([make_video("v")])
+        make_trainer(tmp_path, PredictionWriter(str(tmp_path / "mine"))).predict(DummyModule(), datamodule=videos)
+        with pytest.raises(ValueError, match=r"mine: .* or pass --predictions.overwrite=true"):
+            make_trainer(tmp_path, PredictionWriter(str(tmp_path / "mine"))).predict(DummyModule(), datamodule=videos)
+        make_trainer(tmp_path, PredictionWriter(str(tmp_path / "mine"), overwrite=True)).predict(DummyModule(), datamodule=videos)
 
 
 class TestDrawing:

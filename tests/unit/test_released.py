@@ -15,10 +15,9 @@ from tests.oracles import emvos as emvos_oracle
 from tests.oracles import pmvos as pmvos_oracle
 from tests.tolerances import assert_close
 from vos_lightning.cli import main
-from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
+from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD, MAX_LOGIT
 from vos_lightning.modules.loading import load_engine
-from vos_lightning.propagation.policies import AnnotatedOnly
-from vos_lightning.propagation.step import Propagation, unroll
+from vos_lightning.propagation.step import StepOutput, unroll
 from vos_lightning.structures import FeaturePyramid, Given
 
 SIZE = (32, 48)
@@ -201,9 +200,7 @@ def test_pmvos_computes_what_the_released_weights_compute(tmp_path: Path, capsys
             pmvos_reference(pmvos_file()), frames, {0: {0: masks[0, 0]}, 1: {1: masks[0, 1]}}, "released"
         )
         outputs = unroll(engine.network, engine.propagation, frames[None], {0: given(masks, 0), 1: given(masks, 1)})
-    for t, n in ((2, 0), (2, 1), (3, 0), (3, 1)):
-        assert expected[t, n].std() > 1e-3
-        assert_close(outputs[t].probabilities[0, n + 1], expected[t, n])
+    assert_same_logits(outputs, expected)
 
 
 def test_emvos_computes_what_the_released_weights_compute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,18 +208,16 @@ def test_emvos_computes_what_the_released_weights_compute(tmp_path: Path, capsys
     assert "574 tensors of emvos; dropped vos.encoder.mean, vos.encoder.std" in capsys.readouterr().out
     frames, masks = clip()
     with torch.no_grad():
-        expected = emvos_oracle.propagate(emvos_reference(emvos_file()), frames, {0: {0: masks[0, 0]}})
-        # The oracle feeds the plain softmax back, as the code does in training.
-        plain = Propagation(AnnotatedOnly(), "none", "join")
-        outputs = unroll(engine.network, plain, frames[None], {0: _first(masks)})
-    for t in (1, 2, 3):
-        background, foreground = expected[t, 0]
+        expected = emvos_oracle.propagate(emvos_reference(emvos_file()), frames, {0: {0: masks[0, 0]}, 1: {1: masks[0, 1]}})
+        outputs = unroll(engine.network, engine.propagation, frames[None], {0: given(masks, 0), 1: given(masks, 1)})
+    assert_same_logits(outputs, expected)
+
+
+def assert_same_logits(outputs: list[StepOutput], expected: dict[tuple[int, int], Tensor]) -> None:
+    for t, n in ((2, 0), (2, 1), (3, 0), (3, 1)):
+        background, foreground = expected[t, n]
         assert (foreground - background).std() > 1e-3
-        assert_close(outputs[t].logits[0, 1], foreground - background)
-
-
-def _first(masks: Tensor) -> Given:
-    return Given(masks[:, :1], torch.tensor([[True]]))
+        assert_close(outputs[t].logits[0, n + 1], (foreground - background).clamp(-MAX_LOGIT, MAX_LOGIT))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +240,17 @@ def test_a_foreign_file_is_one_line(change: dict, message: str, tmp_path: Path, 
     assert "f.tar: this is no released checkpoint" in error
     assert message in error
     assert not (tmp_path / "o.ckpt").exists()
+
+
+def test_no_file_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    released, trained = tmp_path / "released.tar", tmp_path / "trained.ckpt"
+    torch.save(pmvos_file(), released)
+    trained.write_bytes(b"days of training")
+    before = released.read_bytes()
+    for output, message in ((released, "is the input"), (trained, "exists already; pass --overwrite"), (tmp_path, "is a folder")):
+        assert main(["import-checkpoint", str(released), "--paper", "pmvos", "--output", str(output)]) == 2
+        assert message in capsys.readouterr().err
+    assert (released.read_bytes(), trained.read_bytes()) == (before, b"days of training")
 
 
 def test_files_that_are_no_state_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

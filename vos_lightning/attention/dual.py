@@ -66,7 +66,7 @@ class DualAttention(nn.Module):
     Args:
         channels: number of maps ``M``.
 
-    Reference: PMVOS (Cho et al., arXiv 2009.08855) section 3.4.
+    Reference: PMVOS (Cho et al., arXiv 2009.08855) section 3.3.
     """
 
     def __init__(self, channels: int) -> None:

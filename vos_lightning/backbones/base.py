@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ class Backbone(nn.Module, ABC):
         norm: how the backbone normalises, see :data:`vos_lightning.backbones.normalization.Norm`.
     """
 
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"weights", "norm", "train_from"})
+    """Arguments of the constructor that change no prediction of a backbone with given parameters. (Instance and batch normalisation
+    differ in their parameters' names, so that none is taken for the other.)"""
     channels: tuple[int, int, int]
     norm: Norm
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models import DenseNet, DenseNet121_Weights, densenet121
+from torchvision.models import DenseNet, DenseNet121_Weights
 
 from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import Norm, replace_batch_norm
+from vos_lightning.io.pretrained import read_pretrained
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
 from vos_lightning.structures import FeaturePyramid
 
 Weights = Literal["IMAGENET1K_V1", "DEFAULT"]
 """Members of ``torchvision.models.DenseNet121_Weights``."""
 _DENSENET121 = (32, (6, 12, 24), 64)
+_OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)(?=\.)")
 
 
 class DenseNetPyramid(Backbone):
@@ -30,8 +33,8 @@ class DenseNetPyramid(Backbone):
         growth_rate: channels that every dense layer adds.
         block_config: number of layers of the three dense blocks.
         num_init_features: channels of the stem.
-        weights: name of a member of ``torchvision.models.DenseNet121_Weights`` (``"IMAGENET1K_V1"``), downloaded and cached by
-            torchvision; None for torchvision's random initialisation.
+        weights: name of a member of ``torchvision.models.DenseNet121_Weights`` (``"IMAGENET1K_V1"``), see
+            :func:`read_pretrained`; None for torchvision's random initialisation.
         norm: ``frozen`` keeps statistics and affine parameters of all batch normalisation as they are, in training too;
             ``frozen_statistics`` the statistics only;
             ``batch`` is ordinary batch normalisation; ``instance`` puts instance normalisation in its place, for training from
@@ -61,15 +64,11 @@ class DenseNetPyramid(Backbone):
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
         self.norm: Norm = norm
         size = (growth_rate, tuple(block_config), num_init_features)
-        if weights is None:
-            source = DenseNet(growth_rate, (*block_config, 0), num_init_features, num_classes=1)
-        elif size != _DENSENET121:
+        if weights is not None and size != _DENSENET121:
             raise ValueError(f"weights {weights!r} are DenseNet-121's; set weights to None for another size")
-        elif weights not in DenseNet121_Weights.__members__:
+        if weights is not None and weights not in DenseNet121_Weights.__members__:
             raise ValueError(f"weights must be one of {tuple(DenseNet121_Weights.__members__)} or None, not {weights!r}")
-        else:
-            source = densenet121(weights=DenseNet121_Weights[weights])
-        layers = source.features
+        layers = DenseNet(growth_rate, (*block_config, 0), num_init_features, num_classes=1).features
         self.conv0, self.norm0, self.relu0, self.pool0 = layers.conv0, layers.norm0, layers.relu0, layers.pool0
         self.denseblock1, self.transition1 = layers.denseblock1, layers.transition1
         self.denseblock2, self.transition2 = layers.denseblock2, layers.transition2
@@ -79,6 +78,8 @@ class DenseNetPyramid(Backbone):
         s16 = s8 // 2 + block_config[2] * growth_rate
         self.channels = (s4, s8, s16)
         """Channels of the pyramid, fine to coarse."""
+        if weights is not None:
+            self._load(DenseNet121_Weights[weights])
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         if norm == "instance":
@@ -108,6 +109,15 @@ class DenseNetPyramid(Backbone):
         s8 = self.denseblock2(self.transition1(s4))
         s16 = self.denseblock3(self.transition2(s8))
         return FeaturePyramid(s4=s4, s8=s8, s16=s16)
+
+    def _load(self, weights: DenseNet121_Weights) -> None:
+        source = read_pretrained(weights)
+        if source is None:
+            return
+        # The published file is from a time when names of modules could have dots: `norm.1` is `norm1` now.
+        renamed = {_OLD_NAME.sub(r"\1\2", key.removeprefix("features.")): value for key, value in source.items()}
+        own = self.state_dict()
+        self.load_state_dict({key: value for key, value in renamed.items() if key in own})
 
     def _batch_norms(self) -> list[nn.BatchNorm2d]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]

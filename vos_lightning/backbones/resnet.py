@@ -7,11 +7,13 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import Norm, replace_batch_norm
+from vos_lightning.io.pretrained import read_pretrained
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
 from vos_lightning.structures import FeaturePyramid
 
@@ -28,7 +30,7 @@ _PUBLISHED: dict[tuple[str, tuple[int, ...]], str] = {
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
     ("bottleneck", (3, 4, 23, 3)): "resnet101",
 }
-_DETECTORS = {"MASK_RCNN_COCO_V1": ("maskrcnn_resnet50_fpn", "COCO_V1")}
+_DETECTORS: dict[str, WeightsEnum] = {"MASK_RCNN_COCO_V1": MaskRCNN_ResNet50_FPN_Weights.COCO_V1}
 _DETECTOR_TRUNK = "backbone.body."
 
 
@@ -45,9 +47,8 @@ class ResNetPyramid(Backbone):
         blocks: number of blocks of the four stages; the last is unused with ``last="layer3"``.
         width: channels of the stem; 64 but for tests.
         last: the stage whose output is ``s16``.
-        weights: name of the torchvision weights (``"IMAGENET1K_V1"``), downloaded and cached by torchvision; None for
-            torchvision's random initialisation. ``MASK_RCNN_COCO_V1`` is the trunk of a detector, for ``norm="frozen"`` and
-            ``"frozen_statistics"``.
+        weights: name of the torchvision weights (``"IMAGENET1K_V1"``), see :func:`read_pretrained`; None for torchvision's random
+            initialisation. ``MASK_RCNN_COCO_V1`` is the trunk of a detector, for ``norm="frozen"`` and ``"frozen_statistics"``.
         train_from: the first stage that is trained; those before it keep parameters and statistics. None trains nothing.
         norm: of the trained stages. ``batch`` is ordinary batch normalisation, ``frozen`` keeps statistics and affine parameters,
             ``frozen_statistics`` the statistics only; ``instance`` puts instance normalisation in the place of all batch
@@ -179,22 +180,18 @@ class ResNetPyramid(Backbone):
         members = get_model_weights(name).__members__
         if weights not in members:
             raise ValueError(f"weights of {name} must be one of {tuple(members)} or None, not {weights!r}")
-        source = get_model(name, weights=weights).state_dict()
-        own = self.state_dict()
-        self.load_state_dict({key: value for key, value in source.items() if key in own})
+        source = read_pretrained(members[weights])
+        if source is not None:
+            own = self.state_dict()
+            self.load_state_dict({key: value for key, value in source.items() if key in own})
 
     def _load_detector(self, weights: str) -> None:
-        name, member = _DETECTORS[weights]
-        detector = get_model(name, weights=member).state_dict()
-        trunk = {key.removeprefix(_DETECTOR_TRUNK): value for key, value in detector.items() if key.startswith(_DETECTOR_TRUNK)}
-        # Its batch normalisation is frozen (it counts no batches) and divides by the deviation without an epsilon. Ours has one:
-        # the scales make up for it, so that the features are the same whatever loads the checkpoint later.
-        for key, module in self.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
-                variance = trunk[f"{key}.running_var"]
-                trunk[f"{key}.weight"] = trunk[f"{key}.weight"] * ((variance + module.eps) / variance).sqrt()
+        source = read_pretrained(_DETECTORS[weights])
+        if source is None:
+            return
         own = self.state_dict()
-        loaded = {key: trunk[key] for key in own if not key.endswith("num_batches_tracked")}
+        # Its batch normalisation is frozen and counts no batches.
+        loaded = {key: source[_DETECTOR_TRUNK + key] for key in own if not key.endswith("num_batches_tracked")}
         self.load_state_dict({**own, **loaded})
 
 

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vos_lightning.io.label_maps import overlay, write_atomically
+from vos_lightning.io.files import write_atomically
+from vos_lightning.io.label_maps import overlay
 from vos_lightning.panels import Panel
 
 CAPTION_HEIGHT = 18

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from vos_lightning.callbacks.drawing import contact_sheet, write_png
+from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.panels import Panel, as_image, frame_view
 from vos_lightning.structures import FramePrediction, VideoSample
@@ -105,9 +107,18 @@ def panels_of(module: VOSModule, frame: UInt8[Tensor, "3 H W"], prediction: Fram
     return module.panels(frame_view(frame, prediction, network.padding, network.stride))
 
 
-def write_panels(folder: Path, panels: Sequence[Panel]) -> None:
-    """Write every panel at its full size, ``<row>_<title>.png``, and ``sheet.png`` with all of them."""
+def write_panels(output: OutputFolder, folder: str, panels: Sequence[Panel]) -> Path:
+    """Write every panel at its full size, ``<row>_<title>.png``, and ``sheet.png`` with all of them.
+
+    Args:
+        output: where to write.
+        folder: in it.
+        panels: see :mod:`vos_lightning.panels`.
+
+    Returns:
+        The sheet.
+    """
     for panel in panels:
         name = re.sub(r"[^\w.+-]+", "_", f"{panel.row} {panel.title}".strip())
-        write_png(folder / f"{name}.png", as_image(panel.image))
-    write_png(folder / "sheet.png", contact_sheet(panels))
+        output.put(f"{folder}/{name}.png", functools.partial(write_png, picture=as_image(panel.image)))
+    return output.put(f"{folder}/sheet.png", functools.partial(write_png, picture=contact_sheet(panels)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from jaxtyping import UInt8
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vos_lightning.callbacks.drawing import sheet, spread, thumbnail, write_png
 from vos_lightning.io.label_maps import overlay, write_label_map
+from vos_lightning.io.outputs import OutputFolder, naming
 from vos_lightning.io.videos import VideoWriter
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
@@ -25,14 +27,16 @@ class PredictionWriter(Callback):
     ::
 
         <output_dir>/<video>/<frame>.png          indexed PNGs in original ids and size: what evaluation and servers read
-        <output_dir>/../overlays/<video>.mp4      every frame with the objects coloured
-        <output_dir>/../overlays/contact_sheet.png   a row of frames for each video; white outlines are annotations
+        <output_dir>_overlays/<video>.mp4         every frame with the objects coloured
+        <output_dir>_overlays/contact_sheet.png   a row of frames for each video; white outlines are annotations
 
-    Every file is written under a temporary name first; a second run replaces the files of the first. On several processes each
-    one writes the videos it is given, and its own contact sheet (``contact_sheet_rank1.png``).
+    Both folders hold the files of one run and nothing else, see :class:`vos_lightning.io.outputs.OutputFolder`: those of the run
+    before are removed first. On several processes each one writes the videos it is given, and its own contact sheet
+    (``contact_sheet_rank1.png``).
 
     Args:
         output_dir: folder of the PNGs; ``<trainer.default_root_dir>/predictions/<test or predict>`` if None.
+        overwrite: replace what an earlier run has written into ``output_dir``; the folder of a run is always replaced.
         overlay_video: write the overlays.
         contact_sheet: write the contact sheet.
         all_frames: write a PNG for every frame instead of the required ones.
@@ -41,12 +45,14 @@ class PredictionWriter(Callback):
     def __init__(
         self,
         output_dir: str | None = None,
+        overwrite: bool = False,
         overlay_video: bool = True,
         contact_sheet: bool = True,
         all_frames: bool = False,
     ) -> None:
         super().__init__()
         self.output_dir = output_dir
+        self.overwrite = overwrite
         self.overlay_video = overlay_video
         self.contact_sheet = contact_sheet
         self.all_frames = all_frames
@@ -54,8 +60,22 @@ class PredictionWriter(Callback):
     def _start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         assert isinstance(module, VOSModule)
         root = Path(trainer.default_root_dir)
-        self._labels_dir = Path(self.output_dir) if self.output_dir else root / "predictions" / stage
-        self._overlays_dir = self._labels_dir.parent / "overlays"
+        labels = Path(self.output_dir) if self.output_dir else root / "predictions" / stage
+        self._labels, self._overlays = (
+            OutputFolder(
+                folder,
+                stage,
+                overwrite=self.overwrite or self.output_dir is None,
+                how="--predictions.overwrite=true",
+                part=trainer.global_rank,
+            )
+            for folder in (labels, labels.with_name(f"{labels.name}_overlays"))
+        )
+        if trainer.is_global_zero:
+            self._labels.start()
+            if self.overlay_video or self.contact_sheet:
+                self._overlays.start()
+        trainer.strategy.barrier()  # no process writes before the files of the run before are removed
         self._sheet_name = f"contact_sheet_rank{trainer.global_rank}.png" if trainer.world_size > 1 else "contact_sheet.png"
         self._writer: VideoWriter | None = None
         self._rows: dict[str, list[UInt8[Tensor, "3 h w"]]] = {}
@@ -66,7 +86,7 @@ class PredictionWriter(Callback):
         index, label_map = prediction.frame_index, prediction.label_map
         name = video.frame_names[index]
         if self.all_frames or index in video.required_frames:
-            write_label_map(self._labels_dir / video.name / f"{name}.png", label_map)
+            self._labels.put(f"{video.name}/{name}.png", functools.partial(write_label_map, label_map=label_map))
         on_sheet = self.contact_sheet and self._on_sheet(video, index)
         if not (on_sheet or self.overlay_video):
             return
@@ -77,12 +97,14 @@ class PredictionWriter(Callback):
         if self.overlay_video:
             if index == 0:
                 self._abandon()
-                self._writer = VideoWriter(self._overlays_dir / f"{video.name}.mp4")
+                self._writer = VideoWriter(self._overlays.place(f"{video.name}.mp4"))
             assert self._writer is not None
-            self._writer.write(overlay(frame, label_map))
-            if index == len(video.frames) - 1:
-                self._writer.close()
-                self._writer = None
+            with naming(self._writer.path):
+                self._writer.write(overlay(frame, label_map))
+                if index == len(video.frames) - 1:
+                    self._writer.close()
+                    self._writer = None
+                    self._overlays.keep(f"{video.name}.mp4")
 
     def _on_sheet(self, video: VideoSample, index: int) -> bool:
         if index == 0:
@@ -95,15 +117,20 @@ class PredictionWriter(Callback):
             self._writer.discard()
             self._writer = None
 
-    def _finish(self, module: LightningModule) -> None:
+    def _finish(self, module: LightningModule, complete: bool = True) -> None:
         assert isinstance(module, VOSModule)
         if self._take not in module.frame_listeners:
             return
         module.frame_listeners.remove(self._take)
         self._abandon()
         if self._rows:
-            write_png(self._overlays_dir / self._sheet_name, sheet(list(self._rows.values())))
+            picture = sheet(list(self._rows.values()))
+            self._overlays.put(self._sheet_name, functools.partial(write_png, picture=picture))
         self._rows = {}
+        if complete:
+            self._labels.finish()
+            if self.overlay_video or self.contact_sheet:
+                self._overlays.finish()
 
     # Lightning hooks --------------------------------------------------------------------------------------------------
 
@@ -125,4 +152,4 @@ class PredictionWriter(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Drop the unfinished video; what is complete stays."""
-        self._finish(pl_module)
+        self._finish(pl_module, complete=False)

@@ -92,7 +92,7 @@ class ReferenceRefineDecoder(nn.Module):
         groups: of the group normalisation.
         kernel: of the last convolution: 1 (DMN-AOA) or 3 (STM).
 
-    Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.1; STM (Oh et al., ICCV 2019), section 3.4.
+    Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.1; STM (Oh et al., ICCV 2019), section 3.3.
     """
 
     def __init__(self, channels: int = 256, width: int = 256, groups: int = 32, kernel: Literal[1, 3] = 1) -> None:

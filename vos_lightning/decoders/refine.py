@@ -75,7 +75,7 @@ class RefineDecoder(nn.Module):
     Raises:
         ValueError: ``entry`` or ``num_classes`` is unknown.
 
-    Reference: STM (Oh et al., ICCV 2019) section 3.4; STCN (Cheng et al., NeurIPS 2021), released code.
+    Reference: STM (Oh et al., ICCV 2019) section 3.3; STCN (Cheng et al., NeurIPS 2021), released code.
     """
 
     def __init__(

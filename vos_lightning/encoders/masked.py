@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -40,8 +40,10 @@ class MaskedEncoder(nn.Module):
     Raises:
         ValueError: an argument is unknown.
 
-    Reference: STM (Oh et al., ICCV 2019) section 3.1; STCN (Cheng et al., NeurIPS 2021) section 3.2; released code.
+    Reference: STM (Oh et al., ICCV 2019) section 3.1; STCN (Cheng et al., NeurIPS 2021) section 3.1; released code.
     """
+
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"mask_init"})
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ class ValueEncoder(nn.Module):
         attention: have the CBAM; without it, :math:`v = R_2(x)` (STCN's variant without CBAM).
         reduction: of the channel gate.
 
-    Reference: STCN (Cheng et al., NeurIPS 2021) section 3.2 and its released code.
+    Reference: STCN (Cheng et al., NeurIPS 2021) section 3.1 and its released code.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Reading and writing images and label-map PNGs, and colouring label maps for the eye.
+"""Reading and writing label-map PNGs, and colouring label maps for the eye.
 
 A label map on disk is an 8-bit PNG whose pixel *index* is the object id; the palette is only for viewers. OpenCV expands palettes
 to colours, so label maps are read with Pillow.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import uuid
-import zlib
-from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-"""What Pillow raises on broken files: ``SyntaxError`` for a bad PNG chunk, ``OSError`` for a truncated file, and so on."""
+from vos_lightning.io.files import write_atomically
+from vos_lightning.io.images import load
+from vos_lightning.io.plain_png import read_plain_png
 
 
 def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
@@ -49,54 +45,12 @@ _SORTED_CODES, _SORTED_INDICES = _CODES[_ORDER], _INDICES[_ORDER]
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 H W"]:
-    """Decode an image file to RGB.
-
-    Args:
-        path: any format that Pillow reads; grey and palette images are expanded to RGB, alpha is dropped.
-
-    Returns:
-        ``(3, H, W)`` uint8, contiguous. The orientation tag of a camera is not applied, as masks carry none.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no image, or it is truncated or damaged.
-    """
-    return torch.from_numpy(read_pixels(path)).permute(2, 0, 1).contiguous()
-
-
-def read_pixels(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """:func:`read_image` with the channels last, as image libraries want them."""
-    pixels = _decode_jpeg(path)
-    return pixels if pixels is not None else np.array(_load(path).convert("RGB"))
-
-
-def _decode_jpeg(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"] | None:
-    """Pixels of a sound JPEG, or None for anything else, which Pillow reads or complains about.
-
-    OpenCV gives what Pillow gives in a third of the time (both wrap libjpeg-turbo), but is silent about truncated files.
-    """
-    if Path(path).suffix.lower() not in (".jpg", ".jpeg") or not Path(path).is_file():
-        return None
-    content = Path(path).read_bytes()
-    if not content.startswith(b"\xff\xd8") or not content.rstrip(b"\0").endswith(b"\xff\xd9"):
-        return None
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.format != "JPEG" or image.mode not in ("RGB", "L"):
-                return None
-    except _DECODE_ERRORS:
-        return None
-    decoded = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, decoded)
-
-
 def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:
     """Read object ids from an image file.
 
     Palette images give their indices, grey images their values (0/255 stays 0/255), 1-bit images 0 and 1. Colour images must
     consist of palette colours exactly (see :data:`PALETTE`; 191 counts as 192, as the first DAVIS tools wrote it), fully
-    transparent pixels are background and white is 255.
+    transparent pixels are background and white is 255. Otherwise the rules of :mod:`vos_lightning.io.images` hold.
 
     Args:
         path: usually a PNG.
@@ -109,25 +63,20 @@ def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:
         ValueError: the file is damaged, has an unsupported mode, or has colours that are no palette colours, as smoothed or
             JPEG-compressed masks do.
     """
-    image = _load(path)
-    mode, array = image.mode, np.array(image)
-    if mode in ("P", "L", "1"):
+    plain = read_plain_png(path)
+    if plain is not None:
+        return torch.from_numpy(plain)
+    image, turn, bits = load(path)
+    if image.format in ("JPEG", "MPO"):
+        raise ValueError(f"{path}: a label map must not be a JPEG, which changes the ids; save it as an indexed PNG")
+    mode, array = image.mode, turn.apply(np.array(image))
+    if bits == 8 and mode in ("P", "L", "1"):
         return torch.from_numpy(array.astype(np.uint8, copy=False))
-    if mode in ("RGB", "RGBA"):
+    if bits == 8 and mode in ("RGB", "RGBA"):
         return torch.from_numpy(_indices_from_colours(path, array))
-    raise ValueError(f"{path}: a label map must be an 8-bit palette or grey image, this one has mode {mode!r}; convert it")
-
-
-def _load(path: str | os.PathLike[str]) -> Image.Image:
-    """A fully decoded image, or one clear line that names the file."""
-    try:
-        with Image.open(path) as image:
-            image.load()  # decoding is lazy otherwise, and a truncated file would pass
-            return image
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except _DECODE_ERRORS as error:
-        raise ValueError(f"{path}: the image is damaged or truncated ({error}); copy or download it again") from error
+    raise ValueError(
+        f"{path}: a label map must be an 8-bit palette or grey image, this one has {bits} bits and mode {mode!r}; convert it"
+    )
 
 
 def _indices_from_colours(path: str | os.PathLike[str], colours: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W"]:
@@ -160,24 +109,16 @@ def write_label_map(path: str | os.PathLike[str], label_map: UInt8[Tensor, "H W"
         path: ends in ``.png``.
         label_map: ``(H, W)`` ids, on any device.
     """
+    write_atomically(path, encode_label_map(label_map))
+
+
+def encode_label_map(label_map: UInt8[Tensor, "H W"]) -> bytes:
+    """What :func:`write_label_map` writes."""
     image = Image.fromarray(label_map.cpu().numpy())
     image.putpalette(PALETTE.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name in the same folder and rename it; parent folders are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: it makes files that only their owner can read.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return buffer.getvalue()
 
 
 # Colouring ------------------------------------------------------------------------------------------------------------

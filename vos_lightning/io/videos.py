@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
+import struct
 import uuid
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -19,9 +19,9 @@ from av.error import FFmpegError
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vos_lightning.io.label_maps import read_image
+from vos_lightning.io.files import list_files
+from vos_lightning.io.images import IMAGE_SUFFIXES, Turn, read_image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 FOLDER_FPS = Fraction(24)
 """Frame rate of a folder of images, which has none of its own (DAVIS and YouTube-VOS are shown at 24)."""
 
@@ -63,6 +63,16 @@ class FrameSource(ABC):
         if first is None:
             raise ValueError(f"{self.path}: not a single frame could be decoded")
 
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, those of the first frame.
+
+        Raises:
+            ValueError: there is no frame, or it cannot be decoded.
+        """
+        for _, frame in self:
+            return int(frame.shape[1]), int(frame.shape[2])
+        raise ValueError(f"{self.path}: there is no frame")
+
     @abstractmethod
     def _frames(self) -> Iterator[tuple[str, Tensor]]: ...
 
@@ -72,7 +82,9 @@ class FrameSource(ABC):
 
 
 def open_frames(path: str | os.PathLike[str]) -> FrameSource:
-    """Open a video file, or a folder of JPEG or PNG images in numerical order of their names.
+    """Open a video file, or a folder of JPEG or PNG images in the natural order of their names.
+
+    Frames are upright, as players and viewers show them: telephones store turned or mirrored frames and a note.
 
     Args:
         path: any file that FFmpeg decodes, or a folder; hidden files in it are ignored.
@@ -82,7 +94,8 @@ def open_frames(path: str | os.PathLike[str]) -> FrameSource:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the folder has no images, or two with one stem; the file is no video or has no video stream.
+        ValueError: the folder has no images, or two for one frame; the file is no video, has no video stream, or says that it
+            was longer (MP4, MOV, Matroska and WebM; with other kinds this shows at the end).
     """
     path = Path(path)
     if path.is_dir():
@@ -95,7 +108,9 @@ def open_frames(path: str | os.PathLike[str]) -> FrameSource:
 class _ImageFolder(FrameSource):
     def __init__(self, path: Path) -> None:
         self.path, self.fps = path, FOLDER_FPS
-        self._files = list_images(path)
+        self._files = list_files(path, IMAGE_SUFFIXES)
+        if not self._files:
+            raise ValueError(f"{path}: the folder holds no .jpg or .png images")
         self.names = tuple(self._files)
         self.length = len(self.names)
 
@@ -107,60 +122,73 @@ class _ImageFolder(FrameSource):
         return str(self._files[name])
 
 
-def list_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Stem -> path of the JPEG and PNG images of a folder, in numerical order of the stems (``2`` before ``10``).
+def count_frames(path: str | os.PathLike[str]) -> int:
+    """Number of frames of a video file.
+
+    Its packets are counted, which takes no decoding; the file is decoded only where that number is not what the container claims.
 
     Raises:
-        ValueError: there are none, or two with the same stem.
+        ValueError: the file is damaged.
     """
-    folder = Path(folder)
-    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".") and f.is_file()]
-    if not files:
-        raise ValueError(f"{folder}: the folder holds no .jpg or .png images")
-    named: dict[str, Path] = {}
-    for file in sorted(files, key=lambda f: _numerical(f.stem)):
-        if file.stem in named:
-            raise ValueError(f"{file}: {named[file.stem].name} has the same name; keep one of the two")
-        named[file.stem] = file
-    return named
-
-
-def _numerical(stem: str) -> tuple[list[int | str], str]:
-    # Text and numbers alternate, so that like is compared with like.
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", stem)], stem
+    try:
+        with av.open(Path(path).absolute()) as container:
+            stream = container.streams.video[0]
+            # Packets that an edit list cuts off are decoded and dropped; the last one is empty and flushes the decoder.
+            count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+            if count == stream.frames:
+                return count
+    except FFmpegError as error:
+        raise ValueError(f"{path}: this is no complete video file ({error.strerror})") from error
+    return sum(1 for _ in open_frames(path))
 
 
 class _VideoFile(FrameSource):
     def __init__(self, path: Path) -> None:
         self.path, self.names = path, None
         try:
-            with av.open(path) as container:
+            with av.open(path.absolute()) as container:  # a colon in a relative path would name a protocol
                 if not container.streams.video:
                     raise ValueError(f"{path}: the file has no video stream")
                 stream = container.streams.video[0]
                 self.fps = Fraction(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
                 self.length = stream.frames or None
+                self._kind = str(container.format.name)
         except FFmpegError as error:
             raise ValueError(f"{path}: this is no complete video file ({error.strerror})") from error
+        self._missing = max(0, _declared_size(path, self._kind) - path.stat().st_size)
+        # The size of an AVI file is wrong in some that are complete; whether frames are missing shows at its end.
+        if self._missing and self._kind != "avi":
+            raise ValueError(f"{path}: {self._missing} bytes at the end are missing; {_mend(path)}")
 
     def _frames(self) -> Iterator[tuple[str, Tensor]]:
-        count = 0
+        path, count = self.path, 0
         try:
-            with av.open(path := self.path) as container:
+            with av.open(path.absolute()) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                # The claimed number of frames is not asked: containers get it wrong.
-                for frame in container.decode(stream):
-                    yield self._name(count), _upright(frame)
+                for frame in _decode(container, stream):
+                    if frame is None or frame.is_corrupt:
+                        raise ValueError(f"{path}: frame {count} is damaged or cut off; {_mend(path)}")
+                    yield self._name(count), self._upright(frame)
                     count += 1
         except FFmpegError as error:
-            raise ValueError(
-                f"{path}: frame {count} cannot be decoded ({error.strerror}); the file is damaged or truncated"
-            ) from error
-        if self.length is not None and count < self.length:
-            warnings.warn(
-                f"{path}: the file claims {self.length} frames, {count} could be decoded; it may be truncated", stacklevel=3
-            )
+            raise ValueError(f"{path}: frame {count} cannot be decoded ({error.strerror}); {_mend(path)}") from error
+        # Where nothing is missing, the claimed number is not asked: editing lists leave out frames that are counted.
+        if self._missing and self.length is not None and count < self.length:
+            raise ValueError(f"{path}: the file ends after {count} of {self.length} frames; {_mend(path)}")
+
+    def _upright(self, frame: av.VideoFrame) -> UInt8[Tensor, "3 H W"]:
+        """RGB as players show it."""
+        array = frame.to_ndarray(format="rgb24")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is not None:
+            turn = turn_of_matrix(struct.unpack("=9i", bytes(matrix)))
+            if turn is None:
+                raise ValueError(
+                    f"{self.path}: the frames are to be shown at a slant, which is not supported; store them upright"
+                )
+            array = turn.apply(array)
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
     def _where(self, name: str) -> str:
         return f"{self.path}: frame {name}"
@@ -170,10 +198,103 @@ class _VideoFile(FrameSource):
         return f"{index:05d}"
 
 
-def _upright(frame: av.VideoFrame) -> UInt8[Tensor, "3 H W"]:
-    """RGB as players show it: telephones store rotated frames and a note."""
-    array = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
+    """All frames up to the first packet that is not whole; then None."""
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            yield from stream.codec_context.decode(None)  # those that wait for later ones
+            yield None
+            return
+        yield from packet.decode()
+
+
+def _mend(path: Path) -> str:
+    return (
+        "copy it again, or keep what can be read: "
+        f"ffmpeg -i {path.name} -c copy whole{path.suffix or '.mp4'} (without -c copy where frames are damaged)"
+    )
+
+
+def turn_of_matrix(matrix: Sequence[int]) -> Turn | None:
+    """How stored frames become upright by a display matrix, or None if it is neither a quarter turn nor mirrors.
+
+    Args:
+        matrix: ``a b u c d v x y w`` by rows: a stored point ``(x, y)`` is shown at ``(a x + c y, b x + d y)``, y downwards. Only
+            the directions count, not scale or place.
+    """
+    a, b, _, c, d = matrix[:5]
+    straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
+    # Writers round; a thousandth of a turn moves no pixel that matters.
+    if min(abs(a), abs(d)) > 1000 * crossed:
+        return Turn(False, a < 0, d < 0)
+    if min(abs(b), abs(c)) > 1000 * straight:
+        return Turn(True, c < 0, b < 0)
+    return None
+
+
+# How long a file says that it is --------------------------------------------------------------------------------------
+
+_MP4_BOXES = frozenset(
+    {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"styp", b"meta", b"mfra"}
+)
+_SEGMENT = 0x18538067
+
+
+def _declared_size(path: Path, kind: str) -> int:
+    """Bytes that a container says it has; 0 where it does not say, or is of another kind.
+
+    FFmpeg reads a Matroska file up to where it is cut off, and is silent.
+    """
+    with path.open("rb") as file:
+        if "mp4" in kind:
+            return _size_of_mp4(file, path.stat().st_size)
+        if "matroska" in kind:
+            return _size_of_matroska(file)
+        if kind == "avi":
+            start = file.read(8)
+            return 8 + int.from_bytes(start[4:], "little") if start[:4] == b"RIFF" else 0
+    return 0
+
+
+def _size_of_mp4(file: BinaryIO, size: int) -> int:
+    """End of the last box at the top; what some cameras append, which is no box, does not count."""
+    end = 0
+    while end + 8 <= size:
+        file.seek(end)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if head[4:8] not in _MP4_BOXES or length < 8:  # 0: to the end of the file
+            break
+        end += length
+    return end
+
+
+def _size_of_matroska(file: BinaryIO) -> int:
+    """End of the segment, 0 for one without a known length (a recording that was streamed)."""
+    while True:
+        element = _read_number(file, keep_length=True)
+        length = _read_number(file)
+        if element is None or length is None:
+            return 0
+        if element == _SEGMENT:
+            return file.tell() + length
+        file.seek(length, os.SEEK_CUR)
+
+
+def _read_number(file: BinaryIO, keep_length: bool = False) -> int | None:
+    """A number of EBML: leading zeros of the first byte count the bytes that follow; None if unknown (all ones) or at the end."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    following = 8 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(following), "big")
+    if keep_length:
+        return value
+    bits = 7 * (following + 1)
+    value &= (1 << bits) - 1
+    return None if value == (1 << bits) - 1 else value
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -212,7 +333,7 @@ class VideoWriter:
         if self._container is None:
             self._size = (height, width)
             # The index goes to the front (faststart), so that browsers start to play before the file is loaded.
-            self._container = av.open(self._temporary, "w", format="mp4", container_options={"movflags": "+faststart"})
+            self._container = av.open(self._temporary.absolute(), "w", format="mp4", container_options={"movflags": "+faststart"})
             self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
             self._stream.height, self._stream.width = height + height % 2, width + width % 2
             self._stream.pix_fmt = "yuv420p"

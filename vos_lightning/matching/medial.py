@@ -74,7 +74,7 @@ def medial_match(templates: Float[Tensor, "B N 2 CK"], query_key: Float[Tensor, 
     Returns:
         Scores ``(B, N, 2, Q)`` of (background, foreground).
 
-    Reference: PMVOS (Cho et al., arXiv 2009.08855) section 3.3.
+    Reference: PMVOS (Cho et al., arXiv 2009.08855) section 3.2.
     """
     with torch.autocast(query_key.device.type, enabled=False):
         scores = templates.float().flatten(1, 2) @ query_key.float()

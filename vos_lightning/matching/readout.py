@@ -55,7 +55,7 @@ def read_memory(
     Raises:
         ValueError: ``similarity`` is unknown or ``top_k`` is below 1.
 
-    Reference: STM (Oh et al., ICCV 2019) equation 1; STCN (Cheng et al., NeurIPS 2021) equations 2 to 4; top-k: MiVOS (Cheng et
+    Reference: STM (Oh et al., ICCV 2019) equation 1; STCN (Cheng et al., NeurIPS 2021); top-k: MiVOS (Cheng et
     al., CVPR 2021).
     """
     if top_k is not None and top_k < 1:

@@ -1,8 +1,16 @@
 """Metrics on label maps: exact region similarity J and boundary accuracy F, and the protocols that average them."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from vos_lightning.metrics.functional import boundary_accuracy, decay, mean, recall, region_and_boundary, region_similarity
-from vos_lightning.metrics.protocols import VideoMetric, describe, evaluate_video, summarize, summary_keys
+from vos_lightning.metrics.protocols import describe, evaluate_video, summarize, summary_keys
 from vos_lightning.metrics.scores import ObjectScores, Protocol
+
+if TYPE_CHECKING:
+    from vos_lightning.metrics.video_metric import VideoMetric
 
 __all__ = [
     "region_similarity",
@@ -19,3 +27,10 @@ __all__ = [
     "describe",
     "VideoMetric",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: scoring files needs neither PyTorch nor torchmetrics, which take longer to import than a data set to score.
+    if name == "VideoMetric":
+        return importlib.import_module("vos_lightning.metrics.video_metric").VideoMetric
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
+import numpy as np
 from jaxtyping import UInt8
-from torch import Tensor
 
+from vos_lightning.labels import IGNORE_LABEL
 from vos_lightning.metrics import functional
-from vos_lightning.metrics.scores import ObjectScores, Protocol, object_scores
-from vos_lightning.structures import IGNORE_LABEL
+from vos_lightning.metrics.scores import Frames, NothingToScoreError, ObjectScores, Protocol, object_scores
 
 
-def scored_maps(
-    preds: UInt8[Tensor, "T H W"], target: UInt8[Tensor, "T H W"], protocol: Protocol
-) -> tuple[UInt8[Tensor, "T H W"], UInt8[Tensor, "T H W"], tuple[int, ...]]:
-    """What the protocol makes of label maps before it scores them.
+def scored_map(label_map: UInt8[Any, "*frames H W"], protocol: Protocol) -> UInt8[np.ndarray, "*frames H W"]:
+    """What the protocol makes of a label map before it scores it.
 
     Args:
-        preds: predicted label maps of all frames.
-        target: true label maps of all frames.
-        protocol: ``davis16`` or ``davis17``.
+        label_map: predicted or true, one or several.
+        protocol: ``davis16``, which merges all objects into one, or ``davis17``, which leaves them as they are: 255 is none of
+            the ids that it scores.
+    """
+    array = functional.as_array(label_map)
+    return (array != 0).view(np.uint8) if protocol == "davis16" else array
 
-    Returns:
-        Predictions, truth and the ids that are scored (for ``davis17`` there may be none).
+
+def scored_ids(target: Frames, protocol: Protocol) -> tuple[int, ...]:
+    """Ids that the protocol scores; for ``davis17`` there may be none.
+
+    Args:
+        target: true label maps; ``davis17`` looks at the first, ``davis16`` at none.
+        protocol: ``davis16`` or ``davis17``.
     """
     if protocol == "davis16":
-        return (preds > 0).to(torch.uint8), (target > 0).to(torch.uint8), (1,)
-    target = target.masked_fill(target == IGNORE_LABEL, 0)
-    return preds, target, tuple(range(1, int(target[0].max()) + 1))
+        return (1,)
+    ids = functional.as_array(target[0])
+    return tuple(range(1, int(ids.max(where=ids != IGNORE_LABEL, initial=0)) + 1))
 
 
-def evaluate_video(
-    preds: UInt8[Tensor, "T H W"], target: UInt8[Tensor, "T H W"], protocol: Protocol, video: str = ""
-) -> list[ObjectScores]:
+def evaluate_video(preds: Frames, target: Frames, protocol: Protocol, video: str = "") -> list[ObjectScores]:
     """Score a video by a DAVIS protocol.
 
     Args:
@@ -51,8 +56,11 @@ def evaluate_video(
     """
     if len(target) < 3:
         raise ValueError(f"{video}: {len(target)} frames; the first and the last are skipped, so at least 3 are needed")
-    preds, target, object_ids = scored_maps(preds, target, protocol)
+    object_ids = scored_ids(target, protocol)
     if not object_ids:
-        raise ValueError(f"{video}: no object id in the first true frame; masks of 0 and 255 are scored with davis16")
-    region, boundary = functional.region_and_boundary(preds[1:-1], target[1:-1], object_ids)
-    return [object_scores(video, i, *values) for i, *values in zip(object_ids, region, boundary, strict=True)]
+        raise NothingToScoreError(f"{video}: no object id in the first true frame")
+    frames = []
+    for t in range(1, len(target) - 1):
+        true = scored_map(target[t], protocol)
+        frames.append(functional.score_frame(scored_map(preds[t], protocol), true, object_ids))
+    return [object_scores(video, i, scores) for i, scores in zip(object_ids, zip(*frames, strict=True), strict=True)]

@@ -2,42 +2,85 @@
 
 Everything is evaluated on crops around the object, never on a one-hot volume. The crops change nothing: outside the box of both
 masks no pixel belongs to a mask, so no boundary lies there, and the box is only cut where the image ends.
+
+It is NumPy throughout, so that scoring files does not wait for PyTorch; label maps may be tensors as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float64, UInt8, UInt64
-from torch import Tensor
 
 Words = UInt64[np.ndarray, "2 words"]
 
 # Per frame and object -------------------------------------------------------------------------------------------------
 
 
+class FrameScore(NamedTuple):
+    """An object in a frame."""
+
+    J: float
+    F: float
+    predicted: bool
+    """Whether the prediction shows it."""
+    true: bool
+    """Whether the truth shows it."""
+
+
+NOWHERE = FrameScore(1.0, 1.0, False, False)
+"""An object that neither of the two shows."""
+
+
+def score_frame(
+    pred: UInt8[np.ndarray, "H1 W1"], true: UInt8[np.ndarray, "H W"], object_ids: Sequence[int], bound_th: float = 0.008
+) -> list[FrameScore]:
+    """J and F of every object in one frame.
+
+    Args:
+        pred: predicted label map.
+        true: true label map of the same size.
+        object_ids: the ``N`` ids to score.
+        bound_th: see :func:`boundary_accuracy`.
+
+    Returns:
+        ``N`` scores.
+
+    Raises:
+        ValueError: the two differ in size.
+    """
+    if pred.shape != true.shape:
+        raise ValueError(f"prediction {pred.shape} and truth {true.shape} differ in size")
+    scores = [NOWHERE] * len(object_ids)
+    for row, pair in _pairs(pred, true, object_ids, boundary_radius(true.shape[0], true.shape[1], bound_th)):
+        predicted, shown = (count > 0 for count in pair.counts)
+        scores[row] = FrameScore(_region(pair), _boundary_f(pair), predicted, shown)
+    return scores
+
+
 def region_similarity(
-    preds: UInt8[Tensor, "T H W"],
-    target: UInt8[Tensor, "T H W"],
+    preds: UInt8[Any, "T H W"],
+    target: UInt8[Any, "T H W"],
     object_ids: Sequence[int],
-    void: Bool[Tensor, "T H W"] | None = None,
-) -> Float64[Tensor, "N T"]:
+    void: Bool[Any, "T H W"] | None = None,
+) -> Float64[np.ndarray, "N T"]:
     r"""Intersection over union of every object in every frame.
 
     :math:`J = |P \cap G| / |P \cup G|`, and 1 where both are empty.
 
     Args:
-        preds: predicted label maps.
+        preds: predicted label maps, an array or a tensor.
         target: true label maps.
         object_ids: the ``N`` ids to score.
         void: pixels that count for neither intersection nor union.
 
     Returns:
-        ``(N, T)`` in [0, 1], on the CPU.
+        ``(N, T)`` in [0, 1].
 
     Reference: Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016, 4.1.
     """
@@ -45,12 +88,12 @@ def region_similarity(
 
 
 def boundary_accuracy(
-    preds: UInt8[Tensor, "T H W"],
-    target: UInt8[Tensor, "T H W"],
+    preds: UInt8[Any, "T H W"],
+    target: UInt8[Any, "T H W"],
     object_ids: Sequence[int],
-    void: Bool[Tensor, "T H W"] | None = None,
+    void: Bool[Any, "T H W"] | None = None,
     bound_th: float = 0.008,
-) -> Float64[Tensor, "N T"]:
+) -> Float64[np.ndarray, "N T"]:
     r"""F-measure of the boundary pixels of every object in every frame.
 
     With boundary maps :math:`b_P, b_G` (pixels that differ from their right, lower or lower-right neighbour) and their dilations
@@ -59,14 +102,14 @@ def boundary_accuracy(
     masks differ, as an empty and a full one do).
 
     Args:
-        preds: predicted label maps.
+        preds: predicted label maps, an array or a tensor.
         target: true label maps.
         object_ids: the ``N`` ids to score.
         void: pixels that are set to background in both before the boundaries are taken.
         bound_th: radius of the disk: below 1 a fraction of the image diagonal, rounded up to pixels; else pixels.
 
     Returns:
-        ``(N, T)`` in [0, 1], on the CPU.
+        ``(N, T)`` in [0, 1].
 
     Reference: Perazzi et al., CVPR 2016, 4.1; maps and disk as in the DAVIS toolkits.
     """
@@ -75,12 +118,12 @@ def boundary_accuracy(
 
 
 def region_and_boundary(
-    preds: UInt8[Tensor, "T H W"],
-    target: UInt8[Tensor, "T H W"],
+    preds: UInt8[Any, "T H W"],
+    target: UInt8[Any, "T H W"],
     object_ids: Sequence[int],
-    void: Bool[Tensor, "T H W"] | None = None,
+    void: Bool[Any, "T H W"] | None = None,
     bound_th: float = 0.008,
-) -> tuple[Float64[Tensor, "N T"], Float64[Tensor, "N T"]]:
+) -> tuple[Float64[np.ndarray, "N T"], Float64[np.ndarray, "N T"]]:
     """:func:`region_similarity` and :func:`boundary_accuracy` in one pass, which is faster than one after the other."""
     radius = boundary_radius(target.shape[1], target.shape[2], bound_th)
     region, boundary = _scores(preds, target, object_ids, void, radius, [_region, _boundary_f])
@@ -90,6 +133,23 @@ def region_and_boundary(
 def boundary_radius(height: int, width: int, bound_th: float = 0.008) -> int:
     """Tolerance of the boundary measure in pixels: 8 at 480 x 854."""
     return math.ceil(bound_th if bound_th >= 1 else bound_th * math.hypot(height, width))
+
+
+def as_array(values: Any) -> np.ndarray:
+    """An array without a copy, or a copy of a tensor on another device."""
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+
+
+def ids_in(label_map: UInt8[np.ndarray, "H W"]) -> tuple[int, ...]:
+    """Values of a label map other than 0, from high to low; fast for a few ids, which is what label maps have."""
+    box = _box(label_map)
+    if box is None:
+        return ()
+    rest, ids = label_map[box], []
+    while value := int(rest.max()):
+        ids.append(value)
+        rest = np.where(rest == value, np.uint8(0), rest)
+    return tuple(ids)
 
 
 # Masks, 64 pixels a word ----------------------------------------------------------------------------------------------
@@ -108,38 +168,51 @@ class _Pair:
     """Words a row. Rows end in at least ``radius`` empty bits: what a shift moves out of a row never enters another one."""
     radius: int
 
+    @cached_property
+    def counts(self) -> tuple[int, int]:
+        """Predicted and true pixels."""
+        return _count(self.bits)
+
 
 def _scores(
-    preds: Tensor,
-    target: Tensor,
+    preds: Any,
+    target: Any,
     object_ids: Sequence[int],
-    void: Tensor | None,
+    void: Any,
     radius: int,
     measures: Sequence[Callable[[_Pair], float]],
-) -> Float64[Tensor, "M N T"]:
+) -> Float64[np.ndarray, "M N T"]:
     """Values of every measure; 1 where an object is neither predicted nor true, which holds for J and F alike."""
     if preds.shape != target.shape:
         raise ValueError(f"predictions {tuple(preds.shape)} and truth {tuple(target.shape)} differ in frames or size")
+    maps: Iterable[tuple[np.ndarray, np.ndarray]] = zip(as_array(preds), as_array(target), strict=True)
     if void is not None:
-        preds, target = preds.masked_fill(void, 0), target.masked_fill(void, 0)
-    values = torch.ones(len(measures), len(object_ids), len(target), dtype=torch.float64)
-    labels = np.empty(target.shape[1:], dtype=np.uint8)
-    for frame, (pred, true) in enumerate(zip(preds.cpu().numpy(), target.cpu().numpy(), strict=True)):
-        labelled = _box(np.bitwise_or(pred, true, out=labels))
-        if labelled is None:
-            continue
-        pred, true = pred[labelled], true[labelled]
-        masks = np.empty((2, *true.shape), dtype=bool)
-        for row, object_id in enumerate(object_ids):
-            np.equal(pred, object_id, out=masks[0])
-            np.equal(true, object_id, out=masks[1])
-            # The box of a single object is known: it is what is labelled.
-            box = _box((masks[0] | masks[1]).view(np.uint8)) if len(object_ids) > 1 else (slice(None), slice(None))
-            if box is not None:
-                pair = _pack(masks[:, *box], radius)
-                for index, measure in enumerate(measures):
-                    values[index, row, frame] = measure(pair)
+        counted = as_array(void) == 0
+        maps = ((pred * known, true * known) for (pred, true), known in zip(maps, counted, strict=True))
+    values = np.ones((len(measures), len(object_ids), len(target)))
+    for frame, (pred, true) in enumerate(maps):
+        for row, pair in _pairs(pred, true, object_ids, radius):
+            for index, measure in enumerate(measures):
+                values[index, row, frame] = measure(pair)
     return values
+
+
+def _pairs(
+    pred: UInt8[np.ndarray, "H W"], true: UInt8[np.ndarray, "H W"], object_ids: Sequence[int], radius: int
+) -> Iterator[tuple[int, _Pair]]:
+    """Masks of the objects of a frame, each with its place among the ids; without those of which there is no pixel."""
+    labelled = _box(pred | true)
+    if labelled is None:
+        return
+    pred, true = pred[labelled], true[labelled]
+    masks = np.empty((2, *true.shape), dtype=bool)
+    for row, object_id in enumerate(object_ids):
+        np.equal(pred, object_id, out=masks[0])
+        np.equal(true, object_id, out=masks[1])
+        # The box of a single object is known: it is what is labelled.
+        box = _box((masks[0] | masks[1]).view(np.uint8)) if len(object_ids) > 1 else (slice(None), slice(None))
+        if box is not None:
+            yield row, _pack(masks[:, *box], radius)
 
 
 def _box(plane: UInt8[np.ndarray, "h w"]) -> tuple[slice, slice] | None:
@@ -165,13 +238,14 @@ def _pack(masks: Bool[np.ndarray, "2 h w"], radius: int) -> _Pair:
     return _Pair(bits, width, stride, radius)
 
 
-def _count(bits: Words) -> list[int]:
+def _count(bits: Words) -> tuple[int, int]:
     """Set pixels of both masks."""
-    return np.bitwise_count(bits).sum(axis=1, dtype=np.int64).tolist()
+    first, second = np.bitwise_count(bits).sum(axis=1, dtype=np.int64).tolist()
+    return first, second
 
 
 def _region(pair: _Pair) -> float:
-    num_pred, num_true = _count(pair.bits)
+    num_pred, num_true = pair.counts
     intersection = int(np.bitwise_count(pair.bits[0] & pair.bits[1]).sum(dtype=np.int64))
     union = num_pred + num_true - intersection
     return intersection / union if union else 1.0
@@ -251,17 +325,17 @@ def _to_next(bits: Words, pixels: int) -> Words:
 # Over frames ----------------------------------------------------------------------------------------------------------
 
 
-def mean(values: Float64[Tensor, "N T"]) -> Float64[Tensor, " N"]:
+def mean(values: Float64[np.ndarray, "N T"]) -> Float64[np.ndarray, " N"]:
     """Mean over the frames that have a value."""
-    return values.nanmean(dim=1)
+    return np.nanmean(values, axis=1)
 
 
-def recall(values: Float64[Tensor, "N T"]) -> Float64[Tensor, " N"]:
+def recall(values: Float64[np.ndarray, "N T"]) -> Float64[np.ndarray, " N"]:
     """Fraction of frames whose value is strictly above 0.5."""
-    return (values > 0.5).double().mean(dim=1)
+    return (values > 0.5).mean(axis=1)
 
 
-def decay(values: Float64[Tensor, "N T"]) -> Float64[Tensor, " N"]:
+def decay(values: Float64[np.ndarray, "N T"]) -> Float64[np.ndarray, " N"]:
     """Mean of the first quarter of the frames minus mean of the last; neighbouring quarters share their edge frame.
 
     Deviation: the DAVIS 2017 toolkit casts the edges to 8-bit integers, which wraps for more than 256 frames; here (as in the
@@ -276,4 +350,4 @@ def decay(values: Float64[Tensor, "N T"]) -> Float64[Tensor, " N"]:
     # The offset makes a half round up, where NumPy alone rounds to even.
     edges = np.round(np.linspace(1, values.shape[1], 5) + 1e-10).astype(int) - 1
     first, last = values[:, edges[0] : edges[1] + 1], values[:, edges[3] : edges[4] + 1]
-    return first.nanmean(dim=1) - last.nanmean(dim=1)
+    return np.nanmean(first, axis=1) - np.nanmean(last, axis=1)

@@ -1,21 +1,14 @@
-"""Protocols that average J and F over objects and videos, and a metric that follows one while a network is validated."""
+"""Protocols that average J and F over objects and videos."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from statistics import fmean
-from typing import Any, get_args
+from typing import get_args
 
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
-
+from vos_lightning.io.files import natural_key
 from vos_lightning.metrics import davis, youtube_vos
-from vos_lightning.metrics.scores import ObjectScores, Protocol
+from vos_lightning.metrics.scores import Frames, ObjectScores, Protocol
 
 TITLES: dict[Protocol, str] = {
     "davis16": "DAVIS 2016",
@@ -41,8 +34,8 @@ def summary_keys(protocol: Protocol) -> tuple[str, ...]:
 
 
 def evaluate_video(
-    preds: UInt8[Tensor, "T H W"],
-    target: UInt8[Tensor, "T H W"],
+    preds: Frames,
+    target: Frames,
     protocol: Protocol,
     video: str = "",
     unseen_ids: Iterable[int] = (),
@@ -60,9 +53,11 @@ def evaluate_video(
         One row an object.
 
     Raises:
-        ValueError: an unknown protocol, too few frames, or no object to score.
+        ValueError: an unknown protocol, frames that differ in number or size, too few of them, or no object to score.
     """
     check_protocol(protocol)
+    if len(preds) != len(target):
+        raise ValueError(f"{video}: {len(preds)} predicted and {len(target)} true frames")
     if protocol in GROUPED:
         return youtube_vos.evaluate_video(preds, target, video, unseen_ids)
     return davis.evaluate_video(preds, target, protocol, video)
@@ -73,7 +68,7 @@ def unique_rows(rows: Iterable[ObjectScores]) -> list[ObjectScores]:
     first: dict[tuple[str, int], ObjectScores] = {}
     for row in rows:
         first.setdefault((row.video, row.object_id), row)
-    return [first[key] for key in sorted(first)]
+    return [first[key] for key in sorted(first, key=lambda key: (natural_key(key[0]), key[1]))]
 
 
 def summarize(rows: Sequence[ObjectScores], protocol: Protocol = "davis17") -> dict[str, float]:
@@ -106,66 +101,3 @@ def describe(protocol: Protocol, rows: Sequence[ObjectScores]) -> str:
     unseen = sum(row.unseen for row in rows)
     groups = f"{unseen} of unseen categories" if unseen else "none known to be of an unseen category, so there is no G"
     return f"{TITLES[protocol]}: annotated frames after the first of each object, {counted}, {groups}"
-
-
-class VideoMetric(Metric):
-    """J and F of whole videos by a protocol, averaged over objects (and G, for YouTube-VOS).
-
-    Processes may see different numbers of videos, none at all, or the same video (a distributed sampler repeats some): every
-    object counts once.
-
-    Args:
-        protocol: see :data:`vos_lightning.metrics.scores.Protocol`.
-        kwargs: for ``torchmetrics.Metric``.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-    lines: list[Tensor] | Tensor
-
-    def __init__(self, protocol: Protocol, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        check_protocol(protocol)
-        self.protocol: Protocol = protocol
-        # Rows travel between processes as bytes, one line of JSON each: names of any length and full precision on any device.
-        self.add_state("lines", default=[], dist_reduce_fx="cat")
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all videos."""
-        super().reset()
-        # Where a process has no video, torchmetrics would gather an empty *float* tensor, which other processes cannot match.
-        self.lines = [torch.zeros(0, dtype=torch.uint8, device=self.device)]
-
-    def update(
-        self, preds: UInt8[Tensor, "T H W"], target: UInt8[Tensor, "T H W"], video: str, unseen_ids: Iterable[int] = ()
-    ) -> None:
-        """Score one whole video.
-
-        Args:
-            preds: predicted label maps of all annotated frames in original ids.
-            target: true label maps of the same frames.
-            video: its name, unique in the data set.
-            unseen_ids: objects whose category is not in the training set (YouTube-VOS).
-        """
-        rows = evaluate_video(preds, target, self.protocol, video, unseen_ids)
-        encoded = "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
-        assert isinstance(self.lines, list)
-        self.lines.append(torch.frombuffer(bytearray(encoded), dtype=torch.uint8).to(self.device))
-
-    def compute(self) -> dict[str, Tensor]:
-        """Means over the objects of all processes; NaN before any video.
-
-        Returns:
-            Scalars named as in :func:`summary_keys`.
-        """
-        return {key: torch.tensor(value, device=self.device) for key, value in summarize(self._decoded(), self.protocol).items()}
-
-    def rows(self) -> list[ObjectScores]:
-        """Scores of every object of all processes; in a distributed run, every process must call this."""
-        with self.sync_context():
-            return self._decoded()
-
-    def _decoded(self) -> list[ObjectScores]:
-        content = bytes(dim_zero_cat(self.lines).cpu().numpy()).decode()
-        return unique_rows(ObjectScores(**json.loads(line)) for line in content.splitlines())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, runtime_checkable
+from typing import Protocol as Interface
 
-from jaxtyping import Float64
-from torch import Tensor
+import numpy as np
 
 from vos_lightning.metrics import functional
+from vos_lightning.metrics.functional import FrameScore
 
 Protocol = Literal["davis16", "davis17", "youtube_vos18", "youtube_vos19"]
 """How videos are scored.
@@ -19,6 +21,22 @@ background (void is not used), so an object predicted there is a false positive;
 ``youtube_vos18``, ``youtube_vos19``: every id of the truth, from the annotated frame after the one that shows it first to
 the last; 255 is background. Seen and unseen categories are averaged apart. The two years differ in their data alone.
 """
+
+
+class NothingToScoreError(ValueError):
+    """The truth shows no object in the frames that decide what is scored."""
+
+
+@runtime_checkable
+class Frames(Interface):
+    """Label maps of a video: a ``(T, H, W)`` uint8 array or tensor, or a sequence that reads a frame when it is asked for.
+
+    Protocols ask for the frames that they score and no others, in order, the true one first.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -35,21 +53,22 @@ class ObjectScores:
     F_decay: float
     unseen: bool = False
     """Whether its category is known not to be in the training set (YouTube-VOS)."""
+    missing: bool = False
+    """Whether the predictions show it in none of the evaluated frames, although the truth does."""
 
 
-def object_scores(
-    video: str, object_id: int, region: Float64[Tensor, " T"], boundary: Float64[Tensor, " T"], unseen: bool = False
-) -> ObjectScores:
-    """Row of an object from its J and F in the evaluated frames."""
-    j, f = region[None], boundary[None]
+def object_scores(video: str, object_id: int, scores: Sequence[FrameScore], unseen: bool = False) -> ObjectScores:
+    """Row of an object from its scores in the evaluated frames."""
+    region, boundary = np.array([[score.J for score in scores]]), np.array([[score.F for score in scores]])
     return ObjectScores(
         video=video,
         object_id=object_id,
-        J=float(functional.mean(j)),
-        J_recall=float(functional.recall(j)),
-        J_decay=float(functional.decay(j)),
-        F=float(functional.mean(f)),
-        F_recall=float(functional.recall(f)),
-        F_decay=float(functional.decay(f)),
+        J=functional.mean(region).item(),
+        J_recall=functional.recall(region).item(),
+        J_decay=functional.decay(region).item(),
+        F=functional.mean(boundary).item(),
+        F_recall=functional.recall(boundary).item(),
+        F_decay=functional.decay(boundary).item(),
         unseen=unseen,
+        missing=any(score.true for score in scores) and not any(score.predicted for score in scores),
     )

@@ -6,25 +6,20 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
-
+from vos_lightning.labels import IGNORE_LABEL
 from vos_lightning.metrics import functional
-from vos_lightning.metrics.scores import ObjectScores, object_scores
-from vos_lightning.structures import IGNORE_LABEL
+from vos_lightning.metrics.functional import FrameScore
+from vos_lightning.metrics.scores import Frames, NothingToScoreError, ObjectScores, object_scores
 
 
-def evaluate_video(
-    preds: UInt8[Tensor, "T H W"], target: UInt8[Tensor, "T H W"], video: str = "", unseen_ids: Iterable[int] = ()
-) -> list[ObjectScores]:
+def evaluate_video(preds: Frames, target: Frames, video: str = "", unseen_ids: Iterable[int] = ()) -> list[ObjectScores]:
     """Score every object over the annotated frames after the one that shows it first.
 
     Predictions before an object's first frame do not count for it. An object that only the last frame shows has nothing to score
     and no row.
 
     Args:
-        preds: predicted label maps of all annotated frames; the first is not looked at.
+        preds: predicted label maps of all annotated frames; up to the first frame with an object they are not looked at.
         target: true label maps of the same frames; 255 is background.
         video: its name, for the rows and for messages.
         unseen_ids: objects whose category is not in the training set.
@@ -40,20 +35,19 @@ def evaluate_video(
     """
     if len(target) < 2:
         raise ValueError(f"{video}: {len(target)} annotated frames; an object's first one is skipped, so at least 2 are needed")
-    target = target.masked_fill(target == IGNORE_LABEL, 0)
-    # (256, T): whether a frame shows an id.
-    shown = torch.stack([torch.bincount(frame.flatten().long(), minlength=256) > 0 for frame in target], dim=1)
-    shown[0] = False
-    first = {int(i): int(shown[i].int().argmax()) for i in shown[:, :-1].any(dim=1).nonzero()}
-    if not first:
-        raise ValueError(f"{video}: the truth shows no object before its last annotated frame")
-    unseen = set(unseen_ids)
-    start = min(first.values()) + 1
-    region, boundary = functional.region_and_boundary(preds[start:], target[start:], tuple(first))
-    rows = []
-    for n, (object_id, frame) in enumerate(first.items()):
-        scored = slice(frame + 1 - start, None)
-        rows.append(object_scores(video, object_id, region[n, scored], boundary[n, scored], object_id in unseen))
+    scores: dict[int, list[FrameScore]] = {}
+    for t in range(len(target)):
+        true = functional.as_array(target[t])
+        if scores:
+            found = functional.score_frame(functional.as_array(preds[t]), true, tuple(scores))
+            for of_object, score in zip(scores.values(), found, strict=True):
+                of_object.append(score)
+        for object_id in functional.ids_in(true):
+            if object_id != IGNORE_LABEL:
+                scores.setdefault(object_id, [])
+    rows = [object_scores(video, i, scores[i], i in frozenset(unseen_ids)) for i in sorted(scores) if scores[i]]
+    if not rows:
+        raise NothingToScoreError(f"{video}: the truth shows no object before its last annotated frame")
     return rows
 
 

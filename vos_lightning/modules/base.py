@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,10 @@ class VOSModule(LightningModule):
     """Prefixes of the parameters that this system adds to another one; training may start from a checkpoint of that one."""
     base_part: str = ""
     """Prefix of the parameters of that other one inside this system."""
+    training_arguments: ClassVar[frozenset[str]] = frozenset(
+        ("train_aggregation", "optimisation", "evaluation.protocol", "late_objects", "channels_last")
+    )
+    """Arguments of the constructor, dotted inside groups, that change no prediction, see :class:`VOSNetwork`."""
 
     def __init__(
         self,

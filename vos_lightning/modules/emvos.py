@@ -29,7 +29,7 @@ class EMVOSModule(VOSModule):
         eval_aggregation: ``minimum``, the odds rule of the released code.
         reannotation: an object that is annotated again reads the new frame only (``replace``) or both (``add``).
 
-    Reference: EMVOS (Cho et al., arXiv 2209.03139), section 4.1; released code for what the paper leaves open.
+    Reference: EMVOS (Cho et al., arXiv 2209.03139), section 3.7; released code for what the paper leaves open.
     """
 
     network: EMVOS

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
+from vos_lightning.io.pretrained import weights_are_overwritten
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
 
@@ -64,11 +67,11 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     target = resolve_device(device)
-    class_path, overrides = _description(path)
+    class_path = describe_model(path)["class_path"]
     module_class = _import_class(path, class_path)
     try:
-        with _quiet():
-            module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **overrides)
+        with _quiet(), weights_are_overwritten():
+            module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (
         Exception
     ) as error:  # jsonargparse, Lightning and PyTorch each raise their own kinds for a checkpoint that does not fit.
@@ -93,7 +96,7 @@ def module_of_network(class_path: str) -> VOSModule:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"there is no network {class_path}; name one as vos_lightning.networks.emvos.EMVOS") from error
     module: Any = next(m for m in candidates if isinstance(m, type) and issubclass(m, VOSModule) and m is not VOSModule)
-    with _quiet():
+    with _quiet(), weights_are_overwritten():
         built: VOSModule = module(network.published(None))
     return built
 
@@ -129,8 +132,6 @@ def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool
 def describe_model(checkpoint: str | Path) -> dict[str, Any]:
     """The ``model`` section of an experiment (``class_path``, ``init_args``) that builds the system of a checkpoint.
 
-    Pretrained weights are left out: those of the checkpoint replace them.
-
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no checkpoint, or it does not describe its module.
@@ -138,10 +139,67 @@ def describe_model(checkpoint: str | Path) -> dict[str, Any]:
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    class_path, _ = _description(path)
-    hyper_parameters = _read(path)[_HYPER_PARAMETERS]
-    arguments = {key: _without_pretrained(value) for key, value in hyper_parameters.items() if not key.startswith("_")}
+    hyper_parameters = _read(path).get(_HYPER_PARAMETERS, {})
+    class_path = hyper_parameters.get("_class_path")
+    if not isinstance(class_path, str):
+        raise ValueError(f"{path}: the checkpoint does not name its module; load one of a run that started from a recipe")
+    arguments = {key: value for key, value in hyper_parameters.items() if not key.startswith("_")}
     return {"class_path": class_path, "init_args": arguments}
+
+
+def decisive_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``model`` section with every default written out, without what does not change a prediction.
+
+    Two systems with the same decisive arguments and the same parameters predict the same. What is left out are the
+    ``training_arguments`` of the classes; arguments of the module that its class does not take (any more) are left out as well,
+    as when a checkpoint is loaded.
+
+    Args:
+        model: ``class_path`` and ``init_args``, of an experiment or of :func:`describe_model`; its classes are imported.
+
+    Raises:
+        ValueError: a class does not exist, or an argument has a wrong value; the message is that of the argument parser.
+    """
+    class_path, arguments = str(model["class_path"]), dict(model.get("init_args") or {})
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
+    try:
+        taken = inspect.signature(_class_of(class_path)).parameters
+        known = {key: value for key, value in arguments.items() if key in taken}
+        parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": known}}).as_dict()
+    except (argparse.ArgumentError, ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    decisive: dict[str, Any] = _without_training(parsed["model"])
+    return decisive
+
+
+def _without_training(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_without_training(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    kept = value
+    if isinstance(value.get("class_path"), str) and isinstance(value.get("init_args"), dict):
+        ignored = getattr(_class_of(value["class_path"]), "training_arguments", ())
+        kept = {**value, "init_args": _without_keys(value["init_args"], ignored)}
+    return {key: _without_training(entry) for key, entry in kept.items()}
+
+
+def _without_keys(arguments: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:
+    """Arguments without those that are named, with dots inside groups."""
+    kept = {}
+    for key, value in arguments.items():
+        if key in ignored:
+            continue
+        inside = [name.removeprefix(f"{key}.") for name in ignored if name.startswith(f"{key}.")]
+        kept[key] = _without_keys(value, inside) if inside and isinstance(value, Mapping) else value
+    return kept
+
+
+def _class_of(class_path: str) -> type:
+    module_name, _, name = class_path.rpartition(".")
+    found: type = getattr(importlib.import_module(module_name), name)
+    return found
 
 
 def checkpoint_step(checkpoint: str | Path) -> int:
@@ -173,17 +231,6 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _description(path: Path) -> tuple[str, dict[str, Any]]:
-    """Class of the module, and its hyperparameters where pretrained weights would be loaded only to be overwritten."""
-    content = _read(path)
-    hyper_parameters = content.get(_HYPER_PARAMETERS, {})
-    class_path = hyper_parameters.get("_class_path")
-    if not isinstance(class_path, str):
-        raise ValueError(f"{path}: the checkpoint does not name its module; load one of a run that started from a recipe")
-    offline = {key: _without_pretrained(value) for key, value in hyper_parameters.items()}
-    return class_path, {key: value for key, value in offline.items() if value != hyper_parameters[key]}
-
-
 def _import_class(path: Path, class_path: str) -> type[VOSModule]:
     module_name, _, class_name = class_path.rpartition(".")
     if module_name.startswith("vos_lightning."):
@@ -195,12 +242,6 @@ def _import_class(path: Path, class_path: str) -> type[VOSModule]:
     if not (isinstance(found, type) and issubclass(found, VOSModule)):
         raise ValueError(f"{path}: the checkpoint needs {class_path}, which is no VOSModule of this version of the library")
     return found
-
-
-def _without_pretrained(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {key: None if key == "weights" else _without_pretrained(entry) for key, entry in value.items()}
 
 
 def resolve_device(device: str) -> torch.device:

@@ -58,6 +58,7 @@ class MUNetModule(VOSModule):
     """
 
     network: MUNet
+    training_arguments = VOSModule.training_arguments | {"loss", "hardest_fraction", "iou_weight", "train_memory"}
 
     def __init__(
         self,

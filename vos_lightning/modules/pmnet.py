@@ -80,6 +80,11 @@ class PMNetModule(VOSModule):
     new_parts = ("network.detector.", "network.refiner.")
     base_part = "network.stcn."
     """An STCN checkpoint has the rest."""
+    training_arguments = VOSModule.training_arguments.union(
+        ("alternation", "steps_per_epoch", "switch_fraction", "point_weight", "point_loss", "truth", "target_probability"),
+        ("uncertainty_by", "hardest_from", "hardest_until", "hardest_fraction"),
+        ("uncertain_from", "uncertain_until", "uncertain_fraction"),
+    )
 
     def __init__(
         self,

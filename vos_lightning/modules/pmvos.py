@@ -31,7 +31,7 @@ class PMVOSModule(VOSModule):
         optimisation: the rate falls by 0.975 an epoch; the paper does not say how many clips an epoch has (``schedule.period``),
             and states no weight decay, where A-GAME, whose recipe this is otherwise, has 1e-5 and then 1e-6.
 
-    Reference: PMVOS (Cho et al., arXiv 2009.08855), section 3.6; released code for the aggregation.
+    Reference: PMVOS (Cho et al., arXiv 2009.08855), section 3.4; released code for the aggregation.
     """
 
     network: PMVOS

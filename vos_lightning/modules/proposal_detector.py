@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -34,6 +34,8 @@ class ProposalDetectorModule(LightningModule):
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1; DMM-Net (Zeng et al., ICCV 2019).
     """
+
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"learning_rate", "every_nth_frame"})
 
     def __init__(self, network: ProposalDetector, learning_rate: float = 1e-6, every_nth_frame: int = 10) -> None:
         super().__init__()

@@ -37,8 +37,10 @@ class STCNModule(VOSModule):
     Raises:
         ValueError: ``hardest_from`` lies after ``hardest_until``.
 
-    Reference: STCN (Cheng et al., NeurIPS 2021), section 4.3 and its released code.
+    Reference: STCN (Cheng et al., NeurIPS 2021) and its released code.
     """
+
+    training_arguments = VOSModule.training_arguments | {"hardest_from", "hardest_until", "hardest_fraction"}
 
     def __init__(
         self,

@@ -141,6 +141,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
 
     padding = PaddingRule("zero", larger_half_first=False, repad_masks=True)
     reads_previous = False
+    training_arguments = VOSNetwork.training_arguments | {"matching.assignment.train_steps", "copier_start"}
 
     def __init__(
         self,

@@ -87,6 +87,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         ValueError: arguments that contradict each other.
     """
 
+    training_arguments = VOSNetwork.training_arguments | {"train_encoder", "copier_start"}
+
     def __init__(
         self,
         backbone: Backbone,

@@ -93,6 +93,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
     """
 
     reads_previous = False
+    training_arguments = VOSNetwork.training_arguments | {"refinement.chunk"}
 
     def __init__(
         self,

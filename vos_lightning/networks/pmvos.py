@@ -68,11 +68,11 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     average a class over its pixels and over time (medial). Self-attention over the score maps adds what pixels and maps say of
     each other; the maps, with the previous mask, are decoded at three scales.
 
-    Deviations. Objects that appear later, which the released code ignores, get their own reference frame and template. A class
-    that is absent in some reference pixel has its score floored at 0 (the masks multiply the raw cosine, as published); with
-    several reference frames the floor always holds. Keys are normalised with a guard against zero, where the released code gives
-    NaN. The key of a frame, its similarity rows and the half of a fusion that sees its features only are computed once for all
-    objects, where the released code repeats them.
+    Deviations. Objects that appear later, which the released code ignores, get their own reference frame and template, both
+    with the mask as it was given. A class that is absent in some reference pixel has its score floored at 0 (the masks multiply
+    the raw cosine, as published); with several reference frames the floor always holds. Keys are normalised with a guard against
+    zero, where the released code gives NaN. The key of a frame, its similarity rows and the half of a fusion that sees its
+    features only are computed once for all objects, where the released code repeats them.
 
     Args:
         backbone: a dilated ResNet-50 in the paper. Which stages are trained the paper does not say; the released code freezes all
@@ -93,6 +93,8 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     Raises:
         ValueError: arguments that are unknown or contradict each other.
     """
+
+    training_arguments = VOSNetwork.training_arguments | {"copier_start"}
 
     def __init__(
         self,

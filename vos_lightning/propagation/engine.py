@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vos_lightning.mask_ops import ids_to_slots, label_map_from_probabilities, masks_from_label_map, object_ids_in, slots_to_ids
-from vos_lightning.propagation.memory import State, grow
+from vos_lightning.propagation.inputs import MAX_OBJECTS, Array, Masks, as_frame, as_label_map
+from vos_lightning.propagation.memory import State, drop_unread, grow, select
 from vos_lightning.propagation.network import VOSNetwork
-from vos_lightning.propagation.step import Propagation, StepOutput, advance
+from vos_lightning.propagation.step import Propagation, StepOutput, advance, show_given
 from vos_lightning.structures import FrameInput, FramePrediction, Given, Proposals, VideoSample
 
-MAX_OBJECTS = 254
-"""Label maps are 8-bit: ids 1..254 (255 is ignore)."""
+_OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|bad_?alloc|alloc_failed", re.IGNORECASE)
+"""How allocators say it that raise a plain RuntimeError (processors, oneDNN, cuBLAS, cuDNN, MPS)."""
 
 
 class InferenceEngine:
@@ -30,11 +32,16 @@ class InferenceEngine:
     Args:
         network: any system, in ``eval`` mode.
         propagation: policy, aggregation and introduction.
-        short_side: process frames resized to this short side (bicubic; given masks nearest); None keeps their size.
+        short_side: process frames resized to this short side in pixels (bicubic; given masks nearest); None keeps their size.
+            Predictions come back at the size of the frames, given masks exactly as they were given. A given mask that loses all
+            its pixels in resizing marks every resized pixel that it touches instead, so that no object vanishes inside.
         enlarge: whether frames with a smaller short side are enlarged too.
         min_object_pixels: :meth:`run` keeps the original size for a whole video if a resized given mask of some object has
             fewer pixels than this (EMVOS's released code: 1000). 0 switches the rule off.
         precision: autocast type on the network's device (``torch.bfloat16``, ``torch.float16``); None for full precision.
+
+    Raises:
+        ValueError: a short side below 1.
     """
 
     def __init__(
@@ -47,6 +54,10 @@ class InferenceEngine:
         min_object_pixels: int = 0,
         precision: torch.dtype | None = None,
     ) -> None:
+        if short_side is not None and short_side < 1:
+            raise ValueError(
+                f"the short side must be at least 1 pixel, not {short_side}; leave it out to keep the size of the frames"
+            )
         self.network = network
         self.propagation = propagation
         self.short_side = short_side
@@ -58,7 +69,7 @@ class InferenceEngine:
     def reset(self) -> None:
         """Forget everything: the next frame starts a new video."""
         self._state: State[Any, Any] | None = None
-        self._slots: list[int | None] = []
+        self._ids: tuple[int, ...] = ()
         self._size: tuple[int, int] | None = None
         self._frame_index = -1
         self._keep_size = False
@@ -66,68 +77,66 @@ class InferenceEngine:
     @property
     def object_ids(self) -> tuple[int, ...]:
         """Original ids of the objects that are being tracked."""
-        return tuple(i for i in self._slots if i is not None)
+        return self._ids
 
     @torch.inference_mode()
     def step(
         self,
-        frame: Tensor,
-        masks: Tensor | Mapping[int, Tensor] | None = None,
+        frame: Array,
+        masks: Masks | None = None,
         *,
         proposals: Proposals | None = None,
     ) -> FramePrediction:
-        """Process the next frame.
+        """Process the next frame. Where this raises, the engine is as it was before, and another frame may follow.
 
         Args:
-            frame: RGB ``(3, H, W)``, uint8 or float in [0, 1], on any device.
-            masks: annotations of this frame: a uint8 label map ``(H, W)`` in original ids (0 and 255 say nothing), or object id
-                -> mask ``(H, W)``. Ids that are not yet known start to be tracked; known ones are corrected.
+            frame: RGB, a tensor ``(3, H, W)`` or a NumPy array ``(H, W, 3)``, uint8 or float in [0, 1], on any device; see
+                :func:`vos_lightning.propagation.inputs.as_frame`.
+            masks: annotations of this frame, tensors or NumPy arrays: a label map ``(H, W)`` in original ids 1..254, where 0
+                says nothing and a map of 0 and 255 is a black-and-white mask of object 1; or object id -> mask ``(H, W)``,
+                where later masks lie over earlier ones. Ids that are not yet known start to be tracked; known ones are
+                corrected. See :func:`vos_lightning.propagation.inputs.as_label_map`.
             proposals: one row, in pixels of the frame, for networks that need them (from the first annotation on); one without
                 any box, or with scores of 0, says that a detector found nothing.
 
         Returns:
-            Label map and probabilities at the size of the frame, on the host. Frames before the first annotation are empty.
+            Label map and probabilities at the size of the frame, on the host. Given masks are in it bit for bit, and outside of
+            them given objects are absent. Frames before the first annotation are empty.
 
         Raises:
-            ValueError: a frame or mask of a wrong type or size, a mask without a pixel, too many objects, no proposals where the
-                network needs them.
+            ValueError: a frame or mask of a wrong type, size or range, a mask without a pixel, too many objects, no
+                proposals where the network needs them, or a frame that does not fit into memory.
         """
-        size = self._check_frame(frame)
-        annotation = None if masks is None else _as_label_map(masks, size)
+        frame = as_frame(frame)
+        size = self._check_size(frame)
+        annotation = None if masks is None else as_label_map(masks, size)
         if self._state is not None or annotation is not None:
             self.network.check_proposals(proposals, f"frame {self._frame_index + 1}")
-        self._frame_index += 1
-        if annotation is not None:
-            annotation = self._add_objects(annotation)
-        if self._state is None and annotation is None:
-            return self._empty(size)
-        image = frame.to(self.network.device)
-        image = (image.float() / 255 if image.dtype == torch.uint8 else image.float()).unsqueeze(0)
-        inner = self._inner_size(size)
-        if inner != size:
-            image = F.interpolate(image, size=inner, mode="bicubic", align_corners=False)
-        if proposals is not None:
-            proposals = _resize_proposals(proposals.to(image.device), size, inner)
-        given = None if annotation is None else self._given(annotation, inner)
-        with self._autocast():
-            state = self._state if self._state is None else grow(self._state, len(self._slots))
-            output, self._state = advance(self.network, self.propagation, state, FrameInput(image, proposals), given)
-        return self._predict(output, size)
+        ids = self._ids if annotation is None else self._with_new(annotation)
+        out_of_memory = False
+        try:
+            prediction, state = self._segment(frame, annotation, ids, proposals)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            out_of_memory = True
+        if out_of_memory:  # outside of the handler, whose exception would hold on to the memory
+            raise ValueError(self._too_large(size, len(ids)))
+        self._state, self._ids, self._size, self._frame_index = state, ids, size, prediction.frame_index
+        return prediction
 
     def remove_object(self, object_id: int) -> None:
-        """Stop tracking an object; its slot stays empty.
+        """Stop tracking an object, and forget all that was remembered of it; its id may be given anew.
 
         Raises:
             ValueError: the id is not tracked.
         """
-        if object_id not in self._slots:
-            raise ValueError(f"object {object_id} is not tracked; tracked are {list(self.object_ids)}")
-        slot = self._slots.index(object_id)
-        self._slots[slot] = None
+        if object_id not in self._ids:
+            raise ValueError(f"object {object_id} is not tracked; tracked are {list(self._ids)}")
+        kept = [slot for slot, i in enumerate(self._ids) if i != object_id]
         assert self._state is not None
-        introduced = self._state.introduced.clone()
-        introduced[:, slot] = False
-        self._state = State(self._state.memory, introduced, self._state.t)
+        self._state = select(self._state, kept) if kept else None
+        self._ids = tuple(self._ids[slot] for slot in kept)
 
     def run(self, video: VideoSample) -> Iterator[FramePrediction]:
         """Segment a whole video, frame by frame; frames are decoded as they are needed.
@@ -145,35 +154,48 @@ class InferenceEngine:
 
     # Details ----------------------------------------------------------------------------------------------------------
 
-    def _check_frame(self, frame: Tensor) -> tuple[int, int]:
-        if frame.ndim != 3 or frame.shape[0] != 3:
-            raise ValueError(f"a frame must have shape (3, H, W), not {tuple(frame.shape)}")
+    def _check_size(self, frame: Tensor) -> tuple[int, int]:
         size = (int(frame.shape[1]), int(frame.shape[2]))
-        if self._size is None:
-            self._size = size
-        elif size != self._size:
+        if self._size is not None and size != self._size:
             raise ValueError(
                 f"frame {self._frame_index + 1} is {size[1]}x{size[0]}, the ones before are {self._size[1]}x{self._size[0]}: "
                 "call reset() to start another video"
             )
         return size
 
-    def _add_objects(self, annotation: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "H W"] | None:
-        ids = object_ids_in(annotation)
-        new = [i for i in ids if i not in self._slots]
-        if len(self._slots) + len(new) > MAX_OBJECTS:
+    def _with_new(self, annotation: UInt8[Tensor, "H W"]) -> tuple[int, ...]:
+        ids = (*self._ids, *(i for i in object_ids_in(annotation) if i not in self._ids))
+        if len(ids) > MAX_OBJECTS:
             raise ValueError(f"more than {MAX_OBJECTS} objects")
-        self._slots.extend(new)
-        return annotation if ids else None
+        return ids
 
-    def _given(self, annotation: UInt8[Tensor, "H W"], inner: tuple[int, int]) -> Given:
-        slots = ids_to_slots(annotation, [0 if i is None else i for i in self._slots]).to(self.network.device)
-        masks = masks_from_label_map(slots, len(self._slots)).unsqueeze(0)
-        # An object that is annotated counts as given even if resizing leaves none of its pixels.
-        which = masks.flatten(2).any(dim=2)
-        if tuple(masks.shape[-2:]) != inner:
-            masks = F.interpolate(masks, size=inner, mode="nearest")
-        return Given(masks, which)
+    def _segment(
+        self, frame: Tensor, annotation: UInt8[Tensor, "H W"] | None, ids: tuple[int, ...], proposals: Proposals | None
+    ) -> tuple[FramePrediction, State[Any, Any] | None]:
+        """What :meth:`step` returns, and the state after it."""
+        size = (int(frame.shape[1]), int(frame.shape[2]))
+        if self._state is None and annotation is None:
+            return self._empty(size), None
+        image = frame.to(self.network.device)
+        image = (image.float() / 255 if image.dtype == torch.uint8 else image.float()).unsqueeze(0)
+        inner = self._inner_size(size)
+        if inner != size:
+            image = F.interpolate(image, size=inner, mode="bicubic", align_corners=False)
+        if proposals is not None:
+            proposals = _resize_proposals(proposals.to(image.device), size, inner)
+        given = None if annotation is None else self._given(annotation, ids)
+        resized = given if given is None or inner == size else Given(_resize_masks(given.masks, inner), given.which)
+        with self._autocast():
+            before = None if self._state is None else grow(self._state, len(ids))
+            output, state = advance(self.network, self.propagation, before, FrameInput(image, proposals), resized)
+        if given is not None:
+            state = drop_unread(state)
+        return self._predict(output, size, ids, given), state
+
+    def _given(self, annotation: UInt8[Tensor, "H W"], ids: tuple[int, ...]) -> Given:
+        slots = ids_to_slots(annotation, ids).to(self.network.device)
+        masks = masks_from_label_map(slots, len(ids)).unsqueeze(0)
+        return Given(masks, masks.flatten(2).any(dim=2))
 
     def _inner_size(self, size: tuple[int, int]) -> tuple[int, int]:
         short = min(size)
@@ -202,39 +224,35 @@ class InferenceEngine:
             return contextlib.nullcontext()
         return torch.autocast(self.network.device.type, dtype=self.precision)
 
-    def _empty(self, size: tuple[int, int]) -> FramePrediction:
-        return FramePrediction(self._frame_index, torch.zeros(size, dtype=torch.uint8), torch.zeros(0, *size), (), size)
+    def _too_large(self, size: tuple[int, int], num_objects: int) -> str:
+        height, width = self._inner_size(size)
+        inner = "" if (height, width) == size else f", processed at {width}x{height},"
+        smaller = 480 if min(height, width) > 480 else max(min(height, width) // 2, 1)
+        return (
+            f"frame {self._frame_index + 1} of {size[1]}x{size[0]} pixels{inner} with {num_objects} object(s) does not fit into "
+            f"memory: process it at a smaller size with short_side={smaller} (--short-side {smaller}), or remember fewer frames"
+        )
 
-    def _predict(self, output: StepOutput, size: tuple[int, int]) -> FramePrediction:
+    def _empty(self, size: tuple[int, int]) -> FramePrediction:
+        empty = torch.zeros(size, dtype=torch.uint8)
+        return FramePrediction(self._frame_index + 1, empty, torch.zeros(0, *size), (), size)
+
+    def _predict(self, output: StepOutput, size: tuple[int, int], ids: tuple[int, ...], given: Given | None) -> FramePrediction:
         probabilities = output.probabilities
         processed = (int(probabilities.shape[-2]), int(probabilities.shape[-1]))
         if processed != size:
             probabilities = F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
-        slots = label_map_from_probabilities(probabilities)[0]
-        label_map = slots_to_ids(slots, [0 if i is None else i for i in self._slots]).cpu()
-        kept = [slot for slot, i in enumerate(self._slots) if i is not None]
-        planes = probabilities[0, 1:][kept].cpu()
-        return FramePrediction(self._frame_index, label_map, planes, self.object_ids, processed, output.aux)
+            if given is not None:
+                probabilities = show_given(probabilities, given)
+        label_map = slots_to_ids(label_map_from_probabilities(probabilities)[0], ids).cpu()
+        return FramePrediction(self._frame_index + 1, label_map, probabilities[0, 1:].cpu(), ids, processed, output.aux)
 
 
-def _as_label_map(masks: Tensor | Mapping[int, Tensor], size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """Annotations as one label map; a mapping's later masks lie over earlier ones."""
-    if isinstance(masks, Tensor):
-        if masks.dtype != torch.uint8:
-            raise ValueError(f"a label map must be uint8, not {masks.dtype}; pass a mapping id -> mask for anything else")
-        if tuple(masks.shape) != size:
-            raise ValueError(f"the label map is {tuple(masks.shape)}, the frame {size} (height, width)")
-        return masks
-    label_map = torch.zeros(size, dtype=torch.uint8)
-    for object_id, mask in masks.items():
-        if not 0 < object_id <= MAX_OBJECTS:
-            raise ValueError(f"object id {object_id} is not in 1..{MAX_OBJECTS}")
-        if tuple(mask.shape) != size:
-            raise ValueError(f"the mask of object {object_id} is {tuple(mask.shape)}, the frame {size} (height, width)")
-        if not bool((mask > 0.5).any()):
-            raise ValueError(f"the mask of object {object_id} is empty: annotate it in a frame where it is visible")
-        label_map[mask.cpu() > 0.5] = object_id
-    return label_map
+def _resize_masks(masks: Float[Tensor, "B N H W"], size: tuple[int, int]) -> Float[Tensor, "B N h w"]:
+    """Nearest, as label maps are resized; a mask that would lose all its pixels keeps every one that it touches."""
+    resized = F.interpolate(masks, size=size, mode="nearest")
+    lost = masks.flatten(2).any(dim=2) & ~resized.flatten(2).any(dim=2)
+    return torch.where(lost[:, :, None, None], F.adaptive_max_pool2d(masks, size), resized)
 
 
 def _resize_proposals(proposals: Proposals, size: tuple[int, int], inner: tuple[int, int]) -> Proposals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -95,7 +96,11 @@ class Memory(Generic[EntryT, CarryT]):
     bank: Bank[EntryT]
     """Frames that the memory policy keeps."""
     previous: Bank[EntryT] | None
-    """The frame before, as a bank of one slot; None for networks that do not read it."""
+    """The frame before, as a bank of one slot; None for networks that do not read it.
+
+    Its masks are always what the aggregation made of that frame. The bank may hold the same frame with the masks that were given
+    in it, see :class:`vos_lightning.propagation.step.Propagation`.
+    """
     carry: CarryT
     """State folded over time (a template, tracked positions); replaced at every frame."""
 
@@ -123,38 +128,68 @@ def grow(state: State[EntryT, CarryT], num_objects: int) -> State[EntryT, CarryT
     if extra == 0:
         return state
 
-    def grow_slot(slot: Slot[EntryT]) -> Slot[EntryT]:
-        return dataclasses.replace(slot, entry=_grow(slot.entry, extra), readable=_pad_objects(slot.readable, extra))
+    return _with_objects(state, lambda tensor: _pad_objects(tensor, extra))
 
-    def grow_bank(bank: Bank[EntryT]) -> Bank[EntryT]:
-        return Bank(tuple(grow_slot(slot) for slot in bank.slots))
+
+def select(state: State[EntryT, CarryT], slots: Sequence[int]) -> State[EntryT, CarryT]:
+    """Keep some object slots only, in the given order; frames that none of the kept objects may read are dropped.
+
+    Asks the device which frames those are, so it has no place in a training step.
+    """
+    index = torch.tensor(slots, dtype=torch.long, device=state.introduced.device)
+    chosen = _with_objects(state, lambda tensor: tensor.index_select(1, index))
+    return drop_unread(chosen)
+
+
+def drop_unread(state: State[EntryT, CarryT]) -> State[EntryT, CarryT]:
+    """Drop the frames of the bank that no object may read any more: references that were replaced, or whose object was removed.
+
+    Asks the device which frames those are, so it has no place in a training step.
+    """
+    bank = state.memory.bank
+    kept = tuple(slot for slot in bank.slots if bool(slot.readable.any()))
+    if len(kept) == len(bank):
+        return state
+    return State(dataclasses.replace(state.memory, bank=Bank(kept)), state.introduced, state.t)
+
+
+def _with_objects(state: State[EntryT, CarryT], change: Callable[[Tensor], Tensor]) -> State[EntryT, CarryT]:
+    """The state with another set of object slots; ``change`` does it to a tensor that has them in dimension 1."""
+
+    def change_bank(bank: Bank[EntryT]) -> Bank[EntryT]:
+        return Bank(
+            tuple(
+                dataclasses.replace(slot, entry=_map_objects(slot.entry, change), readable=change(slot.readable))
+                for slot in bank.slots
+            )
+        )
 
     memory = state.memory
-    grown = Memory(
-        bank=grow_bank(memory.bank),
-        previous=None if memory.previous is None else grow_bank(memory.previous),
-        carry=_grow(memory.carry, extra),
+    changed = Memory(
+        bank=change_bank(memory.bank),
+        previous=None if memory.previous is None else change_bank(memory.previous),
+        carry=_map_objects(memory.carry, change),
     )
-    return State(grown, _pad_objects(state.introduced, extra), state.t)
+    return State(changed, change(state.introduced), state.t)
 
 
 def _pad_objects(tensor: Tensor, extra: int) -> Tensor:
     return F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, extra))
 
 
-def _grow(value: Any, extra: int) -> Any:
-    """Pad dimension 1 of the fields declared with ``per_object``, in nested dataclasses and tuples of them too."""
+def _map_objects(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change the fields declared with ``per_object``, in nested dataclasses and tuples of them too."""
     if isinstance(value, tuple):
-        return tuple(_grow(entry, extra) for entry in value)
+        return tuple(_map_objects(entry, change) for entry in value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     changed: dict[str, Any] = {}
     for f in dataclasses.fields(value):
         current = getattr(value, f.name)
         if f.metadata.get("per_object") and current is not None:
-            changed[f.name] = _pad_objects(current, extra)
+            changed[f.name] = change(current)
         else:
-            changed[f.name] = _grow(current, extra)
+            changed[f.name] = _map_objects(current, change)
     return dataclasses.replace(value, **changed)
 
 

@@ -29,6 +29,9 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     needs_proposals: bool = False
     """Whether every frame must come with object proposals; a network sets it from its configuration. Proposals may be empty (the
     detector found nothing), but they may not be missing."""
+    training_arguments: ClassVar[frozenset[str]] = frozenset()
+    """Arguments of the constructor that change no prediction of a network with given parameters: how it starts, what is trained.
+    In all others a checkpoint has to agree with the experiment that evaluates it."""
 
     @classmethod
     @abstractmethod
@@ -57,9 +60,12 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     ) -> tuple[EntryT | None, CarryT]:
         """Turn a segmented frame into a memory entry and fold it into the carry.
 
+        A frame in which given masks join predictions is memorized twice: with the masks as given, for the bank and the carry,
+        and as they were aggregated, for ``memory.previous`` (the carry of this call is not used).
+
         Args:
             features: of this frame.
-            masks: soft masks after aggregation, in [0, 1]; zero for objects that are not introduced.
+            masks: soft masks after aggregation, or given ones, in [0, 1]; zero for objects that are not introduced.
             memory: before this frame; None at the first.
             introduced: objects known up to and including this frame.
             keep: whether the entry will be read by anyone. If False, None may be returned in its place.

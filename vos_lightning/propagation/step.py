@@ -41,7 +41,9 @@ class Propagation:
         aggregation: how objects are merged, see :func:`vos_lightning.mask_ops.soft_aggregate`.
         introduction: what a given mask does to the predictions of other objects in its frame. ``overwrite``: once aggregated,
             they become zero inside given masks, then all is aggregated again. ``join``: the given mask takes part in the
-            aggregation as a saturated prediction. Either way the output of the frame shows the given mask.
+            aggregation as a saturated prediction, and the two roles of the frame differ: its place in the bank (and the carry)
+            has the given mask itself, as the reference of its object, and ``Memory.previous`` has what the aggregation left of
+            it. Either way the output of the frame shows the given mask.
     """
 
     policy: MemoryPolicy
@@ -139,7 +141,8 @@ def advance(
             # What is overwritten are the final probabilities of the frame: they are aggregated twice.
             foreground = logits_from_masks(soft_aggregate(foreground, introduced, propagation.aggregation)[1][:, 1:])
         introduced = introduced | given.which
-        foreground = _introduce(foreground, pad(given.masks, padding, mask_mode), given.which, propagation.introduction)
+        given_masks = pad(given.masks, padding, mask_mode)
+        foreground = _introduce(foreground, given_masks, given.which, propagation.introduction)
     assert foreground is not None
     logits, probabilities = soft_aggregate(foreground, introduced, propagation.aggregation)
 
@@ -148,19 +151,29 @@ def advance(
         masks = pad(remembered * introduced[:, :, None, None], padding, mask_mode)
     elif network.padding.repad_masks:
         masks = pad(unpad(masks, padding), padding, mask_mode)
+    reference = masks
+    if given is not None and propagation.introduction == "join":
+        # Where another object claims a pixel, the aggregation leaves half of it; the reference of an object is what was given.
+        reference = torch.where(given.which[:, :, None, None], given_masks, masks)
+        if state is None:  # nothing was predicted that the given masks could have met
+            masks = reference
     known = None if state is None else state.memory
     if known is not None and given is not None:
         known = Memory(known.bank, known.previous, network.forget(known.carry, given.which))
     bank: Bank[Any] = Bank(()) if known is None else known.bank
     keep = network.reads_previous or given is not None or propagation.policy.wants(bank, t)
     with record_function("vos/memorize"):
-        entry, carry = network.memorize(features, masks, known, introduced, keep)
+        entry, carry = network.memorize(features, reference, known, introduced, keep)
+        latest = entry
+        if reference is not masks and network.reads_previous:
+            latest, _ = network.memorize(features, masks, known, introduced, keep)
     previous = None
     if keep:
         assert entry is not None, "memorize must return an entry when keep is set"
         slot = Slot(entry, t, introduced, permanent=False)
         bank = propagation.policy.update(bank, slot, None if given is None else given.which)
-        previous = Bank((slot,)) if network.reads_previous else None
+        if network.reads_previous:
+            previous = Bank((slot if latest is entry else Slot(latest, t, introduced, permanent=False),))
 
     output = StepOutput(unpad(logits, padding), unpad(probabilities, padding), introduced, aux)
     if given is not None:
@@ -185,20 +198,43 @@ def _introduce(
     return torch.where(which, certain, foreground.float())
 
 
+def show_given(probabilities: Float[Tensor, "B N1 H W"], given: Given) -> Float[Tensor, "B N1 H W"]:
+    """Probabilities that show the annotation: certain inside given masks, and given objects are nowhere else.
+
+    Other objects and the background keep their shares outside the given masks. A pixel that loses all it had becomes
+    background, and a pixel that several given masks claim is divided among them.
+
+    Args:
+        probabilities: channel 0 background.
+        given: at the size of the probabilities.
+
+    Returns:
+        A new tensor.
+    """
+    shown, hidden = _annotated(given)
+    remaining = probabilities.masked_fill(hidden, 0.0)
+    total = remaining.sum(dim=1, keepdim=True)
+    remaining = remaining / total.clamp_min(torch.finfo(remaining.dtype).tiny)
+    certain = shown.to(remaining.dtype)
+    certain[:, :1] = (total == 0) & ~shown.any(dim=1, keepdim=True)
+    claims = certain.sum(dim=1, keepdim=True)
+    return torch.where(claims > 0, certain / claims.clamp_min(1.0), remaining)
+
+
 def _show_given(output: StepOutput, given: Given) -> StepOutput:
     """Where an object is given in this frame, the output is the annotation, whatever was predicted."""
+    shown, hidden = _annotated(given)
+    logits = torch.where(hidden, logits_from_masks(shown.to(output.logits.dtype)), output.logits)
+    return StepOutput(logits, show_given(output.probabilities, given), output.introduced, output.aux)
+
+
+def _annotated(given: Given) -> tuple[Bool[Tensor, "B N1 H W"], Bool[Tensor, "B N1 H W"]]:
+    """Where a channel is certain, and where it is not what was predicted; channel 0 background."""
     which = given.which[:, :, None, None]
-    masks = given.masks * which
-    covered = masks.amax(dim=1, keepdim=True) > 0.5
-    # Outside of the given masks a given object is absent; others keep what was predicted for them.
-    hidden = torch.cat([torch.zeros_like(covered), which.expand_as(masks)], dim=1) | covered
-    shown = torch.cat([torch.zeros_like(masks[:, :1]), masks], dim=1) > 0.5
-    certain = logits_from_masks(shown.to(output.logits.dtype))
-    logits = torch.where(hidden, certain, output.logits)
-    remaining = output.probabilities.masked_fill(hidden, 0.0)
-    remaining = remaining / remaining.sum(dim=1, keepdim=True).clamp_min(torch.finfo(remaining.dtype).tiny)
-    probabilities = torch.where(covered, shown.to(remaining.dtype), remaining)
-    return StepOutput(logits, probabilities, output.introduced, output.aux)
+    masks = given.masks * which > 0.5
+    covered = masks.any(dim=1, keepdim=True)
+    nowhere = torch.zeros_like(covered)
+    return torch.cat([nowhere, masks], dim=1), torch.cat([nowhere, which.expand_as(masks)], dim=1) | covered
 
 
 def introductions(

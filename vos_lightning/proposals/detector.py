@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.profiler import record_function
-from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+from torchvision.models import WeightsEnum
+from torchvision.models.detection import (
+    MaskRCNN,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    maskrcnn_resnet50_fpn_v2,
+)
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import nms
 
+from vos_lightning.io.pretrained import for_epsilon, is_overwritten, published_hash, read_pretrained, sha256_of
 from vos_lightning.proposals.boxes import masks_in_boxes, paste_masks, tight_boxes
 from vos_lightning.proposals.store import MASK_SIZE, Found
 
@@ -27,6 +33,10 @@ Architecture = Literal[
 Order = Literal["nms_first", "top_first", "objectness"]
 Pretrained = Literal["COCO_V1"]
 """Member of ``MaskRCNN_ResNet50_FPN_Weights`` or ``MaskRCNN_ResNet50_FPN_V2_Weights``."""
+_PUBLISHED: dict[str, WeightsEnum] = {
+    "resnet50": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+    "resnet50_v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class ProposalDetector(nn.Module):
 
     Args:
         architecture: backbone.
-        pretrained: COCO weights of torchvision, for ``resnet50`` and ``resnet50_v2``; downloaded and cached.
+        pretrained: COCO weights of torchvision, for ``resnet50`` and ``resnet50_v2``, see :func:`read_pretrained`.
         weights: file with a state dict of the model (plain, or under ``state_dict`` or ``model``), of ``architecture`` and
             ``num_classes``. Without either the detector is random.
         num_classes: with the background; 91 for COCO, 2 for "object". COCO weights of 91 classes are made into 2 by the mean over
@@ -80,6 +90,9 @@ class ProposalDetector(nn.Module):
         FileNotFoundError: there is no such file.
         ValueError: weights that do not fit, or two kinds of weights.
     """
+
+    training_arguments: ClassVar[frozenset[str]] = frozenset({"pretrained", "weights"})
+    """Arguments that change nothing where the parameters come from a checkpoint."""
 
     def __init__(
         self,
@@ -104,7 +117,7 @@ class ProposalDetector(nn.Module):
         self.source = "random"
         if pretrained is not None:
             self.source = pretrained
-        elif weights is not None:
+        elif weights is not None and not is_overwritten():
             self.source = _load(self.model, Path(weights))
         self.requires_grad_(False)
         self.eval()
@@ -227,21 +240,16 @@ def _build(
         "box_score_thresh": selection.score_threshold,
         "box_detections_per_img": selection.candidates,
     }
-    if pretrained is not None and architecture not in ("resnet50", "resnet50_v2"):
+    if pretrained is not None and architecture not in _PUBLISHED:
         raise ValueError(f"there are no COCO weights of {architecture}: use resnet50 or resnet50_v2, or a file with weights")
-    if pretrained is None and architecture != "resnet50_v2":
-        backbone = resnet_fpn_backbone(backbone_name=architecture, weights=None)
-        return MaskRCNN(backbone, num_classes=num_classes, **options)
-    build = maskrcnn_resnet50_fpn if architecture == "resnet50" else maskrcnn_resnet50_fpn_v2
-    if pretrained is None or num_classes == 91:
-        return build(weights=pretrained, weights_backbone=None, num_classes=num_classes, **options)
-    source = build(weights=pretrained, weights_backbone=None, num_classes=91, **options)
-    model = build(weights=None, weights_backbone=None, num_classes=num_classes, **options)
-    # The builder makes normalisation as the weights need it, so the heads go to where that is.
-    fitted = _fit_classes(source.state_dict(), model.state_dict())
-    source.roi_heads = model.roi_heads
-    source.load_state_dict(fitted)
-    return source
+    if architecture == "resnet50_v2":
+        model = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=num_classes, **options)
+    else:
+        model = MaskRCNN(resnet_fpn_backbone(backbone_name=architecture, weights=None), num_classes=num_classes, **options)
+    state = None if pretrained is None else read_pretrained(_PUBLISHED[architecture])
+    if state is not None:
+        _fill(model, state, f"COCO weights of {architecture}")
+    return model
 
 
 def read_weights(path: Path) -> Any:
@@ -267,14 +275,20 @@ def _load(model: nn.Module, path: Path) -> str:
             content = content[key]
     try:
         content = {name.removeprefix("network.").removeprefix("model."): value for name, value in content.items()}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: the weights do not fit this detector: they are no mapping of names to tensors") from error
+    digest = sha256_of(path)
+    if digest.startswith(published_hash(MaskRCNN_ResNet50_FPN_Weights.COCO_V1)):
+        content = for_epsilon(content)
+    _fill(model, content, str(path))
+    return digest[:12]
+
+
+def _fill(model: nn.Module, content: dict[str, Tensor], source: str) -> None:
+    try:
         model.load_state_dict(_fit_classes(content, model.state_dict()))
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: the weights do not fit this detector: {' '.join(str(error).split())[:300]}") from error
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:12]
+        raise ValueError(f"{source}: the weights do not fit this detector: {' '.join(str(error).split())[:300]}") from error
 
 
 def _fit_classes(content: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -63,15 +63,24 @@ class StoredFrames(FrameProposals):
         path: the file.
         names: of the frames of the video; None where they are not known (a video file), then ``length`` is compared.
         length: number of frames, as far as it is known.
+        size: height and width of the frames in pixels.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or of another video.
     """
 
-    def __init__(self, path: Path, names: Sequence[str] | None = None, length: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str] | None = None,
+        length: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.file = ProposalFile(path)
+        if size is not None:
+            self.file.check([], size)
         if names is not None:
             self.file.check(names)
         elif length is not None and len(self.file.frames) < length:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vos_lightning.io.label_maps import write_atomically
+from vos_lightning.io.files import write_atomically
 from vos_lightning.structures import Proposals
 
 VERSION = 1

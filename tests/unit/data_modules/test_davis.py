@@ -97,7 +97,7 @@ def test_2017_ignores_255_in_training_and_not_in_scoring(davis: Path) -> None:
         label_map = read_label_map(path)
         label_map[:4] = 255
         write_label_map(path, label_map)
-    record = find_record("video-00", video_folder(davis), video_folder(davis, "Annotations"))
+    record = DAVISDataModule(str(davis)).records("train")[0]
     video = open_video(record, with_targets=True)
     assert (video.targets[0][:4] == 0).all()
     assert (video.annotations[0][:4] == 0).all()

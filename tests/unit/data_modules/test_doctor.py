@@ -242,6 +242,18 @@ def test_stray_colours_are_counted(davis: Path) -> None:
     assert f"{expected} stray colours" in problems["stray-colours"][0]
 
 
+def test_a_second_repair_keeps_the_first_original(davis: Path) -> None:
+    originals = []
+    for shift in (0, 1):
+        label_map = read_label_map(mask(davis)).roll(shift, 0)
+        write_label_map(mask(davis), label_map)
+        originals.append(colour_mask(davis).read_bytes())
+        assert examine(davis, "--fix")[1] == {}
+    kept = davis.with_name(f"{davis.name}.before-doctor") / mask(davis).relative_to(davis)
+    assert kept.read_bytes() == originals[0]
+    assert kept.with_name(f"{kept.name}.1").read_bytes() == originals[1]
+
+
 def test_fix_repairs_what_is_safe_and_keeps_the_originals(davis: Path) -> None:
     ids = read_label_map(mask(davis))
     original = colour_mask(davis).read_bytes()

@@ -116,6 +116,15 @@ def test_grey_and_coloured_predictions_become_indexed(folders: Callable[[str], t
                 assert np.array_equal(np.asarray(image), ids)
 
 
+def test_black_and_white_predictions_are_object_1(folders: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    data, predictions = folders("mose")
+    path = predictions / "car-race" / "00002.png"
+    write_label_map(path, label_map((255,)))
+    write_submission("mose", predictions, tmp_path / "x.zip", data)
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive, archive.open("car-race/00002.png") as file:
+        assert np.array_equal(np.asarray(Image.open(file)), label_map((1,)).numpy())
+
+
 def last(predictions: Path) -> Path:
     return predictions / "car-race" / "00003.png"
 
@@ -140,8 +149,8 @@ def unknown_id(predictions: Path) -> Path:
     return last(predictions)
 
 
-def binary_mask(predictions: Path) -> Path:
-    write_label_map(last(predictions), label_map((255,)))
+def white_beside_ids(predictions: Path) -> Path:
+    write_label_map(last(predictions), label_map((1, 255)))
     return last(predictions)
 
 
@@ -187,7 +196,7 @@ def one_folder_too_deep(predictions: Path) -> Path:
 
 
 DAMAGES = [
-    missing_frame, missing_video, unknown_video, unknown_id, binary_mask, other_size, smooth_mask, truncated, other_name,
+    missing_frame, missing_video, unknown_video, unknown_id, white_beside_ids, other_size, smooth_mask, truncated, other_name,
     overlay_in_the_folder, one_folder_too_high, one_folder_too_deep,
 ]  # fmt: skip
 NEEDS_DATA = (missing_video, unknown_video, unknown_id)
@@ -228,6 +237,16 @@ def test_numbers_of_videos_without_the_data(tmp_path: Path) -> None:
     write_label_map(tmp_path / "predictions" / "a" / "00000.png", label_map((1,)))
     with pytest.raises(SubmissionError, match="1 videos, the server scores 30"):
         write_submission("davis17-testdev", tmp_path / "predictions", tmp_path / "x.zip")
+
+
+def test_no_file_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "predictions" / "a").mkdir(parents=True)
+    (tmp_path / "data.zip").write_bytes(b"the data set")
+    arguments = ["--server", "mose", "--predictions", str(tmp_path / "predictions"), "--output"]
+    for output, message in (("data.zip", "exists already; pass --overwrite"), ("predictions/x.zip", "lies in the input")):
+        with pytest.raises(ValueError, match=message):
+            main([*arguments, str(tmp_path / output)])
+    assert (tmp_path / "data.zip").read_bytes() == b"the data set"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import lightning
 import torch
 from torch import Tensor
 
-from vos_lightning.io.label_maps import write_atomically
+from vos_lightning.io.files import write_atomically
+from vos_lightning.io.outputs import claim_file
 from vos_lightning.modules.released import emvos, pmvos, stcn, stm
 from vos_lightning.modules.released.layout import ReleasedLayout
 
@@ -112,7 +113,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--paper", choices=sorted(LAYOUTS), required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.ckpt")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.ckpt where it exists")
     arguments = parser.parse_args(argv)
+    claim_file(arguments.output, [arguments.file], arguments.overwrite)
     checkpoint, dropped = import_released(arguments.file, arguments.paper)
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)

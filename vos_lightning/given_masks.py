@@ -1,0 +1,336 @@
+"""The masks that a person has drawn for a video: all of them are read and checked before the first frame is segmented."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from vos_lightning.io.files import list_files
+from vos_lightning.io.images import IMAGE_SUFFIXES
+from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.io.videos import FrameSource, count_frames
+from vos_lightning.mask_ops import as_object_map, object_ids_in
+
+RIM_RULES = ((4.0, 0.25), (6.0, 0.5))
+"""Mean width in pixels up to which an id is thin, and the share of an object's outline from which on such ids beside it mean that
+the mask was smoothed; see :func:`find_rims`."""
+WARNED_SHARE = 0.1
+"""Of an object's outline; where thin ids cover more, the user is told."""
+
+
+@dataclass(frozen=True)
+class Rims:
+    """Thin ids that follow the outline of an object."""
+
+    object_id: int
+    ids: tuple[int, ...]
+    share: float
+    """Of the object's outline that they cover."""
+    smoothed: bool
+    """Whether that is more than true objects do."""
+
+
+@dataclass(frozen=True)
+class GivenMask:
+    """A mask and the frame it belongs to."""
+
+    path: Path
+    index: int
+    """Of the frame, from 0."""
+    frame: str
+    """Name of the frame."""
+    areas: Mapping[int, int]
+    """Object id -> pixels."""
+    rims: tuple[Rims, ...] = ()
+
+    def __str__(self) -> str:
+        objects = ", ".join(f"object {i}: {area} pixels" for i, area in self.areas.items())
+        line = f"{self.path} (frame {self.frame}): {objects or 'no object'}"
+        return line + "".join(
+            f"; warning: {_listed(rim.ids, self.areas)} beside {rim.share:.0%} of the outline of id {rim.object_id}"
+            for rim in self.rims
+        )
+
+
+class GivenMasks:
+    """The masks of a video: one file for the first frame, or a folder of files that belong to frames.
+
+    In a folder, a file belongs to the frame of the same name. A number as a name belongs to the frame with that number: to
+    ``00007.jpg`` or ``frame_7.png`` if it is ``7.png``. Where frames have no numbers, as in a video file, they are counted from 0
+    or from 1:
+
+    - from 0, as ``predict`` names what it writes, if there is a mask 0;
+    - from 1, as FFmpeg names the frames that it extracts, if the last possible number, that of the last frame counted from 1, is
+      there, or if 1 is the lowest one: whoever draws a first mask draws it on the first frame;
+    - from 0 otherwise.
+
+    Args:
+        path: a PNG file or a folder of them.
+        frames: the video.
+        first_number: number of the first frame; None decides as above.
+        allow_rims: accept masks that look smoothed, see :func:`find_rims`.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a mask is damaged, of another size than the frames, smoothed, or belongs to no frame; two belong to one
+            frame; the first one is empty, or there is none. The message names the file.
+    """
+
+    def __init__(self, path: Path, frames: FrameSource, first_number: int | None = None, allow_rims: bool = False) -> None:
+        self.numbering: str | None = None
+        """How numbers were taken for frames, where there was something to decide."""
+        if path.is_dir():
+            files = {stem: _must_be_png(file) for stem, file in list_files(path, IMAGE_SUFFIXES).items()}
+            if not files:
+                raise ValueError(f"{path}: the folder holds no .png masks")
+            placed = self._place(files, frames, first_number)
+        elif path.is_file():
+            placed = {0: _must_be_png(path)}
+        else:
+            raise FileNotFoundError(f"{path}: there is no such mask file or folder of masks")
+        self._size = frames.size()
+        self._masks: dict[int, GivenMask] = {}
+        for index, file in sorted(placed.items()):
+            label_map = read_given(file, self._size, first=not self._masks)
+            name = f"{index:05d}" if frames.names is None else frames.names[index]
+            mask = GivenMask(file, index, name, areas_of(label_map), find_rims(label_map))
+            if not allow_rims:
+                _refuse_rims(mask)
+            self._masks[index] = mask
+
+    def __iter__(self) -> Iterator[GivenMask]:
+        """The masks in the order of their frames."""
+        return iter(self._masks.values())
+
+    def read(self, index: int) -> UInt8[Tensor, "H W"] | None:
+        """The mask of a frame, or None."""
+        mask = self._masks.get(index)
+        return None if mask is None else read_given(mask.path, self._size, first=mask is next(iter(self)))
+
+    def report(self) -> list[str]:
+        """Lines for the user: how frames are counted, and the objects of every mask with their areas."""
+        return [*([self.numbering] if self.numbering else []), *map(str, self)]
+
+    def finish(self, num_frames: int) -> None:
+        """Complain about masks of frames that did not come, where a video file is shorter than it claims.
+
+        Raises:
+            ValueError: there is such a mask.
+        """
+        for mask in self:
+            if mask.index >= num_frames:
+                raise ValueError(f"{mask.path}: the video ended after {num_frames} frames, before the frame of this mask")
+
+    # Which frame ------------------------------------------------------------------------------------------------------
+
+    def _place(self, files: Mapping[str, Path], frames: FrameSource, first_number: int | None) -> dict[int, Path]:
+        names = frames.names
+        by_name = {} if names is None else {name: index for index, name in enumerate(names)}
+        placed: dict[int, Path] = {}
+        numbered: dict[int, list[Path]] = {}
+        strange: list[Path] = []
+        for stem, file in files.items():
+            if stem in by_name:
+                self._put(placed, by_name[stem], file)
+            elif _is_number(stem):
+                numbered.setdefault(int(stem), []).append(file)
+            else:
+                strange.append(file)
+        frame_of = None if names is None else _numbers_of(names)
+        if numbered and frame_of is None:
+            length = count_frames(frames.path) if names is None else len(names)
+            first = self._first(sorted(numbered), length, first_number)
+            frame_of = {first + index: index for index in range(length)}
+        for number, same in numbered.items():
+            for file in same:
+                if frame_of is None or number not in frame_of:
+                    strange.append(file)
+                else:
+                    self._put(placed, frame_of[number], file)
+        if strange:
+            more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+            how = f"; {self.numbering}" if self.numbering else ""
+            raise ValueError(f"{strange[0]}{more}: no frame of the video has this name or number{how}; rename the mask")
+        return placed
+
+    @staticmethod
+    def _put(placed: dict[int, Path], index: int, file: Path) -> None:
+        if index in placed:
+            raise ValueError(f"{file}: {placed[index].name} is a mask of the same frame; keep one of the two")
+        placed[index] = file
+
+    def _first(self, numbers: list[int], length: int, wanted: int | None) -> int:
+        """Number of the first frame; ``numbers`` is sorted."""
+        if wanted is not None:
+            first, why = wanted, "--first-number says so"
+        elif numbers[0] == 0:
+            first, why = 0, "there is a mask 0"
+        elif numbers[-1] == length:
+            first, why = 1, f"there is a mask {length} and {length} frames"
+        elif numbers[0] == 1:
+            first, why = 1, "the first mask is 1"
+        else:
+            first, why = 0, "nothing speaks against it"
+        other = "" if wanted is not None else f"; --first-number {1 - first} changes it"
+        self.numbering = f"frames are counted from {first} ({why}{other})"
+        return first
+
+
+def _is_number(stem: str) -> bool:
+    return stem.isascii() and stem.isdigit()
+
+
+def _numbers_of(names: tuple[str, ...]) -> dict[int, int] | None:
+    """Number at the end of a frame's name -> index; None if names have none, or one twice."""
+    numbers = []
+    for name in names:
+        digits = name[len(name.rstrip("0123456789")) :]
+        if not digits:
+            return None
+        numbers.append(int(digits))
+    return {number: index for index, number in enumerate(numbers)} if len(set(numbers)) == len(numbers) else None
+
+
+def _must_be_png(file: Path) -> Path:
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"{file}: masks must be PNG files, as JPEG changes the ids; save it as an indexed PNG")
+    return file
+
+
+# What is in a mask ----------------------------------------------------------------------------------------------------
+
+
+def read_given(path: Path, size: tuple[int, int], first: bool) -> UInt8[Tensor, "H W"]:
+    """Read a mask that a person has drawn. A black and white mask is object 1.
+
+    Args:
+        path: a PNG file, see :func:`vos_lightning.io.label_maps.read_label_map`.
+        size: height and width of the frames.
+        first: whether it is the first mask, which may not be empty.
+
+    Raises:
+        ValueError: it is damaged, coloured, of another size, or empty, or has id 255 beside others.
+    """
+    label_map = read_label_map(path)
+    if tuple(label_map.shape) != size:
+        height, width = label_map.shape
+        raise ValueError(f"{path}: the mask is {width}x{height}, the frames are {size[1]}x{size[0]}; draw it on a frame")
+    label_map = as_object_map(label_map, name=path)
+    if first and not object_ids_in(label_map):
+        raise ValueError(f"{path}: the first mask is empty; number the pixels of the objects 1, 2, ...")
+    return label_map
+
+
+def areas_of(label_map: UInt8[Tensor, "H W"]) -> dict[int, int]:
+    """Object id -> pixels, ascending, without background."""
+    counts = torch.bincount(label_map.flatten().long(), minlength=256).tolist()
+    return {i: counts[i] for i in range(1, 255) if counts[i]}
+
+
+def find_rims(label_map: UInt8[Tensor, "H W"]) -> tuple[Rims, ...]:
+    """Ids that look like the rims which smoothing leaves around an object when its grey values become ids.
+
+    A rim is thin, lies between an object and something else, and follows the object's outline. So, of the ids with a small mean
+    width (:data:`RIM_RULES`), connected pieces count that touch an object (anything wider) and also another one or the
+    background; what decides is the share of the object's outline that they cover. A small true object (a ball, a leash) is beside
+    a small part of the outline, or is surrounded by one thing.
+
+    The rules were chosen by measurement. True masks: every tenth one of ten videos of DAVIS 2016, 497 maps of up to 5 regions
+    from BSDS500, 120 maps of 3 videos with several objects. Ids up to 4 pixels wide cover nothing of an outline in any of them;
+    up to 6 pixels 0.36 in one, 0.008 in two and nothing in 673; up to 8 pixels 0.63. So none is refused. Smoothed masks: 16
+    objects of the same sources, blurred by a Gaussian of 0.7 to 3 pixels, enlarged 2 to 8 times bilinearly, or anti-aliased, and
+    quantised to 3 to 8 levels, by equal steps or to a palette of the image: 15 or 16 of 16 are refused in every case. What is
+    blurred by 5 pixels and more has levels as wide as true objects unless there are many, and passes.
+
+    Args:
+        label_map: ids, 0 background.
+
+    Returns:
+        Objects with rims beside at least :data:`WARNED_SHARE` of their outline.
+    """
+    array = label_map.numpy()
+    widths = {int(i): _mean_width(array == i) for i in np.unique(array)}
+    found: dict[int, Rims] = {}
+    for width, refused in RIM_RULES:
+        thin_ids = [i for i in widths if i and widths[i] <= width]
+        for i, ids, share in _covered_outlines(array, thin_ids, [i for i in widths if i not in thin_ids]):
+            smoothed = share >= refused or (i in found and found[i].smoothed)
+            if share >= WARNED_SHARE or smoothed:
+                found[i] = Rims(i, ids, share, smoothed)
+    return tuple(found.values())
+
+
+def _covered_outlines(
+    array: UInt8[np.ndarray, "H W"], thin_ids: list[int], wide_ids: list[int]
+) -> Iterator[tuple[int, tuple[int, ...], float]]:
+    """Each object, the thin ids between it and something else, and the share of its outline that they cover."""
+    if not thin_ids:
+        return
+    thin = np.isin(array, thin_ids)
+    # Everything wide, grown by a pixel: where it meets a thin piece, it touches it.
+    contacts = {i: _grow(array == i) & thin for i in wide_ids}
+    count, pieces = cv2.connectedComponents(thin.astype(np.uint8), connectivity=8)
+    touched = np.zeros((count, 256), dtype=bool)
+    for i, contact in contacts.items():
+        touched[np.unique(pieces[contact]), i] = True
+    between = touched.sum(axis=1) > 1
+    for i in filter(None, wide_ids):
+        covered = contacts[i] & between[pieces]
+        inside = array == i
+        outline = np.count_nonzero(_grow(inside) & ~inside)
+        if covered.any():
+            ids = np.unique(array[thin & np.isin(pieces, np.unique(pieces[covered]))])
+            yield i, tuple(map(int, ids)), float(np.count_nonzero(covered) / outline)
+
+
+def _grow(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    return cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+
+
+def _mean_width(region: Bool[np.ndarray, "H W"]) -> float:
+    """Twice the area over the length of the border: about the width of a line, the radius of a disc."""
+    plane = region.astype(np.uint8)
+    # The border of the image is no edge: what it cuts off is taken to go on.
+    inner = cv2.erode(plane, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), borderType=cv2.BORDER_REPLICATE)
+    area = int(plane.sum())
+    return 2 * area / max(area - int(inner.sum()), 1)
+
+
+def _refuse_rims(mask: GivenMask) -> None:
+    for rim in mask.rims:
+        if rim.smoothed:
+            raise ValueError(
+                f"{mask.path}: {_listed(rim.ids, mask.areas)} like a rim around id {rim.object_id} "
+                f"({mask.areas.get(rim.object_id, 0)} pixels), as when a smoothed mask is converted to a palette; draw without "
+                "anti-aliasing, soft brush or interpolation when resizing, or pass --allow-rims if these are objects"
+            )
+
+
+def _listed(ids: tuple[int, ...], areas: Mapping[int, int]) -> str:
+    shown = ", ".join(f"{i} ({areas.get(i, 0)} pixels)" for i in ids[:4]) + (", ..." if len(ids) > 4 else "")
+    return f"ids {shown} lie" if len(ids) > 1 else f"id {shown} lies"
+
+
+# Command line ---------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options about the masks, which ``predict`` and ``visualize`` share."""
+    parser.add_argument(
+        "--first-number",
+        type=int,
+        choices=(0, 1),
+        help="number of a video file's first frame in the names of the masks (default: 0 if there is a mask 0; 1 if the highest "
+        "mask is the number of frames or the lowest is 1, as FFmpeg extracts frames; else 0)",
+    )
+    parser.add_argument(
+        "--allow-rims", action="store_true", help="accept masks with thin ids around an object, which look like smoothed ones"
+    )

@@ -1,0 +1,223 @@
+"""Reading pictures, with one set of rules for frames and label maps.
+
+=====================  ===============================================================================================
+a file that            is read
+=====================  ===============================================================================================
+has an orientation tag  upright, as viewers show it and as videos are turned (EXIF, in PNG files too)
+is grey or one-bit     as RGB with equal channels
+has a palette          as its colours (a label map: as its indices)
+has alpha              without it: the colours below stay (a label map: transparent pixels are background)
+is CMYK                as RGB by Pillow's formula, without colour profiles
+has 16 bits            scaled to 8 (65535 is 255); a label map of 16 bits is refused
+has 32 bits, or floats  not at all, as its white is not known
+is animated            not at all, as a file is one frame; the preview that some cameras append to a JPEG is passed over
+is damaged, cut off    not at all
+=====================  ===============================================================================================
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Shaped, UInt8
+from PIL import ExifTags, Image
+from torch import Tensor
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises on broken files: ``SyntaxError`` for a bad PNG chunk, ``OSError`` for a truncated file, and so on."""
+_RGB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+"""Pillow's modes whose conversion to RGB is exact in meaning."""
+
+
+class Turn(NamedTuple):
+    """The way from a stored picture to the upright one: rows and columns are exchanged first, then it is mirrored."""
+
+    exchange: bool = False
+    left_right: bool = False
+    up_down: bool = False
+
+    def apply(self, pixels: Shaped[np.ndarray, "H W ..."]) -> Shaped[np.ndarray, "H2 W2 ..."]:
+        """Turn a picture; the result is contiguous."""
+        if self.exchange:
+            pixels = pixels.swapaxes(0, 1)
+        if self.left_right:
+            pixels = pixels[:, ::-1]
+        if self.up_down:
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)
+
+
+_EXIF_TURNS = {
+    2: Turn(left_right=True),
+    3: Turn(left_right=True, up_down=True),
+    4: Turn(up_down=True),
+    5: Turn(exchange=True),
+    6: Turn(exchange=True, left_right=True),
+    7: Turn(exchange=True, left_right=True, up_down=True),
+    8: Turn(exchange=True, up_down=True),
+}
+
+
+class Picture(NamedTuple):
+    """A decoded file."""
+
+    image: Image.Image
+    """As stored; the turn is not applied."""
+    turn: Turn
+    bits: int
+    """Of a channel: 8 (1-bit images too), 16 or 32. Pillow has cut colours of 16 bits down to 8."""
+
+
+class Header(NamedTuple):
+    """What a file says of itself before it is decoded."""
+
+    size: tuple[int, int]
+    """Width and height of the upright picture."""
+    stored_size: tuple[int, int]
+    """Those of the picture as stored."""
+    format: str
+    """``JPEG``, ``PNG``, ..."""
+    mode: str
+    """Pillow's name."""
+
+
+def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 H W"]:
+    """Decode an image file to RGB by the rules of this module.
+
+    Args:
+        path: usually JPEG or PNG; any format that Pillow reads.
+
+    Returns:
+        ``(3, H, W)`` uint8, contiguous.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or not without a guess; the message names it.
+    """
+    return torch.from_numpy(read_pixels(path)).permute(2, 0, 1).contiguous()
+
+
+def read_pixels(path: str | os.PathLike[str], as_stored: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+    """:func:`read_image` with the channels last, as image libraries want them.
+
+    Args:
+        path: see :func:`read_image`.
+        as_stored: pass over the orientation tag, for published sets whose masks lie on the stored pixels.
+    """
+    pixels = _decode_jpeg(path, as_stored)
+    if pixels is not None:
+        return pixels
+    picture = load(path)
+    if picture.bits == 16:
+        pixels = _eight_bits(path, picture.image)
+    elif picture.image.mode in _RGB_MODES:
+        pixels = np.array(picture.image.convert("RGB"))
+    else:
+        raise ValueError(f"{path}: an image of mode {picture.image.mode!r} has no known white; save it with 8 bits a channel")
+    return pixels if as_stored else picture.turn.apply(pixels)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Size, format and mode of an image file, without decoding it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turn = _turn_of(image)
+            size = (height, width) if turn.exchange else (width, height)
+            return Header(size, (width, height), str(image.format), image.mode)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except _DECODE_ERRORS as error:
+        raise _damaged(path, error) from error
+
+
+def load(path: str | os.PathLike[str]) -> Picture:
+    """A fully decoded file, or one clear line that names it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds several pictures.
+    """
+    try:
+        with Image.open(path) as image:
+            # The second picture of an MPO file is a preview or a depth map.
+            pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            image.load()  # decoding is lazy otherwise, and a truncated file would pass
+            turn = _turn_of(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except _DECODE_ERRORS as error:
+        raise _damaged(path, error) from error
+    if pictures > 1:
+        raise ValueError(f"{path}: an animation of {pictures} pictures where a file is one frame; save each as a file of its own")
+    bits = 32 if image.mode in ("I", "F") else 16 if image.mode.startswith("I;16") else 8
+    return Picture(image, turn, 16 if image.format == "PNG" and _png_bits(path) == 16 else bits)
+
+
+def _damaged(path: str | os.PathLike[str], error: BaseException) -> ValueError:
+    return ValueError(f"{path}: the image is damaged or truncated ({error}); copy or download it again")
+
+
+def _turn_of(image: Image.Image) -> Turn:
+    try:
+        return _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), Turn())
+    except _DECODE_ERRORS:  # viewers pass over a broken tag too
+        return Turn()
+
+
+def _png_bits(path: str | os.PathLike[str]) -> int:
+    """Bits of a channel, from the header: Pillow's mode does not tell 16 bits from 8 in colour."""
+    with Path(path).open("rb") as file:
+        return file.read(25)[24]
+
+
+def _eight_bits(path: str | os.PathLike[str], image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """16 bits scaled to 8, to the nearest. White is 65535, so a step of 8 bits is 257."""
+    if image.format == "PNG":
+        content = np.fromfile(path, dtype=np.uint8)
+        deep = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+        if deep is None or deep.dtype != np.uint16:
+            raise ValueError(f"{path}: this image of 16 bits cannot be read; save it with 8 bits a channel")
+        deep = deep[..., ::-1]
+    else:
+        deep = np.array(image).astype(np.uint16)[..., None].repeat(3, axis=2)
+    return ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _decode_jpeg(path: str | os.PathLike[str], as_stored: bool) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Pixels of a sound JPEG, or None for anything else, which Pillow reads or complains about.
+
+    OpenCV gives what Pillow gives in a third of the time (both wrap libjpeg-turbo), but is silent about truncated files.
+    """
+    if Path(path).suffix.lower() not in (".jpg", ".jpeg") or not Path(path).is_file():
+        return None
+    content = Path(path).read_bytes()
+    if not content.startswith(b"\xff\xd8") or not content.rstrip(b"\0").endswith(b"\xff\xd9"):
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+                return None
+            turn = Turn() if as_stored else _turn_of(image)
+    except _DECODE_ERRORS:
+        return None
+    decoded = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if decoded is None:
+        return None
+    pixels = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, decoded)
+    return pixels if turn == Turn() else turn.apply(pixels)

@@ -1,0 +1,242 @@
+"""What a command writes never touches what it reads, and never mixes with what another run wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from vos_lightning.io.files import write_atomically
+
+_RECORD = re.compile(r"written(-[0-9]+)?\.jsonl")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""What a process that was killed in the middle of a file leaves behind."""
+
+
+def refuse_overlap(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Refuse outputs that are, hold, or lie in something that is read.
+
+    Files and folders are compared as the file system knows them, so that symbolic links, hard links, bind mounts and other
+    spellings of a name are seen through.
+
+    Args:
+        outputs: files or folders that will be written; they need not exist.
+        inputs: files or folders that are read; None and what does not exist are skipped.
+
+    Raises:
+        ValueError: an output touches an input; the message names both.
+    """
+    given = [path for path in inputs if path is not None and path.exists()]
+    for output in outputs:
+        above_output = _identities(output)
+        for path in given:
+            identity, *above_input = _identities(path)
+            if output.exists() and above_output[0] == identity:
+                raise ValueError(f"{output}: the output is the input {path}, which would be overwritten; choose another place")
+            if identity in above_output:
+                raise ValueError(f"{output}: the output lies in the input {path}; choose a place outside of it")
+            if output.exists() and above_output[0] in above_input:
+                raise ValueError(f"{output}: the output folder holds the input {path}; choose a folder of its own")
+
+
+def _identities(path: Path) -> list[tuple[int, int]]:
+    """Device and number of a file or folder and of all folders above it; what does not exist is left out."""
+    found = []
+    for place in (real := Path(os.path.realpath(path)), *real.parents):
+        with contextlib.suppress(OSError):
+            status = place.stat()
+            found.append((status.st_dev, status.st_ino))
+    return found
+
+
+def claim_file(path: Path, inputs: Iterable[Path | None], overwrite: bool) -> None:
+    """Refuse to write a file over an input, over a folder or, unless told, over any other file.
+
+    Raises:
+        ValueError: the place is taken.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: the output is a folder; name a file")
+    refuse_overlap([path], inputs)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path}: the file exists already; pass --overwrite to replace it, or choose another name")
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file that was to be written in an error of the operating system, which a full disc does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
+
+
+class OutputFolder:
+    """A folder that one run of a command fills: it holds files of that run and nothing else.
+
+    ``written.jsonl`` in it says which command wrote, whether it has finished, and what: a name and the digest of its content a
+    line. A run that failed has left whole files and ``"finished": false``. An earlier run of the same command is removed if that
+    is asked for, file by file as it was recorded; a file that somebody has added or changed since is never removed, and the
+    folder is refused instead.
+
+    Creating an object checks and changes nothing; the earlier run is removed when the first file is written, or by
+    :meth:`start`.
+
+    Args:
+        folder: must be new, empty, or the output of the same command.
+        command: its name.
+        inputs: files and folders that are read, see :func:`refuse_overlap`.
+        overwrite: whether the output of an earlier run may be removed.
+        how: how the user allows that, for the message.
+        part: number of this process, where several write into the folder; only the first one checks and removes.
+
+    Raises:
+        ValueError: the folder touches an input or holds something else; the message names the file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        command: str,
+        inputs: Iterable[Path | None] = (),
+        overwrite: bool = False,
+        how: str = "--overwrite",
+        part: int = 0,
+    ) -> None:
+        self.folder = folder
+        self.command = command
+        self._record = folder / ("written.jsonl" if part == 0 else f"written-{part}.jsonl")
+        self._written: dict[str, str | None] = {}
+        self._started = False
+        self._earlier: list[Path] = []
+        refuse_overlap([folder], inputs)
+        if part == 0:
+            self._earlier = self._check(overwrite, how)
+
+    def start(self) -> None:
+        """Remove what the earlier run wrote, and make the folder; done by itself before the first file."""
+        if self._started:
+            return
+        self._started = True
+        with naming(self.folder):
+            for path in self._earlier:
+                path.unlink(missing_ok=True)
+            for folder in sorted({p for path in self._earlier for p in path.parents if self.folder in p.parents}, reverse=True):
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with self._record.open("x") as file:
+                    file.write(self._head(finished=False))
+            except FileExistsError:
+                raise ValueError(f"{self.folder}: another run has begun to write into this folder; choose another one") from None
+
+    def put(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Write a file.
+
+        Args:
+            name: relative to the folder.
+            write: gets the path and makes the file appear whole or not at all.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: it cannot be written; the error names the file.
+        """
+        path = self.place(name)
+        with naming(path):
+            write(path)
+        self.keep(name)
+        return path
+
+    def place(self, name: str) -> Path:
+        """Where a file that takes longer is going to appear; :meth:`keep` follows when it is there."""
+        self.start()
+        self._note(name, None)
+        return self.folder / name
+
+    def keep(self, name: str) -> None:
+        """Record a file that is complete; one that does not exist is forgotten."""
+        path = self.folder / name
+        if path.is_file():
+            self._note(name, _digest(path))
+
+    def finish(self) -> None:
+        """Say that the run is complete."""
+        self.start()
+        lines = [json.dumps([name, digest]) + "\n" for name, digest in self._written.items()]
+        with naming(self._record):
+            write_atomically(self._record, (self._head(finished=True) + "".join(lines)).encode())
+
+    # Details ----------------------------------------------------------------------------------------------------------
+
+    def _note(self, name: str, digest: str | None) -> None:
+        self._written[name] = digest
+        with naming(self._record), self._record.open("a") as file:
+            file.write(json.dumps([name, digest]) + "\n")
+
+    def _head(self, finished: bool) -> str:
+        return json.dumps({"command": self.command, "finished": finished}) + "\n"
+
+    def _check(self, overwrite: bool, how: str) -> list[Path]:
+        """Everything that the earlier run wrote."""
+        if not self.folder.exists():
+            return []
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder}: the output is a file; name a folder")
+        records = [path for path in self.folder.iterdir() if _RECORD.fullmatch(path.name)]
+        strange = next((path for path in sorted(self.folder.iterdir()) if not path.name.startswith(".")), None)
+        if strange and not records:
+            raise ValueError(
+                f"{self.folder}: the folder holds what `{self.command}` has not written ({strange.name}); choose a new folder"
+            )
+        recorded: dict[str, str | None] = {}
+        for path in records:
+            command, entries = _read_record(path)
+            if command != self.command:
+                raise ValueError(f"{self.folder}: the folder holds the output of `{command}`; choose another one")
+            recorded |= entries
+        files = list(_files(self.folder))
+        others = [path for path in files if path not in records and not path.name.startswith(".")]
+        if records and not overwrite:
+            raise ValueError(
+                f"{self.folder}: the folder holds the output of an earlier run; choose another one, or pass {how} to replace it"
+            )
+        for path in others:
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_symlink() or name not in recorded or recorded[name] not in (None, _digest(path)):
+                raise ValueError(
+                    f"{path}: the earlier run of `{self.command}` has not written this file, or it was changed since; move it "
+                    "away first, or choose another output folder"
+                )
+        return [path for path in files if path in others or path in records or _TEMPORARY.fullmatch(path.name)]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Everything in a folder and below that is no folder; links are not followed."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _read_record(path: Path) -> tuple[str, dict[str, str | None]]:
+    # What follows the last line break was cut off when the process was killed.
+    lines = path.read_text().split("\n")[:-1]
+    try:
+        return str(json.loads(lines[0])["command"]), dict(json.loads(line) for line in lines[1:])
+    except (IndexError, KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: the record of an earlier run is damaged; choose another output folder") from None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

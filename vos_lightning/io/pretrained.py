@@ -1,0 +1,137 @@
+"""Weights that torchvision publishes: read from its cache, downloaded into it where they are missing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+from torchvision.models import WeightsEnum
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+BATCH_NORM_EPSILON = 1e-5
+"""Of every batch normalisation of this library, as PyTorch's default."""
+_TIMEOUT = 30.0
+"""Seconds without an answer after which a download is given up: a cluster's firewall may drop packets in silence."""
+_WITHOUT_EPSILON: tuple[WeightsEnum, ...] = (MaskRCNN_ResNet50_FPN_Weights.COCO_V1,)
+"""Trained with batch normalisation that divides by the standard deviation without an epsilon."""
+
+_overwritten: ContextVar[bool] = ContextVar("overwritten", default=False)
+_before_download: ContextVar[Callable[[], Any] | None] = ContextVar("before_download", default=None)
+
+
+class MissingWeightsError(FileNotFoundError):
+    """Pretrained weights that are not in the cache and cannot be downloaded."""
+
+
+@contextlib.contextmanager
+def weights_are_overwritten() -> Iterator[None]:
+    """Networks that are built inside get the parameters of a checkpoint next: they load no pretrained weights."""
+    token = _overwritten.set(True)
+    try:
+        yield
+    finally:
+        _overwritten.reset(token)
+
+
+@contextlib.contextmanager
+def before_download(check: Callable[[], Any]) -> Iterator[None]:
+    """Call ``check`` before anything is downloaded inside; where it raises, nothing is."""
+    token = _before_download.set(check)
+    try:
+        yield
+    finally:
+        _before_download.reset(token)
+
+
+def is_overwritten() -> bool:
+    """Whether pretrained weights are not to be loaded, see :func:`weights_are_overwritten`."""
+    return _overwritten.get()
+
+
+def read_pretrained(weights: WeightsEnum) -> dict[str, Tensor] | None:
+    """The state dict of weights that torchvision publishes.
+
+    A file in the cache, ``$TORCH_HOME/hub/checkpoints``, is read; one that is missing is downloaded to there first. Either way
+    the file has to have the hash that its name says. Parameters of batch normalisation are those for an epsilon of
+    :data:`BATCH_NORM_EPSILON`, also where the published ones are for none.
+
+    Args:
+        weights: a member of one of torchvision's enumerations, as ``ResNet50_Weights.IMAGENET1K_V1``.
+
+    Returns:
+        The tensors by torchvision's names; None inside :func:`weights_are_overwritten`.
+
+    Raises:
+        MissingWeightsError: the file is missing and cannot be downloaded.
+        ValueError: the file in the cache is damaged, or another one.
+    """
+    if is_overwritten():
+        return None
+    path = published_path(weights)
+    if not path.is_file():
+        _download(weights, path)
+    elif not sha256_of(path).startswith(published_hash(weights)):
+        raise ValueError(f"{path}: the file is damaged, or is not that of {weights.url}: remove it, or put that one in its place")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return for_epsilon(state) if weights in _WITHOUT_EPSILON else state
+
+
+def published_path(weights: WeightsEnum) -> Path:
+    """Where the cache has, or will have, the file of published weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(weights.url).path)
+
+
+def published_hash(weights: WeightsEnum) -> str:
+    """The first digits of the SHA-256 of a published file, which torchvision writes into its name."""
+    found = re.search(r"-([0-9a-f]{8,})\.", published_path(weights).name)
+    return found[1] if found else ""
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def for_epsilon(state: dict[str, Tensor], epsilon: float = BATCH_NORM_EPSILON) -> dict[str, Tensor]:
+    """Parameters of batch normalisation without an epsilon as those that compute the same with one."""
+    scaled = dict(state)
+    for key, variance in state.items():
+        if key.endswith(".running_var"):
+            weight = key.removesuffix("running_var") + "weight"
+            scaled[weight] = state[weight] * ((variance + epsilon) / variance).sqrt()
+    return scaled
+
+
+def _download(weights: WeightsEnum, path: Path) -> None:
+    check = _before_download.get()
+    if check is not None:
+        check()
+    url = weights.url
+    sys.stderr.write(f"downloading {url} to {path}\n")
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout or _TIMEOUT)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # It writes beside the place, compares the hash and moves the file then.
+        torch.hub.download_url_to_file(url, str(path), published_hash(weights) or None, progress=sys.stderr.isatty())
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MissingWeightsError(
+            f"pretrained weights are missing and cannot be downloaded ({reason}): on a machine with a network, download {url} "
+            f"and put the file into {path.parent}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
