@@ -173,17 +173,17 @@ def residual(x: Tensor, block) -> Tensor:
 
 
 def object_features(network, pyramid: list[Tensor], box: Tensor) -> Tensor:
-    parts = [roi(x, box, network.grid, stride) for x, stride in zip(pyramid, (4, 8, 16), strict=True)]
-    return normed(torch.cat(parts), network.fuse)
+    parts = [roi(x, box, network.objects.options.grid, stride) for x, stride in zip(pyramid, (4, 8, 16), strict=True)]
+    return normed(torch.cat(parts), network.objects.fuse)
 
 
 def refine(network, pyramid: list[Tensor], references: list[dict], coarse: Tensor) -> Tensor:
-    decoder = network.decoder
-    query = project(pyramid[2], network.frame_query)
+    refiner, decoder = network.refiner, network.refiner.decoder
+    query = project(pyramid[2], refiner.query)
     moved = []
     for reference in references:
-        source = project(reference["pyramid"][2], network.frame_reference)
-        weights, _ = align(query.flatten(1), source.flatten(1), network.frame_sharpness.value)
+        source = project(reference["pyramid"][2], refiner.reference)
+        weights, _ = align(query.flatten(1), source.flatten(1), refiner.sharpness.value)
         levels = [move_blocks(weights, x, block) for x, block in zip(reference["pyramid"], (4, 2, 1), strict=True)]
         moved.append((levels, move_blocks(weights, reference["mask"][None], 4)))
     masks = torch.cat([moved[0][1], moved[1][1], coarse[None]])
@@ -210,7 +210,9 @@ def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], past
         pasted: ``(K, H, W)`` masks of the proposals of every frame.
         boxes: ``(K, 4)`` of every frame.
     """
-    channels = network.channels
+    objects, store, matcher = network.objects.options, network.dynamic_memory, network.coarse_masks.matcher
+    solver = network.coarse_masks.options.assignment
+    channels = objects.channels
     height, width = frames.shape[2:]
     states: dict[int, dict] = {}
     predicted = {}
@@ -218,23 +220,23 @@ def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], past
     for t, image in enumerate(frames):
         raw = network.backbone(image[None])
         pyramid = [normed(x[0], layer) for x, layer in zip((raw.s4, raw.s8, raw.s16), network.reduce, strict=True)]
-        proposals = [project(object_features(network, pyramid, box), network.matcher.proposal) for box in boxes[t]]
+        proposals = [project(object_features(network, pyramid, box), matcher.proposal) for box in boxes[t]]
         names = list(states)
         similarity = torch.zeros(len(names), len(proposals))
         for row, n in enumerate(names):
             state = states[n]
             seen = object_features(network, pyramid, state["box"]) + embedding(float(t - state["start"]), channels)
-            query = conv(seen, network.query_key).flatten(1)
+            query = conv(seen, store.query).flatten(1)
             keys = torch.cat([key.flatten(1) for key, _ in state["memory"]], 1)
             values = torch.cat([value.flatten(1) for _, value in state["memory"]], 1)
             weights = torch.softmax(query.t() @ keys / (channels / 4) ** 0.5, dim=1)
-            template = (values @ weights.t()).view(channels, network.grid, network.grid)
-            target = project(template, network.matcher.template).flatten(1)
+            template = (values @ weights.t()).view(channels, objects.grid, objects.grid)
+            target = project(template, matcher.template).flatten(1)
             for j, proposal in enumerate(proposals):
-                similarity[row, j] = aligned_similarity(target, proposal.flatten(1), network.matcher.sharpness.value, "mean")
+                similarity[row, j] = aligned_similarity(target, proposal.flatten(1), matcher.sharpness.value, "mean")
         odds = {}
         if names:
-            assignment = relaxed_matching(similarity, network.eval_steps, network.sweeps, network.step_size)["mean_pre"]
+            assignment = relaxed_matching(similarity, solver.eval_steps, solver.sweeps, solver.step_size)["mean_pre"]
             for row, n in enumerate(names):
                 if len(proposals):
                     j = int(assignment[row].argmax())
@@ -263,8 +265,8 @@ def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], past
             state["box"] = state["box"] if box is None else box
             if box is not None:
                 seen = object_features(network, pyramid, state["box"]) + embedding(float(t - state["start"]), channels)
-                joint = torch.cat([seen, roi(state["mask"][None], state["box"], network.grid, 4)])
-                state["memory"].append((conv(joint, network.memory_key), conv(joint, network.memory_value)))
+                joint = torch.cat([seen, roi(state["mask"][None], state["box"], objects.grid, 4)])
+                state["memory"].append((conv(joint, store.key), conv(joint, store.value)))
         last = pyramid
     return predicted
 

@@ -3,10 +3,11 @@ import torch
 
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
-from vos_lightning.attention.aoa import AdaptiveObjectAlignment, Sharpness
+from vos_lightning.attention.aoa import AdaptiveObjectAlignment, AlignmentOptions, Sharpness
 from vos_lightning.matching.alignment import aligned_similarity, correspondence, move_blocks, pooled_similarity
 
 SHARPNESS = 8.0
+OPTIONS = AlignmentOptions(channels=4, sharpness=SHARPNESS)
 
 
 def test_correspondence_and_moved_features():
@@ -63,25 +64,27 @@ def test_pooled_similarity():
 
 
 def test_module_projects_then_compares():
-    aoa = AdaptiveObjectAlignment(8, 4, SHARPNESS, groups=2)
+    aoa = AdaptiveObjectAlignment(8, OPTIONS, groups=2)
     templates, proposals = torch.randn(1, 2, 8, 3, 3), torch.randn(1, 3, 8, 3, 3)
     left, right = aoa.project_templates(templates), aoa.project_proposals(proposals)
     assert_close(left[0, 1], aoa.template(templates[0, 1:])[0])
     assert_close(right[0, 2], aoa.proposal(proposals[0, 2:])[0])
     assert_close(aoa(left, right), aligned_similarity(left.flatten(3), right.flatten(3), SHARPNESS))
-    base = AdaptiveObjectAlignment(8, 4, SHARPNESS, align=False, groups=2)
+    base = AdaptiveObjectAlignment(8, OPTIONS, align=False, groups=2)
     assert_close(base(left, right), pooled_similarity(left.flatten(3), right.flatten(3)))
     assert aoa(left, right[:, :0]).shape == (1, 2, 0)
 
 
 def test_sharpness_may_be_learned():
-    aoa = AdaptiveObjectAlignment(8, 4, 20.0, learned_sharpness=True, groups=2)
+    options = AlignmentOptions(channels=4, sharpness=20.0, learned_sharpness=True)
+    aoa = AdaptiveObjectAlignment(8, options, groups=2)
     aoa(torch.randn(1, 2, 4, 3, 3), torch.randn(1, 3, 4, 3, 3)).sum().backward()
     assert aoa.sharpness.logarithm.grad.abs() > 0
     assert_close(aoa.sharpness().detach(), torch.tensor(20.0))
+    assert AdaptiveObjectAlignment(8, options, align=False, groups=2).sharpness.logarithm is None
     assert Sharpness(20.0)() == 20.0
-    with pytest.raises(ValueError, match="sharpness"):
-        Sharpness(0.0)
+    with pytest.raises(ValueError, match=r"alignment\.sharpness"):
+        AlignmentOptions(sharpness=0.0)
 
 
 def test_masked_pooling_needs_weights():

@@ -13,10 +13,17 @@ from data_modules.synthetic import SyntheticDataModule
 from tests.clips import given_at, random_clip
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
+from vos_lightning.attention.aoa import AlignmentOptions
 from vos_lightning.callbacks.panels import panels_of
+from vos_lightning.decoders.coarse_masks import ProposalMatching
+from vos_lightning.decoders.reference_refine import ReferenceRefinement
+from vos_lightning.encoders.objects import ObjectOptions, sinusoid
 from vos_lightning.losses.matching import matching_loss, soft_iou_loss
+from vos_lightning.matching.assignment import AssignmentOptions
 from vos_lightning.modules.dmn_aoa import DMNAOAModule, memory_policy
-from vos_lightning.networks.dmn_aoa import DMNAOA, sinusoid
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation, Schedule
+from vos_lightning.networks.dmn_aoa import DMNAOA
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, PreviousOnly
 from vos_lightning.propagation.step import Propagation, unroll
@@ -27,22 +34,19 @@ from vos_lightning.structures import ClipBatch, Given, Proposals
 
 SIZE = (48, 64)
 SMALL = {
-    "weights": None,
     "blocks": (1, 1, 1, 1),
     "width": 4,
     "reduced_channels": 8,
-    "channels": 16,
-    "grid": 3,
-    "projected_channels": 8,
-    "refine_width": 8,
     "groups": 2,
-    "sharpness": 6.0,
+    "objects": ObjectOptions(channels=16, grid=3),
+    "alignment": AlignmentOptions(channels=8, sharpness=6.0),
+    "refinement": ReferenceRefinement(width=8),
 }
 
 
 def small(**arguments) -> DMNAOA:
     torch.manual_seed(0)
-    network = DMNAOA(**{**SMALL, **arguments}).eval()
+    network = DMNAOA.published(None, **{**SMALL, **arguments}).eval()
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.3)
@@ -64,18 +68,20 @@ def count(module: nn.Module) -> int:
 
 def test_parameter_counts():
     with torch.device("meta"):
-        network = DMNAOA(weights=None)
+        network = DMNAOA.published(None)
     assert count(network.backbone) == 8_543_296
     assert [count(layer) for layer in network.reduce] == [256 * c + 256 + 512 for c in (256, 512, 1024)]
-    assert count(network.fuse) == 768 * 512 + 512 + 1024
-    assert count(network.memory_key) == 513 * 9 * 128 + 128
-    assert count(network.memory_value) == 513 * 9 * 512 + 512
-    assert count(network.query_key) == 512 * 9 * 128 + 128
+    assert count(network.objects.fuse) == 768 * 512 + 512 + 1024
+    assert count(network.dynamic_memory.key) == 513 * 9 * 128 + 128
+    assert count(network.dynamic_memory.value) == 513 * 9 * 512 + 512
+    assert count(network.dynamic_memory.query) == 512 * 9 * 128 + 128
     projector = 512 * 9 * 256 + 256 + 512 + 256 * 9 * 256 + 256
-    assert count(network.matcher) == 2 * projector
+    assert count(network.coarse_masks) == 2 * projector
+    of_frame = 256 * 9 * 256 + 256 + 512 + 256 * 9 * 256 + 256
+    assert count(network.refiner.query) == count(network.refiner.reference) == of_frame
     residual = 2 * (256 * 9 * 256 + 256 + 512)
     fusion = 771 * 9 * 256 + 256 + 512 + residual
-    assert count(network.decoder) == 3 * fusion + 2 * residual + 2 * 256 + 2
+    assert count(network.refiner.decoder) == 3 * fusion + 2 * residual + 2 * 256 + 2
 
 
 @pytest.mark.parametrize("with_proposals", [True, False])
@@ -102,14 +108,21 @@ def test_five_frames_with_a_late_object_equal_the_literal_computation(with_propo
 
 
 VARIANTS = {
-    "A1": {"template": "first_frame", "align_proposals": False},
-    "A2": {"align_proposals": False},
+    "A1": {"template": "first_frame", "matching": ProposalMatching(align=False)},
+    "A2": {"matching": ProposalMatching(align=False)},
     "A3": {"template": "first_frame"},
     "A4": {"memory_features": "frame"},
     "A5": {"coarse": "template"},
-    "A6": {"refine": False},
-    "masked_null": {"pool": "masked", "null_column": True, "iou_weight": 0.3, "box_scale": 1.25, "learned_sharpness": True},
-    "flat_last": {"pool": "flat", "assignment_output": "last", "move_masks": False, "refine_kernel": 3},
+    "A6": {"refinement": None},
+    "masked_null": {
+        "matching": ProposalMatching(pool="masked", iou_weight=0.3, assignment=AssignmentOptions(null_column=True)),
+        "objects": ObjectOptions(channels=16, grid=3, box_scale=1.25),
+        "alignment": AlignmentOptions(channels=8, sharpness=6.0, learned_sharpness=True),
+    },
+    "flat_last": {
+        "matching": ProposalMatching(pool="flat", assignment=AssignmentOptions(output="last")),
+        "refinement": ReferenceRefinement(width=8, kernel=3, move_masks=False),
+    },
 }
 
 
@@ -147,13 +160,14 @@ def test_gradient_reaches_the_matcher_through_the_assignment():
     frames, labels = random_clip(1, 3, 2, SIZE)
     outputs = unroll(network, Propagation(All(), "product"), frames, {0: given_at(labels, 0, [1, 2], 2)}, some_proposals(3, 6))
     outputs[-1].aux["coarse"].sum().backward()
-    for part in (network.matcher.template, network.matcher.proposal, network.memory_value, network.query_key):
+    matcher, store = network.coarse_masks.matcher, network.dynamic_memory
+    for part in (matcher.template, matcher.proposal, store.value, store.query):
         gradients = [p.grad.abs().sum() for p in part.parameters() if p.grad is not None]
         assert sum(gradients) > 0
 
 
 def test_a_frame_without_proposals_keeps_its_masks():
-    network = small(refine=False)
+    network = small(refinement=None)
     frames, labels = random_clip(2, 3, 1, SIZE)
     proposals = some_proposals(6, 4)
     proposals.scores[2] = 0  # clip 0, frame 1
@@ -166,11 +180,11 @@ def test_a_frame_without_proposals_keeps_its_masks():
 
 
 def test_an_object_that_vanished_is_looked_for_where_it_was():
-    network = small(coarse="template", refine=False)
+    network = small(coarse="template", refinement=None)
     frames, labels = random_clip(1, 5, 1, SIZE)
     propagation = Propagation(All(), "product")
-    nn.init.constant_(network.template_mask[-1].bias, -30.0)
-    nn.init.zeros_(network.template_mask[-1].weight)
+    nn.init.constant_(network.coarse_masks.decode[-1].bias, -30.0)
+    nn.init.zeros_(network.coarse_masks.decode[-1].weight)
     engine = InferenceEngine(network, propagation)
     for t in range(5):
         engine.step(frames[0, t], labels[0, 0] if t == 0 else None)
@@ -205,7 +219,7 @@ def test_embedding_of_time():
 
 
 def test_copier_start_hands_the_coarse_mask_on():
-    network = DMNAOA(**SMALL, copier_start=True, norm="instance").eval()
+    network = DMNAOA.published(None, "instance", **SMALL, copier_start=True).eval()
     frames, labels = random_clip(1, 2, 1, SIZE)
     with torch.no_grad():
         given = {0: given_at(labels, 0, [1], 1)}
@@ -214,17 +228,22 @@ def test_copier_start_hands_the_coarse_mask_on():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("build", "message"),
     [
-        ({"channels": 20}, "groups"),
-        ({"template": "first_frame", "memory_features": "frame"}, "memory_features"),
-        ({"iou_weight": 1.5}, "iou_weight"),
-        ({"sharpness": -1.0}, "sharpness"),
+        (lambda: small(objects=ObjectOptions(channels=20)), r"objects\.channels must be a multiple of 4 \* groups"),
+        (lambda: small(refinement=ReferenceRefinement(width=7)), r"refinement\.width must be multiples of groups, 2"),
+        (lambda: small(template="first_frame", memory_features="frame"), "memory_features must be 'object'"),
+        (lambda: ObjectOptions(grid=0), r"objects\.grid must be positive"),
+        (lambda: ObjectOptions(box_scale=-1.0), r"objects\.box_scale must be positive"),
+        (lambda: AlignmentOptions(sharpness=-1.0), r"alignment\.sharpness must be positive"),
+        (lambda: ProposalMatching(iou_weight=1.5), r"matching\.iou_weight must be in \[0, 1\]"),
+        (lambda: AssignmentOptions(eval_steps=-1), r"assignment\.eval_steps must not be negative"),
+        (lambda: AssignmentOptions(step_size=0.0), r"assignment\.step_size must be positive"),
     ],
 )
-def test_contradictions_are_refused(arguments, message):
+def test_contradictions_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
-        DMNAOA(**{**SMALL, **arguments})
+        build()
 
 
 # The module -----------------------------------------------------------------------------------------------------------
@@ -252,21 +271,22 @@ def test_memory_strategies():
 
 
 def test_backbone_has_a_rate_of_its_own():
-    module = DMNAOAModule(small(), learning_rate=1e-4, backbone_rate=1e-5)
+    module = DMNAOAModule(small())
     module.trainer = Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
-    assert [round(module._rate_factor(step), 3) for step in (0, 7, 8, 9)] == [1, 1, 0.1, 0.1]
+    assert [round(module.optimisation.schedule.at(step, 10), 3) for step in (0, 7, 8, 9)] == [1, 1, 0.1, 0.1]
     configured = module.configure_optimizers()
-    rest, backbone = configured["optimizer"].param_groups
-    assert (rest["lr"], backbone["lr"]) == (1e-4, 1e-5)
+    backbone, rest = sorted(configured["optimizer"].param_groups, key=lambda group: group["lr"])
+    assert (rest["lr"], backbone["lr"]) == (1e-4, pytest.approx(1e-5))
     trained = [p for p in module.network.backbone.parameters() if p.requires_grad]
+    assert {id(p) for p in backbone["params"]} == {id(p) for p in trained}
     assert len(backbone["params"]) == len(trained) > 0
     everything = {id(p) for p in module.parameters() if p.requires_grad}
     assert {id(p) for group in (rest, backbone) for p in group["params"]} == everything
     frozen = DMNAOAModule(small(train_from=None))
     frozen.trainer = module.trainer
     assert len(frozen.configure_optimizers()["optimizer"].param_groups) == 1
-    with pytest.raises(ValueError, match="drop_at"):
-        DMNAOAModule(small(), drop_at=0.0)
+    with pytest.raises(ValueError, match=r"schedule\.milestones"):
+        DMNAOAModule(small(), optimisation=Optimisation(schedule=Schedule("steps", milestones=(0.0,))))
 
 
 def test_losses_of_coarse_masks_and_matching():
@@ -286,7 +306,7 @@ def test_losses_of_coarse_masks_and_matching():
 
 def test_auxiliary_losses_enter_the_loss():
     batch = truth_batch()
-    plain = DMNAOAModule(small(), short_side=None)
+    plain = DMNAOAModule(small(), evaluation=Evaluation())
     weighted = DMNAOAModule(small(), coarse_weight=2.0, matching_weight=3.0)
     losses = []
     for module in (plain, weighted):
@@ -299,7 +319,7 @@ def test_auxiliary_losses_enter_the_loss():
 
 
 def test_panels_show_proposals_alignment_and_both_masks():
-    module = DMNAOAModule(small(), short_side=None)
+    module = DMNAOAModule(small(), evaluation=Evaluation())
     frames, labels = random_clip(1, 2, 2, (40, 56))
     frames = (frames * 255).to(torch.uint8)
     engine = module.engine()

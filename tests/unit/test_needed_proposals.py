@@ -12,6 +12,7 @@ import lightning
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 
 from data_modules.layouts import write_davis_layout
 from data_modules.own_videos import OwnVideosDataModule
@@ -27,6 +28,7 @@ from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.videos import VideoWriter, open_frames
 from vos_lightning.modules.dmn_aoa import DMNAOAModule
+from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.loading import load_engine
 from vos_lightning.modules.proposal_detector import load_detector
 from vos_lightning.networks.dmn_aoa import DMNAOA
@@ -51,17 +53,19 @@ def some_found(seed: int, size: tuple[int, int] = SIZE) -> Found:
 
 def write_checkpoint(path: Path, *, scrambled: bool = False, **options: Any) -> Path:
     """As a run writes it. Scrambled: the same network but for the weights by which objects are matched to proposals."""
-    smoke = yaml.safe_load((experiments_folder() / "dmn_aoa" / "smoke.yaml").read_text())
-    arguments = {**smoke["model"]["init_args"]["network"]["init_args"], **options}
+    network = copy.deepcopy(dict(load_experiment("dmn_aoa_smoke").config["model"]["init_args"]["network"]))
+    network["init_args"] |= options
+    arguments = {"network": network, "evaluation": {"short_side": None}}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DMNAOAModule, "module")
     torch.manual_seed(0)
-    module = DMNAOAModule(DMNAOA(**{**arguments, "blocks": tuple(arguments["blocks"])}), short_side=None)
+    module = parser.instantiate(parser.parse_object({"module": arguments})).module
     if scrambled:
         torch.manual_seed(7)
-        for parameter in module.network.matcher.parameters():
+        for parameter in module.network.coarse_masks.matcher.parameters():
             torch.nn.init.normal_(parameter)
     hyper_parameters = {
-        "network": {"class_path": "vos_lightning.networks.dmn_aoa.DMNAOA", "init_args": arguments},
-        "short_side": None,
+        **arguments,
         "_class_path": "vos_lightning.modules.dmn_aoa.DMNAOAModule",
         "_instantiator": "lightning.pytorch.cli.instantiate_module",
     }
@@ -211,7 +215,7 @@ def test_training_and_fine_tuning(own_videos: Path, checkpoints: tuple[Path, Pat
         options = [f"--data.init_args.proposals={stored}", "--trainer.enable_progress_bar=false"]
         assert cli.main([*arguments, *options, "--trainer.accelerator=cpu", "--pictures.videos=0"]) == 0
         module = load_engine(checkpoint, device="cpu").network.train()
-        wrapped = DMNAOAModule(module, short_side=None)
+        wrapped = DMNAOAModule(module, evaluation=Evaluation())
         wrapped.requires_grad_(True)
         trainer = lightning.Trainer(
             max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -275,9 +279,11 @@ def test_networks_without_proposals_refuse_them(video: Path, tmp_path: Path, cap
     assert open_proposals(DummyNetwork(), open_frames("v.mp4"), None, None) is None
     # A variant without the matcher needs none.
     assert predict(write_checkpoint(tmp_path / "a5.ckpt", coarse="template"), "out") == 0
-    assert not DMNAOA(weights=None, coarse="template").needs_proposals
+    with torch.device("meta"):
+        without = DMNAOA.published(None, coarse="template")
+    assert not without.needs_proposals
     with pytest.raises(ValueError, match="matching_weight"):
-        DMNAOAModule(DMNAOA(weights=None, coarse="template"), matching_weight=1.0)
+        DMNAOAModule(without, matching_weight=1.0)
 
 
 def test_frames_where_nothing_is_found(video: Path, checkpoints: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

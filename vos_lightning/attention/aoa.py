@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -11,8 +12,36 @@ from torch import Tensor, nn
 from vos_lightning.matching.alignment import PositionPool, aligned_similarity, pooled_similarity
 
 
-def projector(channels: int, projected: int, groups: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions with group normalisation and a rectifier between them, none after."""
+@dataclass(frozen=True)
+class AlignmentOptions:
+    r"""The spaces in which maps are aligned by appearance.
+
+    Attributes:
+        channels: number of channels :math:`C_D` of these spaces.
+        sharpness: factor :math:`\alpha` of the cosines before the softmax, positive.
+        learned_sharpness: train the logarithm of the factor, which starts at ``sharpness``.
+
+    Raises:
+        ValueError: a value is not positive.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), equation 2.
+    """
+
+    channels: int = 256
+    sharpness: float = 100.0
+    learned_sharpness: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "sharpness"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"alignment.{name} must be positive, not {getattr(self, name)}")
+
+
+DEFAULT_ALIGNMENT = AlignmentOptions()
+
+
+def projector(channels: int, projected: int, *, groups: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions with group normalisation and a ReLU between them, none after."""
     return nn.Sequential(
         nn.Conv2d(channels, projected, 3, padding=1),
         nn.GroupNorm(groups, projected),
@@ -25,17 +54,12 @@ class Sharpness(nn.Module):
     r"""The factor :math:`\alpha` of cosines before a softmax, fixed or learned as its logarithm.
 
     Args:
-        value: :math:`\alpha`, or its start.
+        value: :math:`\alpha`, or its start; positive, see :class:`AlignmentOptions`.
         learned: whether it is trained.
-
-    Raises:
-        ValueError: the value is not positive.
     """
 
-    def __init__(self, value: float, learned: bool = False) -> None:
+    def __init__(self, value: float, *, learned: bool = False) -> None:
         super().__init__()
-        if value <= 0:
-            raise ValueError(f"sharpness must be positive, not {value}")
         self.value = value
         self.logarithm = nn.Parameter(torch.tensor(math.log(value))) if learned else None
 
@@ -48,13 +72,11 @@ class AdaptiveObjectAlignment(nn.Module):
     """Compares object templates with proposals in a common space, where proposals are first aligned to the template.
 
     Args:
-        channels: of templates and proposals.
-        projected: of the common space.
-        sharpness: of the alignment.
-        learned_sharpness: train it.
+        channels: number of channels of templates and proposals.
+        options: the common space, and how sharply proposals are aligned in it.
         pool: how positions become one number, see :func:`vos_lightning.matching.alignment.aligned_similarity`.
-        align: without it, spatial means are compared.
-        groups: of the group normalisation.
+        align: whether proposals are aligned; otherwise spatial means are compared.
+        groups: number of groups of the group normalisation.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.3.
     """
@@ -62,17 +84,17 @@ class AdaptiveObjectAlignment(nn.Module):
     def __init__(
         self,
         channels: int = 512,
-        projected: int = 256,
-        sharpness: float = 100.0,
-        learned_sharpness: bool = False,
+        options: AlignmentOptions = DEFAULT_ALIGNMENT,
+        *,
         pool: PositionPool = "mean",
         align: bool = True,
         groups: int = 32,
     ) -> None:
         super().__init__()
-        self.template = projector(channels, projected, groups)
-        self.proposal = projector(channels, projected, groups)
-        self.sharpness = Sharpness(sharpness, learned_sharpness and align)
+        self.template = projector(channels, options.channels, groups=groups)
+        self.proposal = projector(channels, options.channels, groups=groups)
+        # Without the alignment nothing reads the factor.
+        self.sharpness = Sharpness(options.sharpness, learned=options.learned_sharpness and align)
         self.pool: PositionPool = pool
         self.align = align
 
@@ -95,7 +117,7 @@ class AdaptiveObjectAlignment(nn.Module):
         Args:
             templates: see :meth:`project_templates`.
             proposals: see :meth:`project_proposals`.
-            position_weights: of the template's positions, for ``pool="masked"``.
+            position_weights: weights of the template's positions, for ``pool="masked"``.
         """
         templates, proposals = templates.flatten(3), proposals.flatten(3)
         if not self.align:

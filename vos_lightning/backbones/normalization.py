@@ -27,6 +27,22 @@ def instance_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels, channels)
 
 
+def normed_conv(in_channels: int, out_channels: int, kernel: int, *, groups: int) -> nn.Sequential:
+    """Convolution that keeps the size, group normalisation, ReLU.
+
+    Args:
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output, a multiple of ``groups``.
+        kernel: side of the convolution's kernel, odd.
+        groups: number of groups of the group normalisation.
+    """
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2),
+        nn.GroupNorm(groups, out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
 def replace_batch_norm(module: nn.Module) -> None:
     """Put instance normalisation in the place of every batch normalisation inside a module."""
     for name, child in module.named_children():

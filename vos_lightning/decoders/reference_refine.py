@@ -3,21 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vos_lightning.structures import FeaturePyramid
+from vos_lightning.attention.aoa import DEFAULT_ALIGNMENT, AlignmentOptions, Sharpness, projector
+from vos_lightning.mask_ops import pool_to_stride
+from vos_lightning.matching.alignment import correspondence, move_blocks
+from vos_lightning.structures import FeaturePyramid, per_object
 
+LastKernel = Literal[1, 3]
 COPIED = 4.0
 """Weight of the coarse mask in a copier start."""
 
 
+@dataclass(frozen=True)
+class ReferenceRefinement:
+    """How coarse masks are refined with the first and the previous frame.
+
+    Attributes:
+        width: number of channels of every block of the decoder.
+        kernel: side of the kernel of the decoder's last convolution: 1 in the paper, 3 in STM.
+        move_masks: move the masks of the reference frames as their features are moved; otherwise they stay where they were.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.1.
+    """
+
+    width: int = 256
+    kernel: LastKernel = 1
+    move_masks: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width <= 0:
+            raise ValueError(f"refinement.width must be positive, not {self.width}")
+        if self.kernel not in get_args(LastKernel):
+            raise ValueError(f"refinement.kernel must be one of {get_args(LastKernel)}, not {self.kernel}")
+
+
+DEFAULT_REFINEMENT = ReferenceRefinement()
+
+
 class ResidualNormBlock(nn.Module):
-    """Two rectified, group-normalised 3 x 3 convolutions around an identity."""
+    """Two group-normalised 3 x 3 convolutions of ReLUs, added to the input."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -30,6 +63,19 @@ class ResidualNormBlock(nn.Module):
         """Same shape in and out."""
         residual = self.norm1(self.conv1(F.relu(x)))
         return x + self.norm2(self.conv2(F.relu(residual, inplace=True)))
+
+
+@dataclass(frozen=True)
+class ReferenceFrame:
+    """A frame that the refinement looks back to."""
+
+    pyramid: FeaturePyramid
+    projected: Float[Tensor, "B CD h w"]
+    """Projection by which later frames find it."""
+    masks: Float[Tensor, "B N h4 w4"] = per_object()  # noqa: RUF009
+    """Masks of all objects at stride 4."""
+    owner: Bool[Tensor, "B N"] = per_object()  # noqa: RUF009
+    """Objects that were introduced in this frame."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +133,16 @@ class ReferenceRefineDecoder(nn.Module):
     refine the sum, as STM's decoder does with its skip connections. Every convolution but the last is group-normalised.
 
     Args:
-        channels: of the pyramid, the same at every stride.
-        width: of every block.
-        groups: of the group normalisation.
-        kernel: of the last convolution: 1 (DMN-AOA) or 3 (STM).
+        channels: number of channels of the pyramid, the same at every stride.
+        width: number of channels of every block.
+        kernel: side of the kernel of the last convolution.
+        groups: number of groups of the group normalisation.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.1; STM (Oh et al., ICCV 2019), section 3.3.
     """
 
-    def __init__(self, channels: int = 256, width: int = 256, groups: int = 32, kernel: Literal[1, 3] = 1) -> None:
+    def __init__(self, channels: int = 256, width: int = 256, kernel: LastKernel = 1, *, groups: int = 32) -> None:
         super().__init__()
-        if kernel not in (1, 3):
-            raise ValueError(f"kernel must be 1 or 3, not {kernel}")
         self.fuse16 = ReferenceFusion(channels, width, groups)
         self.fuse8 = ReferenceFusion(channels, width, groups)
         self.fuse4 = ReferenceFusion(channels, width, groups)
@@ -115,7 +159,7 @@ class ReferenceRefineDecoder(nn.Module):
         """Foreground logits of every object.
 
         Args:
-            current: features of the frame.
+            current: features of the current frame.
             references: moved features of the first and the previous frame.
             masks: at strides 4, 8 and 16: moved masks of the first and of the previous frame, coarse mask of the current one.
         """
@@ -150,6 +194,80 @@ class ReferenceRefineDecoder(nn.Module):
         middle = self.predictor.kernel_size[0] // 2
         for carrier in range(2):
             self.predictor.weight[carrier, carrier, middle, middle] = 1
+
+
+class ReferenceRefiner(nn.Module):
+    """Aligns reference frames to the current one and refines coarse masks with them.
+
+    The correspondence to the reference frames is computed at stride 16 and moves the pixels of the finer scales in blocks; all
+    objects share it.
+
+    Args:
+        channels: number of channels of the pyramid, the same at every stride.
+        alignment: the space in which frames are aligned, and how sharply.
+        options: see :class:`ReferenceRefinement`.
+        groups: number of groups of the group normalisation.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.1 and equations 2 and 3.
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        alignment: AlignmentOptions = DEFAULT_ALIGNMENT,
+        options: ReferenceRefinement = DEFAULT_REFINEMENT,
+        *,
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        self.move_masks = options.move_masks
+        self.query = projector(channels, alignment.channels, groups=groups)
+        self.reference = projector(channels, alignment.channels, groups=groups)
+        self.sharpness = Sharpness(alignment.sharpness, learned=alignment.learned_sharpness)
+        self.decoder = ReferenceRefineDecoder(channels, options.width, options.kernel, groups=groups)
+
+    def project(self, s16: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B CD h w"], Float[Tensor, "B CD h w"]]:
+        """Projections of a frame as the current one and as a reference frame."""
+        return self.query(s16), self.reference(s16)
+
+    def forward(
+        self,
+        current: FeaturePyramid,
+        query: Float[Tensor, "B CD h w"],
+        first: tuple[ReferenceFrame, ...],
+        previous: ReferenceFrame,
+        coarse: Float[Tensor, "B N h4 w4"],
+    ) -> Float[Tensor, "B N H W"]:
+        """Foreground logits of every object.
+
+        Args:
+            current: features of the current frame.
+            query: its projection, see :meth:`project`.
+            first: the frames that introduced objects.
+            previous: the frame before.
+            coarse: masks of the current frame, in [0, 1].
+        """
+        frames = (*first, previous)
+        batch = coarse.shape[0]
+        # All reference frames are rows of one batch.
+        source = torch.cat([frame.projected for frame in frames]).flatten(2)
+        weights = correspondence(query.flatten(2).repeat(len(frames), 1, 1), source, self.sharpness())
+        levels = [
+            move_blocks(weights, torch.cat([getattr(frame.pyramid, name) for frame in frames]), block)
+            for name, block in (("s4", 4), ("s8", 2), ("s16", 1))
+        ]
+        masks = torch.cat([frame.masks for frame in frames])
+        if self.move_masks:
+            masks = move_blocks(weights, masks, 4)
+        owner = None if len(first) == 1 else torch.stack([frame.owner for frame in first]).float()
+        first_masks = masks[:-batch].unflatten(0, (-1, batch))
+        own = first_masks[0] if owner is None else torch.einsum("rbn,rbnyx->bnyx", owner, first_masks)
+        three = torch.stack([own.float(), masks[-batch:].float(), coarse], dim=2)
+        half, quarter = (pool_to_stride(three.flatten(1, 2), s).unflatten(1, three.shape[1:3]) for s in (2, 4))
+        moved = References(
+            FeaturePyramid(*(level[:-batch] for level in levels)), FeaturePyramid(*(level[-batch:] for level in levels)), owner
+        )
+        return self.decoder(current, moved, (three, half, quarter))
 
 
 def _double(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -13,6 +14,41 @@ AssignmentOutput = Literal["mean_pre", "mean_post", "last"]
 """Mean of the iterates before projection, mean of the projected iterates, or the last projected iterate."""
 PRUNED = 0.01
 """Smallest weight that survives pruning in training."""
+
+
+@dataclass(frozen=True)
+class AssignmentOptions:
+    """How the relaxed assignment is solved, see :func:`relaxed_assignment`.
+
+    Attributes:
+        train_steps: number of gradient steps in training.
+        eval_steps: number of gradient steps at inference.
+        sweeps: number of sweeps of the projections after every gradient step.
+        step_size: size of a gradient step, positive.
+        output: which mean of the iterates is the result.
+        null_column: let objects stay without a proposal.
+
+    Raises:
+        ValueError: a value is unknown or out of range.
+
+    Reference: DMM-Net (Zeng et al., ICCV 2019), released code, for all but ``null_column``.
+    """
+
+    train_steps: int = 10
+    eval_steps: int = 40
+    sweeps: int = 5
+    step_size: float = 0.1
+    output: AssignmentOutput = "mean_pre"
+    null_column: bool = False
+
+    def __post_init__(self) -> None:
+        if self.output not in get_args(AssignmentOutput):
+            raise ValueError(f"assignment.output must be one of {get_args(AssignmentOutput)}, not {self.output!r}")
+        for name in ("train_steps", "eval_steps", "sweeps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"assignment.{name} must not be negative, not {getattr(self, name)}")
+        if self.step_size <= 0:
+            raise ValueError(f"assignment.step_size must be positive, not {self.step_size}")
 
 
 def relaxed_assignment(

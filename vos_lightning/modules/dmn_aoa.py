@@ -1,4 +1,4 @@
-"""DMN-AOA as a LightningModule: all earlier frames of a clip in training, STM's memory in use, a slower backbone."""
+"""DMN-AOA as a LightningModule: all earlier frames of a clip in training, STM's memory at inference, a slower backbone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from vos_lightning.decoders.coarse_masks import ProposalMasks
 from vos_lightning.losses.matching import matching_loss, soft_iou_loss
 from vos_lightning.mask_ops import Aggregation, masks_from_label_map, pad, padding_for, pool_to_stride
 from vos_lightning.matching.alignment import correspondence
@@ -37,13 +38,13 @@ class DMNAOAModule(VOSModule):
 
     Args:
         network: the network with its own options.
-        memory: frames that are remembered in use.
-        memory_stride: ``k`` of ``every_kth``.
-        max_memory_frames: bound of the remembered frames without an annotation; None keeps all that ``memory`` says.
+        memory: which frames are remembered at inference.
+        memory_stride: with ``every_kth``, every how many frames one is remembered.
+        max_memory_frames: largest number of remembered frames without an annotation; None keeps all that ``memory`` says.
         train_aggregation: how objects are merged in training.
-        eval_aggregation: how they are merged in use.
-        coarse_weight: of the soft overlap loss of the coarse masks; 0 in the paper.
-        matching_weight: of the squared error of the similarities, see :func:`matching_loss`; 0 in the paper.
+        eval_aggregation: how objects are merged at inference.
+        coarse_weight: weight of the soft overlap loss of the coarse masks; 0 in the paper.
+        matching_weight: weight of the squared error of the similarities, see :func:`matching_loss`; 0 in the paper.
 
     Raises:
         ValueError: arguments out of their range.
@@ -129,9 +130,8 @@ class DMNAOAModule(VOSModule):
         template, proposal = view.aux["template"][n], view.aux["projected"][k]
         grid = template.shape[-1]
         middle = template[:, grid // 2, grid // 2, None]
-        matcher = self.network.matcher
-        assert matcher is not None
-        sharpness = matcher.sharpness()
+        assert isinstance(self.network.coarse_masks, ProposalMasks)
+        sharpness = self.network.coarse_masks.matcher.sharpness()
         sharpness = sharpness if isinstance(sharpness, float) else float(sharpness.detach())
         weights = correspondence(middle[None], proposal.flatten(1)[None], sharpness).view(1, 1, grid, grid)
         height, width = (4 * side for side in view.aux["coarse"].shape[-2:])
