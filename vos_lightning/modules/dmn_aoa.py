@@ -53,9 +53,7 @@ class DMNAOAModule(VOSModule):
     """
 
     network: DMNAOA
-    training_arguments = VOSModule.training_arguments.union(
-        ("backbone_rate", "drop_at", "drop_factor", "coarse_weight", "matching_weight")
-    )
+    training_arguments = VOSModule.training_arguments | {"coarse_weight", "matching_weight"}
 
     def __init__(
         self,
