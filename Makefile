@@ -95,9 +95,9 @@ test-gpu: $(STAMP) ## the tests on a CUDA device
 	@VOS_TEST_DEVICE=cuda $(BIN)/python -m pytest -q -m "not slow and not realdata" $(ARGS)
 
 bench: $(STAMP) ## speed of the metrics and of `evaluate` beside a plain implementation, and of the training clips
-	@$(BIN)/python -m tests.benchmarks.metrics $(ARGS)
-	@$(BIN)/python -m tests.benchmarks.evaluate
-	@$(BIN)/python -m tests.benchmarks.clips
+	@$(BIN)/python -m benchmarks.metrics $(ARGS)
+	@$(BIN)/python -m benchmarks.evaluate
+	@$(BIN)/python -m benchmarks.clips
 
 bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_davis17 pmvos_davis17" ARGS="--objects 1 3"
 	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)

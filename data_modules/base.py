@@ -10,10 +10,10 @@ import cv2
 import lightning
 from torch.utils.data import DataLoader, Dataset
 
-from data_modules.clip_dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
-from data_modules.proposal_clips import check_proposals
-from data_modules.recipe import DEFAULT_RECIPE, ClipRecipe
-from data_modules.sources import folder_videos
+from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
+from data_modules.clips.proposals import check_proposals
+from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
+from data_modules.videos import folder_videos
 from vos_lightning.structures import LazySequence, VideoSample
 
 T_ = TypeVar("T_")

@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from data_modules.base import VOSDataModule
-from data_modules.clip_dataset import ClipSource, ItemNames
-from data_modules.clip_geometry import ClipProposals, Maps
-from data_modules.proposal_clips import ProposalSource, ProposalVideos, add_proposals, refuse_pasting
-from data_modules.recipe import ClipRecipe
-from data_modules.transforms import RawClip
+from data_modules.clips.dataset import ClipSource, ItemNames
+from data_modules.clips.maps import ClipProposals, Maps
+from data_modules.clips.proposals import ProposalSource, ProposalVideos, add_proposals, refuse_pasting
+from data_modules.clips.recipe import ClipRecipe
+from data_modules.clips.transforms import RawClip
 from vos_lightning.proposals.boxes import transform_proposals
 from vos_lightning.proposals.store import NUM_PROPOSALS, ProposalFile, batch_proposals, precompute_command
 from vos_lightning.proposals.truth import EXACT, TruthNoise, proposals_from_truth

@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vos_lightning.modules.loading import load_engine
+    from vos_lightning.checkpoints.loading import load_engine
     from vos_lightning.propagation.engine import InferenceEngine
 
 __all__ = ["InferenceEngine", "load_engine"]
-_HOMES = {"InferenceEngine": "vos_lightning.propagation.engine", "load_engine": "vos_lightning.modules.loading"}
+_HOMES = {"InferenceEngine": "vos_lightning.propagation.engine", "load_engine": "vos_lightning.checkpoints.loading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 
-from vos_lightning.cli import main
+from vos_lightning.app.cli import main
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):

@@ -22,10 +22,13 @@ from tests.integration.runs import ROOT, environment
 from tests.integration.test_resume import weights
 from tests.recipes.experiments import fit
 from tests.tolerances import assert_close
-from vos_lightning import cli, runs, stages, training
-from vos_lightning.experiments import experiments_folder, load_experiment
-from vos_lightning.results.scores import read_scores, why_not_ours
-from vos_lightning.runs import Run
+from vos_lightning.app import stages
+from vos_lightning.app import cli
+from vos_lightning.app import runs
+from vos_lightning.app import training
+from vos_lightning.app.experiments import experiments_folder, load_experiment
+from vos_lightning.app.results.scores import read_scores, why_not_ours
+from vos_lightning.app.runs import Run
 
 OPTIONS = [
     "--trainer.max_steps=40",

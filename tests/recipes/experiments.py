@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from vos_lightning.cli import build
-from vos_lightning.experiments import experiment_files, load_experiment
-from vos_lightning.runs import Run
+from vos_lightning.app.cli import build
+from vos_lightning.app.experiments import experiment_files, load_experiment
+from vos_lightning.app.runs import Run
 
 NAMES = list(experiment_files())
 SMOKE = [name for name in NAMES if name.endswith("_smoke")]

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_modules.layouts import write_davis_layout
+from tests.layouts import write_davis_layout
 from tests.recipes.experiments import fit
-from vos_lightning.cli import main
-from vos_lightning.experiments import experiments_folder, load_experiment
-from vos_lightning.runs import Run
+from vos_lightning.app.cli import main
+from vos_lightning.app.experiments import experiments_folder, load_experiment
+from vos_lightning.app.runs import Run
 
 ANNOTATIONS = Path("Annotations") / "480p"
 IMAGES = Path("JPEGImages") / "480p"
@@ -36,7 +36,7 @@ def davis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "DAVIS"
     write_davis_layout(root, 4)
     config = copy.deepcopy(dict(load_experiment("emvos_smoke").config))
-    config["data"] = {"class_path": "data_modules.davis.DAVISDataModule", "init_args": {"root": str(root), "num_workers": 0}}
+    config["data"] = {"class_path": "data_modules.datasets.davis.DAVISDataModule", "init_args": {"root": str(root), "num_workers": 0}}
     config["data"]["init_args"]["recipe"] = {"num_frames": 3, "short_side": None, "crop": "none", "max_objects": 2}
     config["trainer"]["enable_progress_bar"] = False
     Path("davis.yaml").write_text(yaml.safe_dump(config))

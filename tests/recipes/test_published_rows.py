@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.recipes.experiments import NAMES
-from vos_lightning.experiments import Experiment, experiments_folder, load_experiment, selection, training_identity
-from vos_lightning.stages import plan
+from vos_lightning.app.experiments import Experiment, experiments_folder, load_experiment, selection, training_identity
+from vos_lightning.app.stages import plan
 
 D16, D17, TEST_DEV = "DAVIS 2016 val", "DAVIS 2017 val", "DAVIS 2017 test-dev"
 Y18, Y19 = "YouTube-VOS 2018 val", "YouTube-VOS 2019 val"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from vos_lightning.cli import build
-from vos_lightning.experiments import experiments_folder, load_experiment
-from vos_lightning.runs import Run
+from vos_lightning.app.cli import build
+from vos_lightning.app.experiments import experiments_folder, load_experiment
+from vos_lightning.app.runs import Run
 
 FRAGMENTS = {
     "davis16": [],

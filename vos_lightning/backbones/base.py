@@ -21,8 +21,8 @@ class Backbone(nn.Module, ABC):
     """
 
     training_arguments: ClassVar[frozenset[str]] = frozenset({"weights", "norm", "train_from"})
-    """Arguments of the constructor that change no prediction of a backbone with given parameters. Instance and batch normalisation
-    differ in the names of their parameters, so that none is taken for the other."""
+    """Arguments of the constructor that change no prediction of a backbone with given parameters. Instance and batch
+    normalisation differ in the names of their parameters, so that none is taken for the other."""
     channels: tuple[int, int, int]
     norm: Norm
 

@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from vos_lightning.callbacks.drawing import contact_sheet, write_png
+from vos_lightning.visualization.sheets import contact_sheet, write_png
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.modules.base import VOSModule
-from vos_lightning.panels import Panel, as_image, frame_view
+from vos_lightning.visualization.panels import Panel, as_image, frame_view
 from vos_lightning.structures import FramePrediction, VideoSample
 
 
@@ -113,7 +113,7 @@ def write_panels(output: OutputFolder, folder: str, panels: Sequence[Panel]) -> 
     Args:
         output: where to write.
         folder: in it.
-        panels: see :mod:`vos_lightning.panels`.
+        panels: see :mod:`vos_lightning.visualization.panels`.
 
     Returns:
         The sheet.

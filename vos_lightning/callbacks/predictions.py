@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from vos_lightning.callbacks.drawing import sheet, spread, thumbnail, write_png
+from vos_lightning.visualization.sheets import sheet, spread, thumbnail, write_png
 from vos_lightning.io.label_maps import overlay, write_label_map
 from vos_lightning.io.outputs import OutputFolder, naming
 from vos_lightning.io.videos import VideoWriter

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from vos_lightning.callbacks.drawing import sheet, spread, thumbnail, write_png
+from vos_lightning.visualization.sheets import sheet, spread, thumbnail, write_png
 from vos_lightning.io.label_maps import overlay
 from vos_lightning.io.videos import VideoWriter
 from vos_lightning.metrics import ObjectScores

@@ -16,7 +16,7 @@ from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, tra
 from vos_lightning.metrics import ObjectScores, VideoMetric, summarize
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, trainable
-from vos_lightning.panels import FrameView, Panel, probability_panels
+from vos_lightning.visualization.panels import FrameView, Panel, probability_panels
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll

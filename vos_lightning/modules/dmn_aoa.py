@@ -16,7 +16,7 @@ from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.dmn_aoa import DMNAOA
-from vos_lightning.panels import FrameView, Panel, draw_boxes, score_panels
+from vos_lightning.visualization.panels import FrameView, Panel, draw_boxes, score_panels
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy, PreviousOnly
 from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.proposals.boxes import paste_masks

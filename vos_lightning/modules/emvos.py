@@ -9,7 +9,7 @@ from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.networks.emvos import EMVOS
-from vos_lightning.panels import FrameView, Panel, score_panels
+from vos_lightning.visualization.panels import FrameView, Panel, score_panels
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
 

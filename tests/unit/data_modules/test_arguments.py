@@ -13,8 +13,8 @@ import pytest
 import data_modules
 from data_modules.base import VOSDataModule
 from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth
-from data_modules.recipe import ClipRecipe
-from data_modules.synthetic import SyntheticDataModule
+from data_modules.clips.recipe import ClipRecipe
+from data_modules.datasets.synthetic import SyntheticDataModule
 
 COMMON = {
     "batch_size": 6,

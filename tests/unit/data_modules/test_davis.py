@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.clip_dataset import ClipDataset, ClipKey, Draw
-from data_modules.davis import DAVISDataModule
-from data_modules.layouts import write_davis_layout
-from data_modules.recipe import ClipRecipe
-from data_modules.sources import RecordClips, RecordVideos, find_record, open_video
+from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
+from data_modules.datasets.davis import DAVISDataModule
+from tests.layouts import write_davis_layout
+from data_modules.clips.recipe import ClipRecipe
+from data_modules.videos import RecordClips, RecordVideos, find_record, open_video
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.structures import VideoSample
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.clip_dataset import ClipDataset, ClipKey, Draw
-from data_modules.coco import CocoClips, COCODataModule, paint_instances
-from data_modules.layouts import SMALL_SCENE, write_coco, write_static_images
-from data_modules.mixed import MixedDataModule
-from data_modules.recipe import AffineRecipe, ClipRecipe
-from data_modules.static_images import ImageClips, StaticImagesDataModule, find_pairs
-from data_modules.synthetic import SyntheticDataModule
+from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
+from data_modules.datasets.coco import CocoClips, COCODataModule, paint_instances
+from tests.layouts import SMALL_SCENE, write_coco, write_static_images
+from data_modules.datasets.mixed import MixedDataModule
+from data_modules.clips.recipe import AffineRecipe, ClipRecipe
+from data_modules.datasets.static_images import ImageClips, StaticImagesDataModule, find_pairs
+from data_modules.datasets.synthetic import SyntheticDataModule
 from tests.unit.data_modules.helpers import Recorder, trainer
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 

@@ -18,19 +18,19 @@ import torch
 from PIL import Image
 
 from data_modules.base import VOSDataModule, _one_thread
-from data_modules.clip_dataset import ClipDataset, ClipKey, Draw
-from data_modules.davis import DAVISDataModule
+from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
+from data_modules.datasets.davis import DAVISDataModule
 from data_modules.doctor.command import main
-from data_modules.layouts import write_davis_layout, write_static_images
-from data_modules.mixed import MixedDataModule
-from data_modules.own_videos import OwnVideosDataModule
+from tests.layouts import write_davis_layout, write_static_images
+from data_modules.datasets.mixed import MixedDataModule
+from data_modules.datasets.own_videos import OwnVideosDataModule
 from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth
-from data_modules.recipe import ClipRecipe
-from data_modules.sources import RecordVideos, find_record, folder_videos, open_video
-from data_modules.static_images import StaticImagesDataModule
-from data_modules.static_sets import StaticSetDataModule
-from data_modules.video_folders import VideoFoldersDataModule
-from data_modules.vost import VOSTDataModule
+from data_modules.clips.recipe import ClipRecipe
+from data_modules.videos import RecordVideos, find_record, folder_videos, open_video
+from data_modules.datasets.static_images import StaticImagesDataModule
+from data_modules.datasets.static_sets import StaticSetDataModule
+from data_modules.datasets.video_folders import VideoFoldersDataModule
+from data_modules.datasets.vost import VOSTDataModule
 from vos_lightning.io.images import read_pixels
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import open_frames

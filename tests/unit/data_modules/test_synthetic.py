@@ -11,9 +11,9 @@ import torch
 from jsonargparse import ArgumentParser
 
 from data_modules.base import VOSDataModule
-from data_modules.recipe import ClipRecipe
-from data_modules.scenes import SceneRecipe
-from data_modules.synthetic import DEFAULT_SCENE, TEST, TRAIN, VAL, SyntheticClips, SyntheticVideos, make_scene
+from data_modules.clips.recipe import ClipRecipe
+from data_modules.datasets.scenes import SceneRecipe
+from data_modules.datasets.synthetic import DEFAULT_SCENE, TEST, TRAIN, VAL, SyntheticClips, SyntheticVideos, make_scene
 from tests.oracles.clips import copying_first_mask
 
 SMALL = SceneRecipe(height=64, width=96, num_frames=12)
@@ -104,12 +104,12 @@ def test_data_modules_are_configured_from_plain_values() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(VOSDataModule, "data")
     mixture = {
-        "class_path": "data_modules.mixed.MixedDataModule",
+        "class_path": "data_modules.datasets.mixed.MixedDataModule",
         "init_args": {
             "repeats": [1, 2],
             "train": [
                 {
-                    "class_path": "data_modules.static_images.StaticImagesDataModule",
+                    "class_path": "data_modules.datasets.static_images.StaticImagesDataModule",
                     "init_args": {
                         "image_root": "a",
                         "mask_root": "b",
@@ -117,12 +117,12 @@ def test_data_modules_are_configured_from_plain_values() -> None:
                     },
                 },
                 {
-                    "class_path": "data_modules.davis.DAVISDataModule",
+                    "class_path": "data_modules.datasets.davis.DAVISDataModule",
                     "init_args": {"root": "c", "year": 2016, "recipe": {"num_frames": 3, "reverse_probability": 0}},
                 },
             ],
             "evaluation": {
-                "class_path": "data_modules.synthetic.SyntheticDataModule",
+                "class_path": "data_modules.datasets.synthetic.SyntheticDataModule",
                 "init_args": {"scene": {"num_objects": [1, 2]}, "recipe": {"num_frames": 8}},
             },
         },

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data_modules.base import split_batch
-from data_modules.clip_dataset import ClipBatchSampler, ClipDataset, ClipKey, Draw, collate_clips
-from data_modules.recipe import AffineRecipe, ClipRecipe, ColorRecipe
-from data_modules.scenes import SceneRecipe
-from data_modules.synthetic import SyntheticClips, SyntheticDataModule
+from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipKey, Draw, collate_clips
+from data_modules.clips.recipe import AffineRecipe, ClipRecipe, ColorRecipe
+from data_modules.datasets.scenes import SceneRecipe
+from data_modules.datasets.synthetic import SyntheticClips, SyntheticDataModule
 from tests.unit.data_modules.helpers import Recorder, trainer
 from vos_lightning.structures import ClipBatch
 

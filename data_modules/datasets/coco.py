@@ -1,0 +1,154 @@
+"""COCO instances as still images for pre-training."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+from jaxtyping import UInt8
+
+from data_modules.base import VOSDataModule
+from data_modules.clips.dataset import ClipSource, ItemNames
+from data_modules.clips.recipe import ClipRecipe
+from data_modules.videos import check_size
+from data_modules.datasets.static_images import IMAGE_RECIPE, repeat_image
+from data_modules.clips.transforms import RawClip
+from vos_lightning.io.images import read_pixels
+from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
+
+
+class CocoClips(ClipSource):
+    """Clips of the images of one annotation file that have at least one instance left.
+
+    Args:
+        annotation_file: ``instances_*.json``.
+        image_root: folder of its images.
+        min_area: instances with a smaller ``area`` (pixels) are left out.
+        exclude_crowd: leave out instances with ``iscrowd``.
+
+    Raises:
+        FileNotFoundError: file or folder is missing.
+        ValueError: the file is no annotation file, or no image is left.
+    """
+
+    def __init__(self, annotation_file: str, image_root: str, min_area: float = 500.0, exclude_crowd: bool = True) -> None:
+        if not Path(annotation_file).is_file():
+            raise FileNotFoundError(f"{annotation_file} does not exist: pass --data.init_args.annotation_file")
+        if not Path(image_root).is_dir():
+            raise FileNotFoundError(f"{image_root} is not a folder: pass --data.init_args.image_root")
+        try:
+            content = json.loads(Path(annotation_file).read_text())
+            segmentations: dict[int, list[Any]] = defaultdict(list)
+            for instance in content["annotations"]:
+                if instance["area"] >= min_area and not (exclude_crowd and instance["iscrowd"]):
+                    segmentations[instance["image_id"]].append(instance["segmentation"])
+            images = sorted((image for image in content["images"] if image["id"] in segmentations), key=lambda image: image["id"])
+            # One bytes object an image: as Python objects, the polygons of COCO would be copied page by page into every worker.
+            self.items = [
+                pickle.dumps((image["file_name"], image["height"], image["width"], segmentations[image["id"]]))
+                for image in images
+            ]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{annotation_file} is not a COCO instances file ({error!r})") from error
+        if not self.items:
+            raise ValueError(f"{annotation_file} has no instances of at least {min_area} pixels: lower min_area")
+        self.image_root = image_root
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def names(self, index: int) -> ItemNames:
+        """Of an image."""
+        return ItemNames(Path(pickle.loads(self.items[index])[0]).stem, None)
+
+    def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:  # noqa: ARG002
+        """Repeat image ``index``."""
+        file_name, height, width, segmentations = pickle.loads(self.items[index])
+        path = Path(self.image_root) / file_name
+        image = read_pixels(path)
+        check_size(str(path), image.shape[:2], "its entry in the annotation file", (height, width))
+        label_map = paint_instances(segmentations, height, width)
+        return repeat_image(image, label_map, recipe.num_frames, Path(file_name).stem)
+
+
+def paint_instances(segmentations: Sequence[Any], height: int, width: int) -> UInt8[np.ndarray, "height width"]:
+    """Label map with ids 1, 2, ... in the order of the instances; later ones cover earlier ones.
+
+    Args:
+        segmentations: polygons ``[[x0, y0, x1, y1, ...], ...]``, or run lengths ``{size, counts}``, compressed or not; at most
+            254, the rest is left out.
+        height: of the image.
+        width: of the image.
+    """
+    label_map = np.zeros((height, width), dtype=np.uint8)
+    for object_id, segmentation in enumerate(segmentations[: IGNORE_LABEL - 1], start=1):
+        if isinstance(segmentation, list):
+            runs = pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            runs = pycocotools.mask.frPyObjects(segmentation, height, width)
+        else:
+            runs = segmentation
+        label_map[pycocotools.mask.decode(runs).astype(bool)] = object_id
+    return label_map
+
+
+class COCODataModule(VOSDataModule):
+    """COCO instances as clips of still images. There are no videos to evaluate.
+
+    Args:
+        annotation_file: see :class:`CocoClips`, as for the next three.
+        image_root: likewise.
+        min_area: likewise.
+        exclude_crowd: likewise.
+        recipe: how clips are made; the default is EMVOS's.
+        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
+        num_workers: likewise.
+        seed: likewise.
+        pin_memory: likewise.
+        predict_root: likewise.
+        max_device_batch: likewise.
+    """
+
+    def __init__(
+        self,
+        annotation_file: str,
+        image_root: str,
+        min_area: float = 500.0,
+        exclude_crowd: bool = True,
+        recipe: ClipRecipe = IMAGE_RECIPE,
+        batch_size: int = 16,
+        num_workers: int = 4,
+        seed: int = 0,
+        pin_memory: bool = False,
+        predict_root: str | None = None,
+        max_device_batch: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        self.annotation_file = annotation_file
+        self.image_root = image_root
+        self.min_area = min_area
+        self.exclude_crowd = exclude_crowd
+
+    def clip_source(self) -> CocoClips:
+        """Clips of the images."""
+        return self._clips
+
+    @functools.cached_property
+    def _clips(self) -> CocoClips:
+        # The annotation file of the training set takes a while to read.
+        return CocoClips(self.annotation_file, self.image_root, self.min_area, self.exclude_crowd)
+
+    def val_videos(self) -> LazySequence[VideoSample]:
+        """None."""
+        return ()
+
+    def test_videos(self) -> LazySequence[VideoSample]:
+        """None."""
+        return ()

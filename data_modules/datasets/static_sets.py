@@ -1,0 +1,126 @@
+"""Published sets of still images with masks, each in the layouts that it comes in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from data_modules.base import VOSDataModule
+from data_modules.clips.recipe import ClipRecipe
+from data_modules.videos import read_names
+from data_modules.datasets.static_images import IMAGE_RECIPE, ImageClips, MaskRule, find_pairs
+from vos_lightning.io.files import find_files
+from vos_lightning.structures import LazySequence, VideoSample
+
+StaticSet = Literal["duts-tr", "duts-te", "msra10k", "ecssd", "hku-is", "pascal-s", "voc2012", "fss-1000", "big", "hrsod"]
+
+
+class Layout(NamedTuple):
+    """Where the images and masks of a set lie below its root."""
+
+    images: str
+    masks: str
+    image_ending: str = ""
+    """What the stem of an image has after the name that it shares with its mask."""
+    mask_ending: str = ""
+
+
+FLAT = Layout(".", ".")
+"""``X.jpg`` beside ``X.png``, in sub-folders or not: the copies that STCN, XMem and HQ-SAM hand out."""
+
+LAYOUTS: dict[StaticSet, tuple[Layout, ...]] = {
+    "duts-tr": (Layout("DUTS-TR-Image", "DUTS-TR-Mask"), Layout("DUTS-TR/DUTS-TR-Image", "DUTS-TR/DUTS-TR-Mask"), FLAT),
+    "duts-te": (Layout("DUTS-TE-Image", "DUTS-TE-Mask"), Layout("DUTS-TE/DUTS-TE-Image", "DUTS-TE/DUTS-TE-Mask"), FLAT),
+    "msra10k": (Layout("Imgs", "Imgs"), Layout("MSRA10K_Imgs_GT/Imgs", "MSRA10K_Imgs_GT/Imgs"), FLAT),
+    "ecssd": (Layout("images", "ground_truth_mask"), FLAT),
+    "hku-is": (Layout("imgs", "gt"), FLAT),
+    "pascal-s": (Layout("datasets/imgs/pascal", "datasets/masks/pascal"), FLAT),
+    "voc2012": (Layout("JPEGImages", "SegmentationObject"),),
+    "fss-1000": (Layout("fewshot_data/fewshot_data", "fewshot_data/fewshot_data"), Layout("fewshot_data", "fewshot_data"), FLAT),
+    "big": (Layout(".", ".", "_im", "_gt"), FLAT),
+    "hrsod": (Layout("images", "masks"), Layout("image", "mask"), FLAT),
+}
+
+RULES: dict[StaticSet, MaskRule] = {"pascal-s": "levels", "voc2012": "voc"}
+"""Masks of the others are grey: more than half is the object. PASCAL VOC alone has void."""
+
+
+def find_static_set(dataset: StaticSet, root: str, split: str | None = None) -> list[tuple[str, str, str]]:
+    """Name, image and mask of every image of a set.
+
+    Args:
+        dataset: which set.
+        root: its folder.
+        split: for ``voc2012``, the list ``ImageSets/Segmentation/<split>.txt``; None takes all masks.
+
+    Raises:
+        FileNotFoundError: the layout is none of those of the set.
+        ValueError: there is no pair, or a split of a set without lists is asked for.
+    """
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"{root} is not a folder: pass --data.init_args.root of {dataset}")
+    layout = next(
+        (one for one in LAYOUTS[dataset] if (Path(root) / one.images).is_dir() and (Path(root) / one.masks).is_dir()), None
+    )
+    if dataset == "big" and not any(path.stem.endswith("_gt") for path in find_files(root, (".png",))):
+        layout = FLAT
+    if layout is None:
+        expected = " or ".join(f"{one.images} and {one.masks}" for one in LAYOUTS[dataset])
+        raise FileNotFoundError(f"{root} has no {expected}: pass --data.init_args.root of {dataset}")
+    pairs = find_pairs(str(Path(root) / layout.images), str(Path(root) / layout.masks), layout.image_ending, layout.mask_ending)
+    if split is None:
+        return pairs
+    if dataset != "voc2012":
+        raise ValueError(f"{dataset} has no list of a split {split!r}: leave data.init_args.split out")
+    names = set(read_names(Path(root) / "ImageSets" / "Segmentation" / f"{split}.txt"))
+    return [pair for pair in pairs if pair[0] in names]
+
+
+class StaticSetDataModule(VOSDataModule):
+    """Clips simulated from a published set of still images. There are no videos to evaluate.
+
+    Args:
+        dataset: which set; every layout in :data:`LAYOUTS` is recognised.
+        root: its folder.
+        split: see :func:`find_static_set`.
+        recipe: how clips are made; the default is EMVOS's.
+        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
+        num_workers: likewise.
+        seed: likewise.
+        pin_memory: likewise.
+        predict_root: likewise.
+        max_device_batch: likewise.
+    """
+
+    def __init__(
+        self,
+        dataset: StaticSet,
+        root: str,
+        split: str | None = None,
+        recipe: ClipRecipe = IMAGE_RECIPE,
+        batch_size: int = 16,
+        num_workers: int = 4,
+        seed: int = 0,
+        pin_memory: bool = False,
+        predict_root: str | None = None,
+        max_device_batch: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        self.dataset: StaticSet = dataset
+        self.root = root
+        self.split = split
+
+    def clip_source(self) -> ImageClips:
+        """Clips of the images."""
+        pairs = find_static_set(self.dataset, self.root, self.split)
+        rule = RULES.get(self.dataset)
+        # The authors' readers pass over orientation tags, so the masks lie on the pixels as stored.
+        return ImageClips(pairs, threshold=None if rule else 127, rule=rule or "labels", as_stored=True)
+
+    def val_videos(self) -> LazySequence[VideoSample]:
+        """None."""
+        return ()
+
+    def test_videos(self) -> LazySequence[VideoSample]:
+        """None."""
+        return ()

@@ -1,0 +1,162 @@
+"""Synthetic videos as a data set: tests, demonstrations and first trainings without any download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from data_modules.base import VOSDataModule
+from data_modules.clips.dataset import ClipSource, ItemNames
+from data_modules.clips.sampling import Stream, choose_by_recipe, sample_generator
+from data_modules.clips.recipe import ClipRecipe
+from data_modules.datasets.scenes import Scene, SceneRecipe
+from data_modules.clips.transforms import RawClip
+from vos_lightning.structures import VideoSample
+
+TRAIN, VAL, TEST = 0, 1, 2
+DEFAULT_SCENE = SceneRecipe()
+SYNTHETIC_RECIPE = ClipRecipe(num_frames=4, short_side=None, crop="none", max_objects=2)
+
+
+class SyntheticClips(ClipSource):
+    """Training clips of synthetic scenes: only the frames of the clip are rendered.
+
+    Args:
+        num_videos: scenes of the split.
+        scene: what they look like.
+        scene_seed: decides the scenes.
+    """
+
+    def __init__(self, num_videos: int, scene: SceneRecipe = DEFAULT_SCENE, scene_seed: int = 0) -> None:
+        self.num_videos = num_videos
+        self.scene = scene
+        self.scene_seed = scene_seed
+
+    def __len__(self) -> int:
+        return self.num_videos
+
+    def names(self, index: int) -> ItemNames:
+        """Of a scene and its frames."""
+        return ItemNames(f"synthetic-train-{index:05d}", dict(enumerate(_frame_names(self.scene))))
+
+    def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
+        """Render a clip of scene ``index``, of other frames if its first one shows no object."""
+        scene = make_scene(self.scene_seed, TRAIN, index, self.scene)
+        for _ in range(5):
+            times = choose_by_recipe(rng, self.scene.num_frames, recipe)
+            frames, label_maps = scene.render(times)
+            if np.count_nonzero(label_maps[0]) >= self.scene.min_pixels:
+                break
+        return RawClip(frames, label_maps, self.names(index).name, times)
+
+
+class SyntheticVideos(Sequence[VideoSample]):
+    """Whole synthetic videos, rendered when they are accessed. Every object is given in the first frame that shows it.
+
+    Args:
+        num_videos: scenes of the split.
+        split: ``VAL`` or ``TEST`` of this module; splits share no scene.
+        scene: what they look like.
+        scene_seed: decides the scenes.
+    """
+
+    def __init__(self, num_videos: int, split: int = VAL, scene: SceneRecipe = DEFAULT_SCENE, scene_seed: int = 0) -> None:
+        self.num_videos = num_videos
+        self.split = split
+        self.scene = scene
+        self.scene_seed = scene_seed
+
+    def __len__(self) -> int:
+        return self.num_videos
+
+    def __getitem__(self, index: int) -> VideoSample:  # type: ignore[override]
+        index = range(self.num_videos)[index]
+        scene = make_scene(self.scene_seed, self.split, index, self.scene)
+        num_frames = self.scene.num_frames
+        frames, label_maps = scene.render(range(num_frames))
+        first_frames: dict[int, int] = {}
+        for object_id in range(1, scene.num_objects + 1):
+            shown = np.count_nonzero(label_maps == object_id, axis=(1, 2)) >= self.scene.min_pixels
+            first = int(shown.argmax()) if shown.any() else num_frames
+            label_maps[:first][label_maps[:first] == object_id] = 0
+            if first < num_frames:
+                first_frames[object_id] = first
+        targets = torch.from_numpy(label_maps)
+        annotations = {}
+        for first in sorted(set(first_frames.values())):
+            introduced = torch.tensor([i for i, f in first_frames.items() if f == first], dtype=torch.uint8)
+            annotations[first] = targets[first] * torch.isin(targets[first], introduced)
+        return VideoSample(
+            name=f"synthetic-{('train', 'val', 'test')[self.split]}-{index:05d}",
+            frames=tuple(torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))),
+            annotations=annotations,
+            targets=dict(enumerate(targets)),
+            object_ids=tuple(first_frames),
+            required_frames=tuple(range(num_frames)),
+            original_size=(self.scene.height, self.scene.width),
+            frame_names=_frame_names(self.scene),
+        )
+
+
+class SyntheticDataModule(VOSDataModule):
+    """Synthetic scenes.
+
+    Args:
+        num_train_videos: scenes of the training split.
+        num_val_videos: scenes of the validation split.
+        num_test_videos: scenes of the test split.
+        scene: what the scenes look like.
+        scene_seed: decides the scenes, apart from ``seed``, so that evaluation does not change with the run.
+        recipe: how clips are made; the default takes whole frames.
+        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
+        num_workers: likewise.
+        seed: likewise.
+        pin_memory: likewise.
+        predict_root: likewise.
+        max_device_batch: likewise.
+    """
+
+    def __init__(
+        self,
+        num_train_videos: int = 1000,
+        num_val_videos: int = 8,
+        num_test_videos: int = 12,
+        scene: SceneRecipe = DEFAULT_SCENE,
+        scene_seed: int = 0,
+        recipe: ClipRecipe = SYNTHETIC_RECIPE,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+        predict_root: str | None = None,
+        max_device_batch: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        self.num_train_videos = num_train_videos
+        self.num_val_videos = num_val_videos
+        self.num_test_videos = num_test_videos
+        self.scene = scene
+        self.scene_seed = scene_seed
+
+    def clip_source(self) -> SyntheticClips:
+        """Clips of the training scenes."""
+        return SyntheticClips(self.num_train_videos, self.scene, self.scene_seed)
+
+    def val_videos(self) -> SyntheticVideos:
+        """Validation scenes."""
+        return SyntheticVideos(self.num_val_videos, VAL, self.scene, self.scene_seed)
+
+    def test_videos(self) -> SyntheticVideos:
+        """Test scenes."""
+        return SyntheticVideos(self.num_test_videos, TEST, self.scene, self.scene_seed)
+
+
+def _frame_names(scene: SceneRecipe) -> tuple[str, ...]:
+    return tuple(f"{t:05d}" for t in range(scene.num_frames))
+
+
+def make_scene(scene_seed: int, split: int, index: int, recipe: SceneRecipe) -> Scene:
+    """Scene ``index`` of a split: always the same for the same numbers."""
+    return Scene(sample_generator(scene_seed, split, index, Stream.SCENE), recipe)

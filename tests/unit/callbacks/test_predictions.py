@@ -1,0 +1,151 @@
+"""Prediction files of a test or prediction run, with a network that repeats the given mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from tests.unit.dummies import DummyModule, make_video
+from vos_lightning.visualization.sheets import CAPTION_HEIGHT, sheet, spread, thumbnail
+from vos_lightning.callbacks.predictions import PredictionWriter
+from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.io.videos import open_frames
+from vos_lightning.structures import VideoSample
+
+
+class Videos(LightningDataModule):
+    def __init__(self, videos: list[VideoSample]) -> None:
+        super().__init__()
+        self.videos = videos
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(dataset=self.videos, batch_size=None)
+
+    predict_dataloader = val_dataloader = test_dataloader
+
+
+def make_trainer(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=root,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:predict returned None.*")
+class TestWriter:
+    def test_writes_label_maps_overlays_and_a_sheet(self, tmp_path: Path) -> None:
+        videos = [make_video("first", length=5), make_video("second", length=3, ids=(2, 7))]
+        module = DummyModule()
+        make_trainer(tmp_path, PredictionWriter()).test(module, datamodule=Videos(videos), verbose=False)
+        root = tmp_path / "predictions"
+        for video in videos:
+            for index, name in enumerate(video.frame_names):
+                written = read_label_map(root / "test" / video.name / f"{name}.png")
+                assert torch.equal(written, video.targets[0]), (video.name, index)
+            assert len(list(open_frames(root / "test_overlays" / f"{video.name}.mp4"))) == len(video.frames)
+        with Image.open(root / "test" / "first" / "f00000.png") as image:
+            assert image.mode == "P"
+        with Image.open(root / "test_overlays" / "contact_sheet.png") as image:
+            assert image.size[1] > 2 * (160 + CAPTION_HEIGHT)
+        assert module.frame_listeners == []
+        assert not list(tmp_path.rglob("*.tmp"))
+
+    @pytest.mark.parametrize(("all_frames", "expected"), [(False, ["f00002.png"]), (True, [f"f{i:05d}.png" for i in range(4)])])
+    def test_writes_required_frames_only_unless_told(self, tmp_path: Path, all_frames: bool, expected: list[str]) -> None:
+        video = make_video("v", length=4, required=(2,))
+        callback = PredictionWriter(str(tmp_path / "out"), overlay_video=False, contact_sheet=False, all_frames=all_frames)
+        make_trainer(tmp_path, callback).predict(DummyModule(), datamodule=Videos([video]))
+        assert sorted(p.name for p in (tmp_path / "out" / "v").iterdir()) == expected
+        assert not (tmp_path / "out_overlays").exists()
+
+    def test_does_not_listen_in_validation(self, tmp_path: Path) -> None:
+        make_trainer(tmp_path, PredictionWriter()).validate(DummyModule(), datamodule=Videos([make_video("v")]), verbose=False)
+        assert not (tmp_path / "predictions").exists()
+
+    def test_a_failure_leaves_complete_files_only_and_no_listener(self, tmp_path: Path) -> None:
+        broken = make_video("broken", length=6, fail_at=3)
+        module = DummyModule()
+        with pytest.raises(OSError, match="frame 3"):
+            make_trainer(tmp_path, PredictionWriter()).predict(module, datamodule=Videos([make_video("good"), broken]))
+        assert module.frame_listeners == []
+        assert sorted(p.name for p in (tmp_path / "predictions" / "predict" / "broken").iterdir()) == [
+            f"f{i:05d}.png" for i in range(3)
+        ]
+        overlays = tmp_path / "predictions" / "predict_overlays"
+        assert sorted(p.name for p in overlays.iterdir()) == ["contact_sheet.png", "good.mp4", "written.jsonl"]
+        assert '"finished": false' in (tmp_path / "predictions" / "predict" / "written.jsonl").read_text()
+
+    def test_a_second_run_replaces_the_first(self, tmp_path: Path) -> None:
+        for ids, names in (((1, 2), "vw"), ((3, 4), "v")):
+            videos = [make_video(name, length=6 if len(names) == 2 else 3, ids=ids) for name in names]
+            make_trainer(tmp_path, PredictionWriter()).predict(DummyModule(), datamodule=Videos(videos))
+        root = tmp_path / "predictions"
+        assert torch.equal(read_label_map(root / "predict" / "v" / "f00001.png"), videos[0].targets[0])
+        assert sorted(str(path.relative_to(root)) for path in root.rglob("*.*")) == [
+            *(f"predict/v/f0000{index}.png" for index in range(3)),  # neither the longer video nor the second one is left
+            "predict/written.jsonl",
+            *(f"predict_overlays/{name}" for name in ("contact_sheet.png", "v.mp4", "written.jsonl")),
+        ]
+        assert '"finished": true' in (root / "predict" / "written.jsonl").read_text()
+
+    def test_masks_that_it_has_not_written_stay(self, tmp_path: Path) -> None:
+        """As when the ground truth is named as the output."""
+        drawn = tmp_path / "Annotations" / "v" / "f00001.png"
+        drawn.parent.mkdir(parents=True)
+        drawn.write_bytes(b"drawn")
+        for overwrite in (False, True):
+            callback = PredictionWriter(str(tmp_path / "Annotations"), overwrite=overwrite)
+            with pytest.raises(ValueError, match=r"Annotations: the folder holds what `test` has not written \(v\)"):
+                make_trainer(tmp_path, callback).test(DummyModule(), datamodule=Videos([make_video("v")]), verbose=False)
+        assert drawn.read_bytes() == b"drawn"
+        assert [path.name for path in tmp_path.rglob("*.*")] == ["f00001.png"]
+
+    def test_a_folder_of_ones_own_is_replaced_on_request_only(self, tmp_path: Path) -> None:
+        videos = Videos([make_video("v")])
+        make_trainer(tmp_path, PredictionWriter(str(tmp_path / "mine"))).predict(DummyModule(), datamodule=videos)
+        with pytest.raises(ValueError, match=r"mine: .* or pass --predictions.overwrite=true"):
+            make_trainer(tmp_path, PredictionWriter(str(tmp_path / "mine"))).predict(DummyModule(), datamodule=videos)
+        make_trainer(tmp_path, PredictionWriter(str(tmp_path / "mine"), overwrite=True)).predict(DummyModule(), datamodule=videos)
+
+
+class TestDrawing:
+    @pytest.mark.parametrize(
+        ("length", "count", "expected"), [(1, 8, (0,)), (3, 8, (0, 1, 2)), (100, 3, (0, 50, 99)), (5, 1, (0,))]
+    )
+    def test_spread(self, length: int, count: int, expected: tuple[int, ...]) -> None:
+        assert spread(length, count) == expected
+
+    def test_thumbnail_shows_object_and_target(self) -> None:
+        frame = torch.full((3, 40, 60), 90, dtype=torch.uint8)
+        label_map = torch.zeros(40, 60, dtype=torch.uint8)
+        label_map[10:30, 10:30] = 1
+        target = torch.full((40, 60), 255, dtype=torch.uint8)
+        target[10:30, 30:50] = 2
+        picture = thumbnail(frame, label_map, "0", target, height=40)[:, CAPTION_HEIGHT:]
+        assert picture.shape == (3, 40, 60)
+        assert picture[:, 20, 20].tolist() == [109, 45, 45]  # half of the palette's (128, 0, 0)
+        white = (picture == 255).all(dim=0)
+        assert white[20, 30]
+        assert white[20, 49]
+        assert white[10:30, 30:50].sum() == 4 * 19
+        assert white.sum() == 4 * 19
+        assert picture[:, 5, 5].tolist() == [90, 90, 90]
+
+    def test_sheet_holds_every_picture(self) -> None:
+        picture = torch.full((3, 10, 20), 255, dtype=torch.uint8)
+        wide = torch.full((3, 6, 50), 255, dtype=torch.uint8)
+        image = sheet([[picture, picture], [wide]])
+        white = sum(1 for value in image.convert("L").tobytes() if value == 255)
+        assert white == 2 * 200 + 300

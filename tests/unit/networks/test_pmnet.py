@@ -1,0 +1,495 @@
+"""PMNet as a whole, and its module. Points, trajectories and losses by themselves are in ``test_points.py``."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.clips import given_at, random_clip
+from tests.oracles import pmnet as oracle
+from tests.tolerances import assert_close
+from vos_lightning.decoders.points import PointRefinement, PointSampling
+from vos_lightning.losses.segmentation import trainable_labels
+from vos_lightning.mask_ops import masks_from_label_map, soft_aggregate
+from vos_lightning.matching.points import strided_grid
+from vos_lightning.matching.trajectories import AdaptiveMatching
+from vos_lightning.checkpoints.loading import load_weights
+from vos_lightning.modules.pmnet import PMNetModule
+from vos_lightning.modules.stcn import STCNModule
+from vos_lightning.networks.pmnet import PMNet
+from vos_lightning.networks.stcn import STCN
+from vos_lightning.propagation.policies import All, EveryKth
+from vos_lightning.propagation.step import Propagation, advance, encode, unroll
+from vos_lightning.structures import ClipBatch, FrameInput
+
+SIZE = (64, 80)
+SMALL = {
+    "norm": "instance", "key_channels": 8, "value_channels": 8, "decoder_channels": (8, 8, 8),
+    "blocks": (1, 1, 1), "value_blocks": (1, 1, 1), "width": 8, "reduction": 2,
+}  # fmt: skip
+POINTS = {"window": 5, "aggregation": (16, 8), "prediction": (8,)}
+MEMORY = Propagation(EveryKth(2), "product")
+
+
+def small(**arguments) -> PMNet:
+    torch.manual_seed(0)
+    points = {name: arguments.pop(name) for name in list(arguments) if name in PointRefinement.__dataclass_fields__}
+    return PMNet.published(None, refinement=PointRefinement(**{**POINTS, **points}), **{**SMALL, **arguments}).eval()
+
+
+def run(network, length=5, num_objects=2, propagation=MEMORY, given=None):
+    frames, labels = random_clip(1, length, num_objects, SIZE)
+    given = given or {0: given_at(labels, 0, list(range(1, num_objects + 1)), num_objects)}
+    with torch.no_grad():
+        return frames, labels, unroll(network, propagation, frames, given)
+
+
+# The network ----------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_those_of_stcn_and_of_points():
+    with torch.device("meta"):
+        network, base = PMNet.published(None), STCN.published(None)
+    assert sum(p.numel() for p in network.parameters()) == 55_774_854
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    inherited = {name: shape for name, shape in own.items() if not name.startswith(("detector.", "refiner."))}
+    assert inherited == {f"stcn.{name}": value.shape for name, value in base.state_dict().items()}
+
+
+def test_without_points_and_adaptive_matching_it_is_stcn():
+    network = small(sampling=PointSampling(source="none"), adaptive=None)
+    base = STCN.published(None, **SMALL).eval()
+    base.load_state_dict(network.stcn.state_dict())
+    for ours, theirs in zip(run(network)[2], run(base)[2], strict=True):
+        assert_close(ours.logits, theirs.logits)
+
+
+@pytest.mark.parametrize("top_k_order", ["after", "before"])
+def test_a_wide_gaussian_reads_as_stcn(top_k_order):
+    options = AdaptiveMatching(smallest_sigma=1e4, largest_sigma=1e4, top_k_order=top_k_order)
+    network = small(sampling=PointSampling(source="none"), adaptive=options, top_k=5)
+    plain = small(sampling=PointSampling(source="none"), adaptive=None, top_k=5)
+    for ours, theirs in zip(run(network)[2], run(plain)[2], strict=True):
+        assert_close(ours.probabilities, theirs.probabilities)
+
+
+@pytest.mark.parametrize(
+    ("form", "window", "similarity"), [("exponential", 3, "l2"), ("inverse_distance", 4, "l2"), ("cosine", 3, "cosine")]
+)
+def test_trajectories_of_all_remembered_frames(form, window, similarity):
+    network = small(adaptive=AdaptiveMatching(window=window, beta=6.0, spread_form=form), similarity=similarity)
+    frames, _, outputs = run(network, length=6)
+    with torch.no_grad():
+        keys = [encode(network, FrameInput(frames[:, t])).features.key[0] for t in range(6)]
+    # Frame 5 reads the frames 0, 2 and 4.
+    for part, first in enumerate((0, 2, 4)):
+        positions, spreads = oracle.track(keys[first:], window, 6.0, form)
+        cells = slice(part * 20, part * 20 + 20)
+        assert outputs[5].aux["positions"][0, cells].tolist() == positions
+        assert_close(outputs[5].aux["spreads"][0, cells], torch.tensor(spreads))
+
+
+def test_frames_that_the_bank_forgets_are_no_longer_followed():
+    network = small()
+    frames, labels = random_clip(1, 7, 1, SIZE)
+    propagation, state = Propagation(EveryKth(2, max_frames=1), "product"), None
+    with torch.no_grad():
+        for t in range(7):
+            given = given_at(labels, 0, [1], 1) if t == 0 else None
+            output, state = advance(network, propagation, state, FrameInput(frames[:, t]), given)
+    assert [slot.t for slot in state.memory.bank.slots] == [0, 6]
+    # What the bank forgot in this frame goes with the next one.
+    assert set(state.memory.carry.tracking.frames) == {0, 4, 6}
+    assert output.aux["positions"].shape[1] == 2 * 20
+
+
+def test_refined_logits_are_written_at_the_chosen_points_only():
+    network = small(sampling=PointSampling(fraction=0.3))
+    _, _, outputs = run(network)
+    for output in outputs[1:]:
+        aux = output.aux
+        changed = aux["refined"] != aux["coarse"]
+        chosen = torch.zeros_like(changed).flatten(2).scatter(2, aux["points"], aux["points_valid"]).view_as(changed)
+        assert torch.equal(changed, chosen)
+        assert_close(
+            aux["refined"].flatten(2).gather(2, aux["points"])[aux["points_valid"]], aux["point_logits"][aux["points_valid"]]
+        )
+        # Points are the most uncertain cells of a box around the first mask.
+        for n in range(2):
+            score, mask = aux["uncertainty"][0, n], aux["coarse"][0, n] > 0
+            region = oracle.box(mask, 1.2)
+            expected = oracle.sample(score, region, max(round(0.3 * len(region)), 1) if region else 0)
+            assert aux["points"][0, n][aux["points_valid"][0, n]].tolist() == expected
+
+
+@pytest.mark.parametrize("write_back", ["replace", "add", "replace_pixels"])
+def test_how_refined_logits_come_into_the_mask(write_back):
+    network = small(write_back=write_back)
+    frames, labels = random_clip(1, 2, 1, SIZE)
+    state = None
+    with torch.no_grad():
+        _, state = advance(network, MEMORY, None, FrameInput(frames[:, 0]), given_at(labels, 0, [1], 1))
+        logits, aux = network.segment(encode(network, FrameInput(frames[:, 1])).features, state.memory)
+    assert aux["points_valid"].any()
+    old = F.interpolate(aux["coarse"], scale_factor=4, mode="bilinear")
+    expected = old.clone() if write_back == "replace_pixels" else aux["coarse"].clone()
+    for k in range(aux["points"].shape[2]):
+        y, x = divmod(int(aux["points"][0, 0, k]), 20)
+        value = aux["point_logits"][0, 0, k]
+        if write_back == "replace_pixels":
+            expected[0, 0, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = value
+        else:
+            expected[0, 0, y, x] = value + (aux["coarse"][0, 0, y, x] if write_back == "add" else 0)
+    assert_close(logits, expected if write_back == "replace_pixels" else F.interpolate(expected, scale_factor=4, mode="bilinear"))
+
+
+def test_all_points_and_no_points():
+    everything, nothing = small(sampling=PointSampling(source="all")), small(sampling=PointSampling(source="none"))
+    assert run(everything)[2][1].aux["points_valid"].sum() == 2 * 16 * 20
+    outputs = run(nothing)[2]
+    assert "points" not in outputs[1].aux
+    undecided = small(sampling=PointSampling(source="probabilities", empty_mask="whole_frame"))
+    undecided.stcn.decoder.predictor.bias.data.fill_(-1e3)
+    output = run(undecided)[2][1]
+    assert output.aux["points_valid"].sum(dim=2).tolist() == [[64, 64]]
+    assert "uncertainty" not in output.aux
+
+
+def test_an_empty_mask_is_left_alone():
+    network = small()
+    network.stcn.decoder.predictor.bias.data.fill_(-1e3)
+    aux = run(network)[2][2].aux
+    assert aux["points"].shape[2] == 0
+    assert torch.equal(aux["refined"], aux["coarse"])
+
+
+def test_values_are_encoded_for_remembered_frames_and_fine_features_for_all():
+    network = small()
+    calls = {"fine": 0, "value": 0}
+
+    def counting(name, function):
+        def call(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        return call
+
+    for name in calls:
+        setattr(network.stcn.value_encoder, name, counting(name, getattr(network.stcn.value_encoder, name)))
+    run(network, length=5)
+    assert calls == {"fine": 5, "value": 3}
+    calls.update(fine=0, value=0)
+    run(network.with_points_from("none"), length=5)
+    assert calls == {"fine": 3, "value": 3}
+
+
+def test_the_first_frame_of_a_late_object_is_its_own():
+    network = small(grid_while_previous=False)
+    frames, labels = random_clip(1, 4, 2, SIZE)
+    given = {0: given_at(labels, 0, [1], 2), 2: given_at(labels, 2, [2], 2)}
+    state, carries = None, []
+    with torch.no_grad():
+        for t in range(4):
+            _, state = advance(network, MEMORY, state, FrameInput(frames[:, t]), given.get(t))
+            carries.append(state.memory.carry.fine)
+    grids = [strided_grid(carry.previous, 2) for carry in carries]
+    for field in ("key", "value"):
+        kept = getattr(carries[3].grid, field)
+        assert torch.equal(kept[:, 0], getattr(grids[0], field)[:, 0])
+        assert torch.equal(kept[:, 1], getattr(grids[2], field)[:, 1])
+    assert [carry.fresh.tolist() for carry in carries] == [[[True, False]], [[False, False]], [[False, True]], [[False, False]]]
+    # The second frame reads its window only, where the grid is of the same frame.
+    network.refinement = replace(network.refinement, grid_while_previous=True)
+    with torch.no_grad():
+        both, _ = advance(network, MEMORY, _state_after(network, frames, given, 1), FrameInput(frames[:, 1]))
+        network.refinement = replace(network.refinement, grid_while_previous=False)
+        window, _ = advance(network, MEMORY, _state_after(network, frames, given, 1), FrameInput(frames[:, 1]))
+    assert torch.equal(both.aux["points"], window.aux["points"])
+    assert not torch.allclose(both.aux["point_logits"][:, 0], window.aux["point_logits"][:, 0])
+
+
+def _state_after(network, frames, given, number):
+    state = None
+    for t in range(number):
+        _, state = advance(network, MEMORY, state, FrameInput(frames[:, t]), given.get(t))
+    return state
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"detector": "concatenated", "share_key": True, "relu_decoded": True},
+        {"sampling": PointSampling(count_base="mask", probability_form="margin", source="probabilities")},
+        {"similarity": "dot"},
+        {"similarity": "cosine", "cosine_scale": 10.0},
+        {"others": None, "adaptive": AdaptiveMatching(window=8, spread_is="variance", exclusion_radius=1), "top_k": None},
+        {"chunk": 3, "grid_stride": 3},
+    ],
+)
+def test_variants_run(arguments):
+    network = small(**arguments)
+    assert all(output.probabilities.isfinite().all() for output in run(network)[2])
+    network.train()
+    frames, labels = random_clip(1, 3, 1, SIZE)
+    outputs = unroll(network, Propagation(All(), "product"), frames, {0: given_at(labels, 0, [1], 1)})
+    sum(o.logits.square().mean() + o.aux["uncertainty"].mean() for o in outputs[1:]).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"adaptive": AdaptiveMatching(spread_form="inverse_distance"), "similarity": "dot"}, "set stcn.similarity"),
+        ({"grid_stride": 0}, "grid_stride"),
+        ({"top_k": 0}, "top_k"),
+    ],
+)
+def test_network_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+    with pytest.raises(ValueError, match="box_factor"):
+        PointSampling(box_factor=0.9)
+
+
+# The module -----------------------------------------------------------------------------------------------------------
+
+
+def module_of(step=0, max_steps=10, **arguments):
+    network = arguments.pop("network", None) or small()
+    module = PMNetModule(
+        network, **{"hardest_from": 100, "hardest_until": 200, "uncertain_from": 100, "uncertain_until": 200, **arguments}
+    )
+    module.train()
+    module._trainer = SimpleNamespace(max_steps=max_steps, global_step=step, loggers=[], logger=None)
+    return module
+
+
+def batch_of(size=SIZE, clips=2, objects=2, seed=0):
+    frames, labels = random_clip(clips, 3, objects, size, seed)
+    valid = torch.ones(clips, objects, dtype=torch.bool)
+    return ClipBatch(frames, labels, valid, ("v",) * clips, torch.zeros(clips, 3, dtype=torch.long))
+
+
+def losses_of(module, batch):
+    given = {0: given_at(batch.label_maps, 0, [1, 2], 2)}
+    outputs = unroll(module.network, module.train_propagation, batch.frames, given)
+    return outputs, module.clip_loss(outputs, batch)
+
+
+@pytest.mark.parametrize(
+    ("point_loss", "truth", "target"), [("binary", "nearest", "object"), ("aggregated", "area", "aggregated")]
+)
+@pytest.mark.parametrize("size", [SIZE, (56, 72)])
+def test_loss_is_the_formula(point_loss, truth, target, size):
+    module = module_of(point_weight=0.5, point_loss=point_loss, truth=truth, target_probability=target)
+    batch = batch_of(size)
+    batch.label_maps[0, 1, :9, :9] = 255
+    outputs, losses = losses_of(module, batch)
+    top, left = (-size[0] % 16) // 2, (-size[1] % 16) // 2
+    coarse = fine = uncertain = 0.0
+    for t in (1, 2):
+        aux = {name: value.detach() for name, value in outputs[t].aux.items()}
+        for b in range(2):
+            labels = batch.label_maps[b, t]
+            padded = torch.full((64, 80), 255, dtype=torch.uint8)
+            padded[top : top + size[0], left : left + size[1]] = labels
+            logits = F.interpolate(aux["coarse"][b : b + 1], scale_factor=4, mode="bilinear")
+            merged, probabilities = soft_aggregate(logits, torch.ones(1, 2, dtype=torch.bool), "product")
+            inner = merged[..., top : top + size[0], left : left + size[1]]
+            coarse += float(F.cross_entropy(inner, labels[None].long(), ignore_index=255)) / 2
+            cells = padded.view(16, 4, 20, 4).transpose(1, 2).flatten(2)
+            for n in range(2):
+                small_truth = padded[::4, ::4] == n + 1 if truth == "nearest" else (cells == n + 1).float().mean(2) > 0.5
+                known = padded[::4, ::4] != 255 if truth == "nearest" else (cells == 255).float().mean(2) <= 0.5
+                p = aux["coarse"][b, n].sigmoid() if target == "object" else F.avg_pool2d(probabilities[:, n + 1], 4)[0]
+                uncertain += (
+                    oracle.uncertainty_loss(aux["uncertainty"][b, n], (p - small_truth.float()).abs(), known, 1.0, "loss") / 4
+                )
+                points = aux["points"][b, n][aux["points_valid"][b, n] & known.flatten()[aux["points"][b, n]]]
+                inside = small_truth.flatten()[points].float()
+                if point_loss == "binary":
+                    q = aux["refined"][b, n].flatten()[points]
+                    each = F.binary_cross_entropy_with_logits(q, inside)
+                else:
+                    both, _ = soft_aggregate(aux["refined"][b : b + 1], torch.ones(1, 2, dtype=torch.bool), "product")
+                    slots = [(cells == k + 1).float().mean(2) > 0.5 for k in range(2)]
+                    target_slots = torch.where(slots[1], 2, torch.where(slots[0], 1, 0))
+                    each = F.cross_entropy(both[0].flatten(1).t()[points], target_slots.flatten()[points])
+                fine += float(each) / 4
+    losses = {name: value.detach() for name, value in losses.items()}
+    assert float(losses["coarse"]) == pytest.approx(coarse, rel=1e-4)
+    assert float(losses["uncertainty"]) == pytest.approx(uncertain, rel=1e-4)
+    assert float(losses["points"]) == pytest.approx(fine, rel=1e-4)
+    assert float(losses["loss"]) == pytest.approx(coarse + 0.5 * fine + uncertain, rel=1e-4)
+
+
+def test_fractions_fall_by_their_own_schedules():
+    batch = batch_of()
+    calm = losses_of(module_of(hardest_until=200), batch)[1]
+    late = losses_of(module_of(step=300), batch)[1]
+    assert late["coarse"] > calm["coarse"]
+    assert not torch.equal(late["uncertainty"], calm["uncertainty"])
+    mixed = losses_of(module_of(step=300, hardest_from=400, hardest_until=500), batch)[1]
+    assert_close(mixed["coarse"], calm["coarse"])
+    assert_close(mixed["uncertainty"], late["uncertainty"])
+
+
+def test_gradients_of_the_two_objectives_do_not_meet():
+    module = module_of()
+    _, losses = losses_of(module, batch_of())
+    groups = {group["name"]: group["params"] for group in module.parameter_groups()}
+    assert sum(len(group) for group in groups.values()) == len(list(module.network.parameters()))
+    crossed = torch.autograd.grad(losses["uncertainty"], groups["segmentation"], retain_graph=True, allow_unused=True)
+    assert all(gradient is None for gradient in crossed)
+    crossed = torch.autograd.grad(
+        losses["coarse"] + losses["points"], groups["uncertainty"], retain_graph=True, allow_unused=True
+    )
+    assert all(gradient is None for gradient in crossed)
+
+
+def test_points_come_from_probabilities_until_the_switch():
+    module = module_of(max_steps=150)
+    assert [module.training_source(step) for step in (0, 99, 100, 149)] == ["probabilities", "probabilities", None, None]
+    for fraction, sources in ((0.0, [None, None]), (1.0, ["probabilities", "probabilities"])):
+        module = module_of(max_steps=150, switch_fraction=fraction)
+        assert [module.training_source(step) for step in (0, 149)] == sources
+    module = module_of(network=small(sampling=PointSampling(source="all")))
+    assert module.training_source(0) is None
+
+
+def test_a_step_takes_the_source_of_points_without_changing_the_network():
+    module = module_of(max_steps=150)
+    used = module.training_network()
+    assert used.point_source == "probabilities"
+    assert module.network.point_source == "learned"
+    assert next(used.parameters()) is next(module.network.parameters())
+    assert module_of(step=149, max_steps=150).training_network().point_source == "learned"
+
+
+def test_two_groups_step_as_two_optimisers():
+    def trained(parameters, clip):
+        module = module_of()
+        optimizers = [torch.optim.Adam(group, lr=1e-2, weight_decay=1e-2) for group in parameters(module)]
+        for step in range(3):
+            _, losses = losses_of(module, batch_of(seed=step))
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            losses["loss"].backward()
+            for optimizer in optimizers:
+                clip(module, optimizer)
+                optimizer.step()
+        return module.state_dict()
+
+    def separate(module):
+        return [[{"params": group["params"]}] for group in module.parameter_groups()]
+
+    def together(module):
+        return [module.parameter_groups()]
+
+    def each(module, optimizer):
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.1)
+
+    def ours(module, optimizer):
+        module.configure_gradient_clipping(optimizer, 0.1, "norm")
+
+    expected, found = trained(separate, each), trained(together, ours)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize(("step", "moved"), [(0, "segmentation"), (1, "segmentation"), (2, "uncertainty"), (4, "segmentation")])
+def test_groups_take_turns(step, moved):
+    module = module_of(step=step, alternation="epoch", steps_per_epoch=2)
+    optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-2, weight_decay=1e-2)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    losses_of(module, batch_of())[1]["loss"].backward()
+    module.on_before_optimizer_step(optimizer)
+    optimizer.step()
+    for name, parameter in module.named_parameters():
+        belongs = "uncertainty" if ".detector." in name else "segmentation"
+        assert torch.equal(parameter, before[name]) == (belongs != moved), name
+
+
+def test_a_network_without_points_trains_the_backbone_alone():
+    module = module_of(network=small(sampling=PointSampling(source="none")))
+    _, losses = losses_of(module, batch_of())
+    assert set(losses) == {"loss", "coarse"}
+    losses["loss"].backward()
+    for name, parameter in module.named_parameters():
+        new = name.startswith(PMNetModule.new_parts)
+        assert parameter.requires_grad != new
+        assert (parameter.grad is None) == new
+    assert [group["name"] for group in module.parameter_groups()] == ["segmentation"]
+
+
+def test_every_parameter_takes_part_when_all_masks_are_empty():
+    module = module_of()
+    module.network.stcn.decoder.predictor.bias.data.fill_(-1e3)
+    outputs, losses = losses_of(module, batch_of())
+    assert not outputs[1].aux["points_valid"].any()
+    losses["loss"].backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_an_object_that_is_given_later_does_not_count_before():
+    module = module_of()
+    batch = batch_of()
+    given = {0: given_at(batch.label_maps, 0, [1], 2), 1: given_at(batch.label_maps, 1, [2], 2)}
+    outputs = unroll(module.network, module.train_propagation, batch.frames, given)
+    known = outputs[0].introduced
+    found = module._frame_losses(outputs[1].aux, trainable_labels(batch.label_maps[:, 1], known), known)
+    alone = {name: value[:, :1] for name, value in outputs[1].aux.items()}
+    hidden = batch.label_maps[:, 1].masked_fill(batch.label_maps[:, 1] == 2, 255)
+    expected = module._frame_losses(alone, hidden, known[:, :1])
+    for name in ("coarse", "points", "uncertainty"):
+        assert_close(found[name], expected[name])
+
+
+def test_training_starts_from_an_stcn_checkpoint(tmp_path):
+    base = STCNModule(STCN.published(None, **SMALL))
+    file = tmp_path / "stcn.ckpt"
+    torch.save({"state_dict": base.state_dict()}, file)
+    module = PMNetModule(small())
+    fresh = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(ValueError, match=r"stcn\.ckpt: the checkpoint does not fit"):
+        load_weights(module, file)
+    load_weights(module, file, start=True)
+    for name, value in module.state_dict().items():
+        new = name.startswith(PMNetModule.new_parts)
+        assert torch.equal(value, fresh[name] if new else base.state_dict()[name.replace("network.stcn.", "network.")])
+    for state in (
+        {k: v for k, v in base.state_dict().items() if "projection.key.bias" not in k},
+        {**base.state_dict(), "network.more": torch.zeros(1)},
+        {**base.state_dict(), "network.refiner.fusion.bias": torch.zeros(8)},
+    ):
+        torch.save({"state_dict": state}, file)
+        with pytest.raises(ValueError, match="does not fit"):
+            load_weights(module, file, start=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"switch_fraction": 1.5}, {"steps_per_epoch": 0}, {"hardest_from": 300}, {"uncertain_from": 300}],
+)
+def test_module_refuses(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments)).split("_")[0]):
+        module_of(**arguments)
+
+
+def test_truth_by_area_prefers_the_later_object_nowhere():
+    """More than half of a cell: two objects cannot share it."""
+    module = module_of(truth="area")
+    labels = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    labels[:, :, :7], labels[:, :, 7:] = 1, 2
+    fine = module._downsample(labels, 2)
+    assert fine.masks.sum(dim=1).max() <= 1
+    assert torch.equal(fine.masks, masks_from_label_map(fine.labels, 2))
+
+
+def test_a_copier_start_refines_nothing_at_first():
+    """Untrained points repeat what the untrained decoder says, but for what small weights add."""
+    network = small(normalize_features=True, copier_start=True, sampling=PointSampling(source="all"))
+    aux = run(network)[2][1].aux
+    assert (aux["refined"] - aux["coarse"]).abs().mean() < 0.1 * aux["coarse"].std()

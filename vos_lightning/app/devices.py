@@ -1,0 +1,101 @@
+"""How many devices a training takes: as many as share its batch equally."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vos_lightning.app.experiments import ExperimentError
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a training runs with."""
+
+    devices: int | None
+    """Of every node; None leaves what was asked for."""
+    batch_size: int
+    """Clips of a step, over all processes."""
+    rate_factor: float
+    """For every learning rate."""
+    note: str | None = None
+    """What differs from what was asked for, in a line."""
+
+
+def share_batch(
+    trainer: Mapping[str, Any],
+    batch_size: int,
+    scale: bool = False,
+    available: Callable[[Any], int] = lambda accelerator: 1,  # noqa: ARG005
+    launched: int | None = None,
+) -> Share:
+    """Choose the devices of a training, so that its processes share the batch equally.
+
+    Where all devices are asked for (``auto``, ``-1``), it gets the most that divide the batch.
+
+    With ``scale``, all devices are used: the batch becomes the smallest multiple of their number that is not below the recipe's,
+    and learning rates grow with its square root, which is the rule for Adam, as that divides gradients by their root mean square.
+    The number of steps stays.
+
+    Args:
+        trainer: the ``trainer`` section: ``devices``, ``num_nodes``, ``accelerator``.
+        batch_size: clips of a step in the recipe, >= 1.
+        scale: allow a larger batch.
+        available: number of devices of a node, given the ``accelerator``.
+        launched: number of processes that a cluster has started already; None if the training starts them itself.
+
+    Raises:
+        ExperimentError: what was asked for cannot share the batch.
+
+    Reference:
+        Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022: the square root.
+    """
+    nodes = trainer.get("num_nodes") or 1
+    asked = _number(trainer.get("devices", "auto"))
+    if asked == 0:  # which the trainer refuses
+        return Share(None, batch_size, 1.0)
+    started = max(1, launched // nodes) if launched else None
+    most = asked or started or max(1, available(trainer.get("accelerator", "auto")))
+    where = f"{most} device{'s' * (most > 1)}" + (f" on each of {nodes} nodes" if nodes > 1 else "")
+    clips = f"a batch of {batch_size} clip{'s' * (batch_size > 1)}"
+    chosen = None if asked or launched else most
+    if scale:
+        return _scaled(batch_size, nodes * most, chosen, f"{clips} on {where}")
+    if batch_size % (nodes * most) == 0:
+        return Share(chosen, batch_size, 1.0)
+    fitting = [devices for devices in range(1, most + 1) if batch_size % (nodes * devices) == 0]
+    larger = "--scale_batch=true enlarges the batch, which is not the published recipe any more"
+    if not fitting:
+        raise ExperimentError(f"{clips} cannot be shared by {nodes} nodes: start fewer, or {larger}")
+    if asked or launched:
+        mend = f"start {fitting[-1]} process a node" if launched else f"--trainer.devices={fitting[-1]}"
+        raise ExperimentError(
+            f"{clips} cannot be shared by {where}, as it is not a multiple of {nodes * most} processes: {mend}, or {larger}"
+        )
+    each = " of every node" if nodes > 1 else ""
+    note = f"{clips}: training on {fitting[-1]} of {most} devices{each}; {larger}"
+    return Share(fitting[-1], batch_size, 1.0, note[0].upper() + note[1:])
+
+
+def _scaled(batch_size: int, processes: int, devices: int | None, before: str) -> Share:
+    batch = math.ceil(batch_size / processes) * processes
+    factor = math.sqrt(batch / batch_size)
+    if batch == batch_size:
+        return Share(devices, batch, 1.0, f"--scale_batch changes nothing: {before}")
+    note = (
+        f"--scale_batch: {batch} clips a step instead of {before}; learning rates times {factor:.4g} (the square root, the rule "
+        "for Adam), as many steps as before; not the published recipe any more"
+    )
+    return Share(devices, batch, factor, note)
+
+
+def _number(devices: Any) -> int | None:
+    """How many devices ``trainer.devices`` names; None for all that there are."""
+    if devices in ("auto", "-1", -1, [-1]):
+        return None
+    if isinstance(devices, str):
+        names = [name for name in devices.split(",") if name.strip()]
+        return len(names) if "," in devices else int(devices) if devices.strip().isdigit() else 0
+    return len(devices) if isinstance(devices, (list, tuple)) else int(devices)

@@ -1,0 +1,286 @@
+"""Experiments by name: find, compose, list.
+
+``emvos_davis17`` names ``experiments/emvos/davis17.yaml``. Beside the sections of LightningCLI (``model``, ``data``, ``trainer``
+...), an experiment file may have
+
+- ``extends``: files it builds on, in order, relative to the experiments folder and without suffix (``_shared/trainer``,
+  ``emvos/davis17``). Mappings merge key by key, anything else is replaced. No file may change a ``class_path``: its
+  ``init_args`` would be meaningless;
+- ``stages``: names of experiments that run one after the other, each from the weights of the one before;
+- ``hand_over``: which weights a stage passes on, its ``last`` (default) or its ``best``;
+- ``select``: which weights are evaluated, the ``last`` (default) or the ``best`` of all validations, whose score flatters where
+  the validation videos are the reported ones. One that evaluates the checkpoint of another experiment takes what that says;
+- ``checkpoint_of``: the experiment whose checkpoint this one evaluates; it is not trained itself;
+- ``published``: the row of the paper that the experiment reproduces, for listings and the results table;
+- ``description``: one sentence.
+
+An experiment without a ``model.class_path`` fine-tunes: ``train EXP --checkpoint FILE`` takes the system from the checkpoint, and
+``model.init_args`` changes what the checkpoint says.
+
+``${VOS_DATA}`` in a value is the folder of data sets: that environment variable, else ``data``. Files and folders that start with
+``_`` are fragments, not experiments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+OWN_KEYS = ("extends", "stages", "hand_over", "select", "checkpoint_of", "published", "description")
+
+Which = Literal["last", "best"]
+
+NEUTRAL_OPTIONS = (
+    "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.benchmark",
+    "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.default_root_dir",
+    "seed_everything", "initial_weights", "wandb", "pictures", "predictions", "throughput", "last_checkpoint",
+    "data.init_args.seed", "data.init_args.num_workers", "data.init_args.pin_memory", "data.init_args.predict_root",
+    "data.init_args.max_device_batch",
+)  # fmt: skip
+"""Options that say where and how comfortably an experiment runs, not what it computes. A run that changes any other one is not a
+reproduction of the experiment."""
+
+
+class ExperimentError(ValueError):
+    """An experiment that does not exist or does not compose; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A composed experiment."""
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+    """What LightningCLI gets."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """The same before ``${VOS_DATA}`` is replaced."""
+    stages: tuple[str, ...] = ()
+    hand_over: Which = "last"
+    select: Which | None = None
+    checkpoint_of: str | None = None
+    published: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+    fingerprint: str = ""
+    """Of everything that decides the result, wherever the data lie."""
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the system comes from a checkpoint."""
+        return not self.stages and "class_path" not in (self.config.get("model") or {})
+
+
+def experiments_folder() -> Path:
+    """The folder of experiment files: ``$VOS_EXPERIMENTS``, else ``experiments`` here or beside the package."""
+    named = os.environ.get("VOS_EXPERIMENTS")
+    candidates = [Path(named)] if named else [Path("experiments"), Path(__file__).resolve().parent.parent / "experiments"]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise ExperimentError(f"no experiments folder at {candidates[0]}: run from the repository or set VOS_EXPERIMENTS")
+
+
+def experiment_files(folder: Path | None = None) -> dict[str, Path]:
+    """Name -> file of every experiment, sorted."""
+    folder = folder or experiments_folder()
+    files = {}
+    for path in sorted(folder.glob("*/*.yaml")):
+        if not path.name.startswith("_") and not path.parent.name.startswith("_"):
+            files[f"{path.parent.name}_{path.stem}"] = path
+    return files
+
+
+def load_experiment(name: str) -> Experiment:
+    """Compose an experiment.
+
+    Args:
+        name: ``<paper>_<file>``, or the path of a YAML file.
+
+    Raises:
+        ExperimentError: unknown name, unreadable file, circular ``extends`` or a changed ``class_path``.
+    """
+    folder = experiments_folder()
+    path = Path(name)
+    if path.suffix != ".yaml":
+        files = experiment_files(folder)
+        if name not in files:
+            close = difflib.get_close_matches(name, files, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "`make list` shows all"
+            raise ExperimentError(f"there is no experiment {name!r}: {hint}")
+        path = files[name]
+    elif not path.is_file():
+        raise ExperimentError(f"there is no experiment file {path}")
+    else:
+        name = path.stem
+    own, config = _compose(path, folder, ())
+    for key in ("hand_over", "select"):
+        if own.get(key, "last") not in ("best", "last"):
+            raise ExperimentError(f"{path}: {key} must be best or last, not {own[key]!r}")
+    stages, hand_over = own.get("stages", ()), own.get("hand_over", "last")
+    return Experiment(
+        name=name,
+        path=path,
+        config=_expand(config),
+        source=config,
+        stages=tuple(stages),
+        hand_over=hand_over,
+        select=own.get("select"),
+        checkpoint_of=own.get("checkpoint_of"),
+        fingerprint=digest([stages, hand_over if stages else None, own.get("checkpoint_of"), without_neutral(config)]),
+        published=own.get("published") or {},
+        description=own.get("description", ""),
+    )
+
+
+def without_neutral(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A configuration (or dotted options) without :data:`NEUTRAL_OPTIONS`."""
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        here = f"{where}.{key}" if where else str(key)
+        if any(here == option or here.startswith(f"{option}.") for option in NEUTRAL_OPTIONS):
+            continue
+        kept[key] = without_neutral(value, here) if isinstance(value, Mapping) else value
+    return kept
+
+
+def selection(experiment: Experiment) -> Which:
+    """Which weights of its training an experiment evaluates."""
+    while experiment.select is None and experiment.checkpoint_of:
+        experiment = load_experiment(experiment.checkpoint_of)
+    return experiment.select or "last"
+
+
+def training_identity(experiment: Experiment, overrides: Sequence[str] = (), start: Any = None) -> str:
+    """What a training computes, as 16 hexadecimal digits: trainings that agree in it end with the same weights.
+
+    Args:
+        experiment: one that is trained, without stages.
+        overrides: options of the command line. Unlike in the fingerprint of the experiment, the seeds count.
+        start: what it starts from, see :func:`vos_lightning.app.runs.starting_point`; None for what its configuration says.
+    """
+    config = with_overrides(experiment.source, overrides)
+    arguments = (config.get("data") or {}).get("init_args") or {}
+    seeds = [config.get("seed_everything", 0), arguments.get("seed", 0)]
+    return digest([without_neutral(config), seeds, start])
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of a value of plain types."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _expand(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("${VOS_DATA}", os.environ.get("VOS_DATA") or "data")
+    if isinstance(value, Mapping):
+        return {key: _expand(entry) for key, entry in value.items()}
+    return [_expand(entry) for entry in value] if isinstance(value, list) else value
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The same language as that of `SafeLoader`, ten times as fast where PyYAML has its C library."""
+
+
+def _compose(path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file's own keys and the merged configuration of its chain."""
+    path = path.resolve()
+    if path in chain:
+        raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
+    try:
+        content = yaml.load(path.read_text(), Loader=_LOADER)
+    except OSError as error:
+        raise ExperimentError(f"{chain[-1] if chain else path} extends {path}, which cannot be read") from error
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ExperimentError(f"{path} must hold a mapping")
+    own = {key: content.pop(key) for key in OWN_KEYS if key in content}
+    config: dict[str, Any] = {}
+    for base in own.get("extends", ()):
+        _, inherited = _compose(folder / f"{base}.yaml", folder, (*chain, path))
+        config = _merge(config, inherited, path, "")
+    return own, _merge(config, content, path, "")
+
+
+def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        here = f"{where}.{key}" if where else str(key)
+        if key == "class_path" and merged.get(key, value) != value:
+            raise ExperimentError(
+                f"{path} changes {here} from {merged[key]} to {value}: start from a file that does not set it instead"
+            )
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value, path, here)
+        else:
+            merged[key] = value
+    return merged
+
+
+def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """A configuration with command-line options on top.
+
+    They are merged here and not by the argument parser, so that ``--a.b.c=null`` means what it means in a file, at any depth.
+
+    Args:
+        config: a composed configuration.
+        arguments: ``--key=value`` or ``--key value`` with dotted keys and YAML values.
+
+    Raises:
+        ExperimentError: an argument that is no option, or a value that is not YAML.
+    """
+    overlay: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key:
+            raise ExperimentError(f"{argument!r} is not an option: options are --key=value")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ExperimentError(f"option --{key} has no value: write --{key}=VALUE")
+            value = rest.pop(0)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ExperimentError(f"--{key}={value} is not valid YAML") from error
+        # YAML 1.1 reads 1e-4 as text.
+        if isinstance(parsed, str):
+            with contextlib.suppress(ValueError):
+                parsed = float(parsed)
+        target = overlay
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = parsed
+    return _merge(config, overlay, Path("the command line"), "")
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
+    """Dotted keys in which two configurations differ."""
+    differing = []
+    for key in sorted({*one, *other}, key=str):
+        here = f"{where}.{key}" if where else str(key)
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            differing += differing_keys(left, right, here)
+        elif left != right:
+            differing.append(here)
+    return differing
+
+
+def value_at(section: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    value: Any = section
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

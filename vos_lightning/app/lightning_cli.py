@@ -1,0 +1,342 @@
+"""LightningCLI with this project's callbacks, loggers and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.plugins.environments import LSFEnvironment, MPIEnvironment, TorchElasticEnvironment
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from vos_lightning.callbacks.panels import FramePanels
+from vos_lightning.callbacks.predictions import PredictionWriter
+from vos_lightning.callbacks.preemption import StopOnSignal
+from vos_lightning.callbacks.throughput import Throughput
+from vos_lightning.callbacks.visuals import EvaluationPictures
+from vos_lightning.app.devices import share_batch
+from vos_lightning.app.experiments import ExperimentError
+from vos_lightning.io.pretrained import MissingWeightsError, before_download, weights_are_overwritten
+from vos_lightning.checkpoints.loading import load_weights
+from vos_lightning.app.runs import Run, Stage
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+RATES = ("learning_rate", "backbone_rate")
+"""Arguments of LightningModules that are learning rates."""
+
+
+class VOSCommandLine(LightningCLI):
+    """Builds trainer, module and data module from one composed configuration and command-line overrides."""
+
+    def __init__(self, file: Path, run: Run, name: str, stage: Stage | None) -> None:
+        """Parse and instantiate.
+
+        Pretrained weights are loaded where a training starts from them, and nowhere else: an evaluation would overwrite them at
+        once, as would a training that starts or goes on from a checkpoint. The data are looked for before anything is downloaded.
+
+        Args:
+            file: the composed configuration.
+            run: where the run lives.
+            name: of the experiment.
+            stage: what is going to be done; None only parses (``.parser``, ``.config``).
+
+        Raises:
+            ExperimentError: in one line, what the argument parser says; or that pretrained weights are neither in the cache nor
+                can be downloaded; or, where they would be downloaded, that the data are not where they should be.
+        """
+        self.run_folder, self.name, self.stage = run, name, stage
+        self.stop_on_signal = StopOnSignal()
+        checkpoints = str(run.directory / "checkpoints")
+        fixed = [
+            f"--trainer.default_root_dir={run.directory}",
+            f"--best_checkpoint.dirpath={checkpoints}",
+            f"--last_checkpoint.dirpath={checkpoints}",
+        ]
+        _quiet()
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                parser_kwargs={"exit_on_error": False},
+                args=["--config", str(file), *fixed],
+                run=False,
+            )
+        except ExperimentError:
+            raise
+        except (argparse.ArgumentError, ValueError) as error:
+            raise ExperimentError(condense(str(error))) from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks that every run has, addressable by name, and our own options."""
+        parser.add_argument("--wandb.mode", type=WandbMode, default="auto", help="auto: online with an API key, else offline")
+        parser.add_argument("--wandb.project", type=str, default="vos_lightning")
+        parser.add_argument(
+            "--wandb.group", type=str | None, default=None, help="default: the experiment, so that seeds stand together"
+        )
+        parser.add_argument(
+            "--initial_weights", type=str | None, default=None, help="checkpoint whose weights training starts from"
+        )
+        parser.add_argument(
+            "--scale_batch",
+            type=bool,
+            default=False,
+            help="use devices that cannot share the batch of the recipe: a larger batch, and learning rates times the square "
+            "root of its growth; not the published recipe",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(EvaluationPictures, "pictures")
+        parser.add_lightning_class_args(FramePanels, "panels")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.set_defaults(
+            {
+                "best_checkpoint.monitor": "val_jf",
+                "best_checkpoint.mode": "max",
+                "best_checkpoint.filename": "best-step={step:06d}-jf={val_jf:.4f}",
+                "best_checkpoint.auto_insert_metric_name": False,
+                "last_checkpoint.filename": "last",
+                "last_checkpoint.every_n_train_steps": 200,
+                "last_checkpoint.enable_version_counter": False,
+                # Training is one long epoch of max_steps steps (see data_modules.base); nothing is read twice or repeated.
+                "trainer.max_epochs": 1,
+                "trainer.use_distributed_sampler": False,
+                "trainer.check_val_every_n_epoch": None,
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.log_every_n_steps": 10,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Training needs a number of steps, and devices that share its batch."""
+        if self.stage != "fit":
+            return
+        if int(self.config["trainer"]["max_steps"]) <= 0 and not self.config["trainer"]["fast_dev_run"]:
+            raise ExperimentError("trainer.max_steps is not set: recipes count steps, e.g. --trainer.max_steps=64000")
+        self._share_batch()
+
+    def _share_batch(self) -> None:
+        trainer, data, model = self.config["trainer"], self.config["data"]["init_args"], self.config["model"]["init_args"]
+        if "batch_size" not in data or not isinstance(trainer["accelerator"], str):
+            return
+        asked = {key: trainer[key] for key in ("devices", "num_nodes", "accelerator")}
+        share = share_batch(asked, data["batch_size"], self.config["scale_batch"], available_devices, launched_processes())
+        if share.note and getattr(rank_zero_only, "rank", 0) == 0:
+            Console(stderr=True).print(share.note, highlight=False, soft_wrap=True)
+        if share.devices is not None:
+            trainer["devices"] = share.devices
+        data["batch_size"] = share.batch_size
+        for name in RATES:
+            if name in model:
+                model[name] *= share.rate_factor
+
+    def instantiate_classes(self) -> None:
+        """Module, data module and trainer; see :meth:`__init__` for pretrained weights."""
+        if self.stage is None:
+            return
+        fresh = self.stage == "fit" and not self.config["initial_weights"] and self.run_folder.last_checkpoint is None
+        try:
+            with before_download(self._look_for_data) if fresh else weights_are_overwritten():
+                super().instantiate_classes()
+        except Exception as error:
+            # jsonargparse puts an error of its own, as long as the whole configuration, around what a constructor raises.
+            causes = list(_causes(error))
+            for cause in causes:
+                if isinstance(cause, _WrongDataError):
+                    raise ExperimentError(str(cause)) from error
+            for cause in causes:
+                if isinstance(cause, MissingWeightsError):
+                    options = " ".join(f"--{key}=null" for key in _pretrained_options(self.config["model"].as_dict(), "model"))
+                    raise ExperimentError(f"{cause}, or start from random weights: {options}") from error
+            raise
+
+    def _look_for_data(self) -> None:
+        """Raise what the data module raises where its folders are not there."""
+        data = self.parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
+        try:
+            data.setup("fit")
+        except (ValueError, OSError) as error:
+            raise _WrongDataError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add loggers, the signal callback, and a SLURM environment that leaves requeueing to the scheduler."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = self._loggers()
+        callbacks = list(config.get("callbacks") or [])
+        kwargs["callbacks"] = [*callbacks, self.stop_on_signal]
+        if kwargs.get("logger", config.get("logger")):
+            kwargs["callbacks"].append(LearningRateMonitor("step"))
+        plugins = config.get("plugins") or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():
+            kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError) as error:  # such as devices that the machine does not have
+            raise ExperimentError(f"trainer: {condense(str(error))}") from error
+        weights = self.config_init.get("initial_weights")
+        if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:
+            load_weights(self.model, Path(weights), start=True)
+        return trainer
+
+    def _loggers(self) -> list[Logger]:
+        run = self.run_folder
+        # One folder a start: CSVLogger deletes the metrics of a folder that exists.
+        csv = CSVLogger(run.directory, name="logs", version=f"start_{run.start_number()}")
+        mode: WandbMode = self.config_init["wandb"]["mode"]
+        if self.stage != "fit" or mode == "disabled" or not has_wandb():
+            return [csv]
+        if mode == "auto":
+            mode = "online" if has_wandb_key() else "offline"
+        if mode == "offline":
+            os.environ.setdefault("WANDB_MODE", "offline")
+        run.directory.mkdir(parents=True, exist_ok=True)
+        return [
+            csv,
+            WandbLogger(
+                name=self.name,
+                group=self.config_init["wandb"]["group"] or self.name,
+                job_type="train",
+                project=self.config_init["wandb"]["project"],
+                save_dir=run.directory,
+                # Only one process writes the file, and only that one logs.
+                id=run.wandb_id() if getattr(rank_zero_only, "rank", 0) == 0 else None,
+                resume="allow",
+                offline=mode == "offline",
+                log_model=False,
+            ),
+        ]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there.
+
+    Lightning writes to the system's temporary folder first; where that is another file system, as on many clusters, the move is a
+    copy, and a kill in the middle of it leaves half a checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:  # noqa: ARG002
+        """Save to ``path``, atomically."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        torch.save(checkpoint, temporary)
+        os.replace(temporary, target)
+
+
+def available_devices(accelerator: str) -> int:
+    """How many devices of this machine ``trainer.devices=auto`` takes."""
+    names = {"auto": ("tpu", "mps", "cuda"), "gpu": ("mps", "cuda")}.get(accelerator, (accelerator,))
+    # Classes: to make an object of an accelerator fails where its library is not installed.
+    known = [AcceleratorRegistry[name]["accelerator"] for name in (*names, "cpu") if name in AcceleratorRegistry]
+    return next(int(kind.auto_device_count()) for kind in known if kind.is_available())
+
+
+def launched_processes() -> int | None:
+    """How many processes a cluster has started, of which this is one; None if a training starts its own."""
+    kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+    found = next((kind() for kind in kinds if kind.detect()), None)
+    return found.world_size() if found else None
+
+
+class _WrongDataError(ValueError):
+    """What is wrong with the data, before anything is downloaded."""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _pretrained_options(section: Mapping[str, Any], where: str) -> list[str]:
+    """Dotted names of the arguments that name pretrained weights."""
+    found = []
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            found += _pretrained_options(value, f"{where}.{key}")
+        elif key in ("weights", "pretrained") and value is not None:
+            found.append(f"{where}.{key}")
+    return found
+
+
+def has_wandb() -> bool:
+    """Whether Weights & Biases is installed."""
+    return importlib.util.find_spec("wandb") is not None
+
+
+def has_wandb_key() -> bool:
+    """Whether Weights & Biases could log in without asking."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def condense(message: str) -> str:
+    """The parser's message in one line: the complaint and the key it is about, without the values around it."""
+    unknown = re.search(
+        r"Key '(?P<a>[^']+)' is not expected"
+        r"|[Oo]ption '(?P<b>[^']+)' is not accepted"
+        r"|[Uu]nrecognized arguments?:? '?(?P<c>[^\s'(]+)",
+        message,
+    )
+    if unknown:
+        key = next(group for group in unknown.groups() if group)
+        where = re.search(r"Parser key \"(?P<key>[^\"]+)\"", message)
+        at = f" of {where['key']}" if where and where["key"] not in key else ""
+        return f"unknown option {key}{at}: `python -m vos_lightning show EXP --options` lists what there is"
+    # A value of a class may be of several types, and the complaint lies inside: `Parser key "model": ... Errors: - Problem with
+    # given class_path 'C': Parser key "network": ... - Expected a <class 'NoneType'> Given value ...`.
+    text = " ".join(message.split())
+    keys = re.findall(r"[Pp]arser key \"([^\"]+)\"", text)
+    text = re.split(r" - Expected a <class 'NoneType'>| Given value", text)[0]
+    text = re.sub(r".*Errors: - ", "", text)
+    text = re.sub(r"Problem with given class_path '[^']+': |[Pp]arser key \"[^\"]+\": ", "", text)
+    return f"{'.'.join(keys)}: {text}"[:400] if keys else text[:400]
+
+
+def _quiet() -> None:
+    """Drop notes that are about what is meant here, so that those that are left get read."""
+    # Lightning 2.6.6 calls what jsonargparse has deprecated since.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for message in (
+        "LightningCLI's args parameter is intended",  # we call it from our own command line
+        r"Found \d+ module\(s\) in eval mode",  # frozen normalisation
+        "Attribute 'network' is an instance of",  # what makes a checkpoint describe its network
+        "The number of training batches",
+        r"The '\w+_dataloader' does not have many workers",  # videos are decoded frame by frame, see data_modules.base
+        r".*isinstance\(treespec, LeafSpec\)",
+        "Checkpoint directory .* exists and is not empty",  # resuming is the rule here
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())

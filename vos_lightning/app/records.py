@@ -1,0 +1,164 @@
+"""What a run did: data, seed, steps, hardware, date and commit, so that a number can be traced to what produced it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vos_lightning.app.experiments import Experiment, digest, training_identity, with_overrides, without_neutral
+from vos_lightning.app.runs import Run, starting_point, weights_kind
+
+_NOT_DATA = ("recipe", "batch_size", "num_workers", "seed", "pin_memory", "predict_root", "max_device_batch")
+
+
+def now() -> str:
+    """Date and time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def commit() -> dict[str, Any] | None:
+    """Commit of this library's checkout and whether files differ from it; None where it is no checkout."""
+    package = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # an environment may lie inside somebody else's repository
+        return {"id": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no", ":/"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware(trainer: Any) -> str:
+    """Devices, their number over all nodes, and the precision."""
+    device = trainer.strategy.root_device
+    name = _processor() if device.type == "cpu" else _accelerator(device)
+    precision = str(trainer.precision)
+    return f"{trainer.world_size} x {name}" + ("" if precision == "32-true" else f", {precision}")
+
+
+def _processor() -> str:
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _accelerator(device: torch.device) -> str:
+    backend = torch.get_device_module(device)
+    return str(backend.get_device_name(device)) if hasattr(backend, "get_device_name") else device.type.upper()
+
+
+def describe_data(section: Mapping[str, Any]) -> str:
+    """The ``data`` section of a configuration in one line: classes and where their files lie, without recipes and loaders."""
+    arguments = section.get("init_args") or {}
+    members = [describe_data(member) for member in arguments.get("train") or []]
+    name = str(section.get("class_path", "")).rpartition(".")[2]
+    if members:
+        repeats = arguments.get("repeats") or [1] * len(members)
+        return " + ".join(f"{count} x {member}" if count != 1 else member for count, member in zip(repeats, members, strict=True))
+    plain = {key: value for key, value in arguments.items() if key not in _NOT_DATA and isinstance(value, (str, int, float))}
+    return name + "".join(f" {key}={value}" for key, value in plain.items())
+
+
+def departures(overrides: Sequence[str]) -> list[str]:
+    """Dotted options of the command line that change what an experiment computes."""
+    return _dotted(without_neutral(with_overrides({}, overrides)))
+
+
+def _dotted(options: Mapping[str, Any], where: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in options.items():
+        here = f"{where}.{key}" if where else str(key)
+        found += _dotted(value, here) if isinstance(value, Mapping) else [here]
+    return found
+
+
+def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any, from_step: int) -> None:
+    """Write ``record.json`` when a training starts or goes on."""
+    record = run.record()
+    start_of_weights, identity = _identity(record, experiment, overrides, cli.config.get("initial_weights"), from_step)
+    config = with_overrides(experiment.config, overrides)
+    parts = cli.datamodule.clip_parts() if hasattr(cli.datamodule, "clip_parts") else []
+    initial = cli.config.get("initial_weights")
+    start = {
+        "date": now(),
+        "from_step": from_step,
+        "commit": commit(),
+        "hardware": hardware(cli.trainer),
+        "torch": torch.__version__,
+        "departures": departures(overrides),
+    }
+    run.write_record(
+        {
+            "experiment": experiment.name,
+            "fingerprint": experiment.fingerprint,
+            "identity": identity,
+            "start": start_of_weights,
+            "seed": [cli.config.get("seed_everything"), getattr(cli.datamodule, "seed", None)],
+            "data": describe_data(config.get("data") or {}),
+            "train_items": [len(source) for source, _ in parts],
+            "batch_size": getattr(cli.datamodule, "batch_size", None),
+            "max_steps": cli.trainer.max_steps,
+            "initial": record.get("initial") if from_step else provenance(Path(initial)) if initial else None,
+            "starts": [*record.get("starts", []), start],
+            "steps": from_step,
+            "finished": None,
+        }
+    )
+
+
+def _identity(
+    record: Mapping[str, Any], experiment: Experiment, overrides: Sequence[str], initial: str | None, from_step: int
+) -> tuple[Any, str | None]:
+    """What a training starts from and what it computes; None where a run of an older version did not say it."""
+    if not from_step:
+        start = starting_point(Path(initial)) if initial else None
+        return start, training_identity(experiment, overrides, start)
+    start, before = record.get("start"), record.get("identity")
+    current = training_identity(experiment, overrides, start)
+    if before is None or before == current:
+        return start, before
+    return start, digest([before, current])  # it went on with other settings: nothing else computes that
+
+
+def ended(run: Run, steps: int, finished: bool) -> None:
+    """Note how far the training got."""
+    run.write_record({**run.record(), "steps": steps, "finished": now() if finished else None})
+
+
+def provenance(checkpoint: Path) -> dict[str, Any]:
+    """What is known of a checkpoint: its file, whether it is the last or the best of its run, its step, and the run's record."""
+    from vos_lightning.checkpoints.loading import checkpoint_step  # reading records alone needs no Lightning
+
+    known: dict[str, Any] = {
+        "checkpoint": os.fspath(checkpoint),
+        "weights": weights_kind(checkpoint),
+        "step": checkpoint_step(checkpoint),
+    }
+    record = Run(checkpoint.resolve().parent.parent).record() if checkpoint.resolve().parent.name == "checkpoints" else {}
+    return {**known, "run": record or None}
+
+
+def evaluated(experiment: Experiment, overrides: Sequence[str], trainer: Any, checkpoint: Path) -> dict[str, Any]:
+    """What belongs to scores beside the scores."""
+    data = with_overrides(experiment.config, overrides).get("data") or {}
+    return {
+        "date": now(),
+        "commit": commit(),
+        "hardware": hardware(trainer),
+        "data": describe_data((data.get("init_args") or {}).get("evaluation") or data),
+        "departures": departures(overrides),
+        "trained": provenance(checkpoint),
+    }

@@ -1,0 +1,157 @@
+"""Reading scores, and deciding which published row they count for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vos_lightning.app.experiments import Experiment, ExperimentError, Which, load_experiment, selection
+from vos_lightning.app.records import provenance
+from vos_lightning.app.results.rows import Row, Score
+from vos_lightning.app.runs import weights_kind
+
+EVALUATIONS: dict[str, tuple[str, int, int]] = {
+    "DAVIS 2016 val": ("DAVIS 2016", 20, 20),
+    "DAVIS 2017 val": ("DAVIS 2017 semi-supervised", 30, 61),
+}
+"""Published data set -> protocol, videos and objects of its whole evaluation. Any other set is scored by its server."""
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_scores(folder: Path) -> Iterator[Score]:
+    """Every ``scores/test.json`` and ``scores/server.json`` below a folder.
+
+    Raises:
+        ExperimentError: a file that is no JSON or lacks what it must say.
+    """
+    for path in sorted(folder.rglob("scores/*.json")):
+        if path.name not in ("test.json", "server.json") or path.parent.parent.name == "before":
+            continue
+        try:
+            content = json.loads(path.read_text())
+            yield _server_score(path, content) if path.name == "server.json" else _test_score(path, content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExperimentError(f"{path} is no file of scores ({error}): score the run again, or remove the file") from error
+
+
+def _test_score(path: Path, content: Mapping[str, Any]) -> Score:
+    return Score(
+        path=path,
+        experiment=content["experiment"],
+        metrics={name: 100 * value for name, value in content["summary"].items()},
+        evaluation=content.get("evaluation") or {},
+        fingerprint=content.get("fingerprint", ""),
+        description=content["protocol"],
+    )
+
+
+def _server_score(path: Path, content: Mapping[str, Any]) -> Score:
+    experiment = load_experiment(content["experiment"])
+    return Score(
+        path=path,
+        experiment=experiment.name,
+        metrics={name: float(value) for name, value in content["metrics"].items()},
+        evaluation={
+            "date": str(content["date"]),
+            "data": content["dataset"],
+            "departures": [],
+            "trained": provenance(Path(content["checkpoint"])),
+        },
+        fingerprint=experiment.fingerprint,
+        description=content["dataset"],
+        server=True,
+    )
+
+
+def covered(description: str) -> tuple[str, int, int] | None:
+    """Protocol, videos and objects that the description of an evaluation names."""
+    found = re.fullmatch(r"(.*): .* (\d+) objects? in (\d+) videos?", description)
+    return (found[1], int(found[3]), int(found[2])) if found else None
+
+
+# Judging --------------------------------------------------------------------------------------------------------------
+
+
+def why_not_ours(score: Score, experiment: Experiment) -> str | None:
+    """Why a score does not count for the published row of its experiment; None if it does."""
+    published = experiment.published
+    dataset = str(published.get("dataset", ""))
+    if score.server:
+        if score.description != dataset:
+            return f"scored on {score.description}, not on {dataset}"
+    else:
+        if dataset not in EVALUATIONS:
+            return f"{dataset} is scored by its server; measured here on other data: {score.description}"
+        _, videos, objects = EVALUATIONS[dataset]
+        if covered(score.description) != EVALUATIONS[dataset]:
+            return f"measured on other data: {score.description} (published: {videos} videos, {objects} objects)"
+    if score.evaluation.get("departures"):
+        return f"evaluated with {', '.join(score.evaluation['departures'])} changed"
+    if score.fingerprint != experiment.fingerprint:
+        return "the experiment has changed since"
+    reason = _why_not_its_training(score.trainings, experiment)
+    if not reason and not _is(selection(experiment), score.evaluation["trained"]):
+        reason = f"evaluates other weights than the {selection(experiment)} of its training: {score.weights}"
+    if reason:
+        return reason
+    return f"departs from the paper: {published['departs']}" if published.get("departs") else None
+
+
+def _why_not_its_training(trainings: Sequence[Mapping[str, Any]], experiment: Experiment) -> str | None:
+    while experiment.checkpoint_of:
+        experiment = load_experiment(experiment.checkpoint_of)
+    expected = [load_experiment(name) for name in reversed(experiment.stages)] or [experiment]
+    if not trainings:
+        return "no record of the training of its checkpoint (imported weights, or a run of an older version)"
+    # A training under another name that computes the same is the same.
+    known = [training.get("fingerprint") == one.fingerprint for training, one in zip(trainings, expected, strict=False)]
+    names = [
+        one.name if same else training.get("experiment") for training, one, same in zip(trainings, expected, known, strict=False)
+    ]
+    names += [training.get("experiment") for training in trainings[len(names) :]]
+    if names != [one.name for one in expected]:
+        return f"its checkpoint was trained by {' after '.join(map(str, names))}, not {' after '.join(e.name for e in expected)}"
+    for training, one in zip(trainings, expected, strict=True):
+        if not training.get("finished"):
+            return f"its training of {one.name} is not finished (step {training.get('steps')} of {training.get('max_steps')})"
+        changed = sorted({option for start in training.get("starts", []) for option in start.get("departures", [])})
+        if changed:
+            return f"{one.name} was trained with {', '.join(changed)} changed"
+        if training.get("fingerprint") != one.fingerprint:
+            return f"{one.name} has changed since its training"
+        handed = training.get("initial")
+        if handed and not _is(experiment.hand_over, handed):
+            return f"{one.name} started from other weights than the {experiment.hand_over} of the stage before"
+    return None
+
+
+def _is(which: Which, trained: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is the last or the best of its finished run; a copy of the last one is known by its step."""
+    kind = weights_kind(trained["checkpoint"])
+    return kind == which or (kind is None and which == "last" and trained["step"] == trained["run"]["steps"])
+
+
+def collect(rows: Sequence[Row], scores: Sequence[Score]) -> list[tuple[Score, str]]:
+    """Give every score to its row, or return it with the reason why it counts for none.
+
+    Of several scores of the same seeds the latest counts.
+    """
+    by_name = {row.experiment.name: row for row in rows}
+    rest: list[tuple[Score, str]] = []
+    for score in sorted(scores, key=lambda one: str(one.evaluation.get("date", ""))):
+        row = by_name.get(score.experiment)
+        if row is None:
+            rest.append((score, "no published row"))
+            continue
+        reason = why_not_ours(score, row.experiment)
+        if reason:
+            row.others.append((score, reason))
+            rest.append((score, reason))
+            continue
+        row.ours = [one for one in row.ours if one.seed != score.seed] + [score]
+    return rest

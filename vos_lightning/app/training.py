@@ -1,0 +1,150 @@
+"""The command ``train``: runs that go on where they stopped, one after the other where an experiment has stages."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from vos_lightning.app.devices import share_batch
+from vos_lightning.app.experiments import (
+    Experiment,
+    ExperimentError,
+    differing_keys,
+    load_experiment,
+    training_identity,
+    with_overrides,
+)
+from vos_lightning.app.runs import Run, Stage, find_run, run_command, write_text
+from vos_lightning.app.stages import PlannedStage, claim, plan
+
+
+def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage | None) -> Any:
+    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment; no stage only parses.
+
+    Raises:
+        ExperimentError: an option that does not exist or has a wrong value (the message names it), or pretrained weights that a
+            training starts from are missing.
+    """
+    from vos_lightning.app.lightning_cli import VOSCommandLine  # torch and lightning take seconds to import
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{experiment.name}.yaml"
+        file.write_text(yaml.safe_dump(with_overrides(experiment.config, overrides), sort_keys=False))
+        return VOSCommandLine(file, run, experiment.name, stage)
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train an experiment, or go on where it stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning train",
+        description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated. "
+        "The stages of an experiment are runs beside its directory, which it shares with other experiments.",
+        epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
+        "--model.init_args.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. "
+        "`python -m vos_lightning show EXP --options` lists them all.",
+    )
+    parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
+    parser.add_argument("--checkpoint", type=Path, help="what an experiment that fine-tunes starts from")
+    known, overrides = parser.parse_known_args(argv)
+    experiment = load_experiment(known.experiment)
+    run = Run(known.run_dir or Path("runs") / experiment.name)
+    if experiment.checkpoint_of:
+        raise ExperimentError(
+            f"{experiment.name} evaluates the checkpoint of {experiment.checkpoint_of}: train that, then test {experiment.name}"
+        )
+    if known.checkpoint and not experiment.fine_tunes:
+        raise ExperimentError(f"{experiment.name} builds its own network: --initial_weights=FILE starts it from a checkpoint")
+    if experiment.stages:
+        return _train_stages(experiment, run.directory, overrides)
+    if experiment.fine_tunes:
+        from vos_lightning.app.finetuning import fine_tune
+
+        return fine_tune(experiment, run, known.checkpoint, overrides, _train_one)
+    if known.run_dir is None and not run.begun:
+        same = find_run(run.directory.parent, training_identity(experiment))
+        if same and same.finished and training_identity(experiment, overrides) == training_identity(experiment):
+            Console(stderr=True).print(
+                f"{same.directory} has trained the same: not repeated (--run-dir={run.directory} trains it again)",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return 0
+    return _train_one(experiment, run, overrides)
+
+
+def _train_stages(experiment: Experiment, directory: Path, overrides: Sequence[str]) -> int:
+    """Each stage is a run of its own and a process of its own, from the weights of the one before; see :mod:`.stages`."""
+    console = Console(stderr=True)
+    planned = plan(experiment, directory.parent, overrides)
+    for stage in planned:
+        _check_devices(stage, overrides)  # what the last stage cannot do shows before hours of training
+    claim(experiment, directory, planned)
+    weights: Path | None = None
+    for number, stage in enumerate(planned, start=1):
+        run, name = stage.run, stage.experiment.name
+        title = f"Stage {number} of {len(planned)}, {name}: {run.directory}"
+        if run.finished:
+            console.print(f"{title} is finished, not repeated", highlight=False, soft_wrap=True)
+        else:
+            console.print(title + (f", from {weights}" if weights else ""), highlight=False, soft_wrap=True)
+            before = [f"--initial_weights={weights}"] if weights else []
+            group = f"--wandb.group={experiment.name}"
+            code = run_command(["train", name, "--run-dir", str(run.directory), group, *overrides, *before])
+            if code:
+                return code
+        weights = run.checkpoint(experiment.hand_over)
+    write_text(directory / "finished", f"{weights}\n")
+    return 0
+
+
+def _check_devices(stage: PlannedStage, overrides: Sequence[str]) -> None:
+    config = with_overrides(stage.experiment.config, overrides)
+    batch_size = ((config.get("data") or {}).get("init_args") or {}).get("batch_size")
+    if isinstance(batch_size, int) and not stage.run.finished:
+        share_batch(config.get("trainer") or {}, batch_size, bool(config.get("scale_batch")))
+
+
+def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> int:
+    from vos_lightning.app import records
+    from vos_lightning.checkpoints.loading import checkpoint_step
+
+    console = Console(stderr=True)
+    settings = {"experiment": experiment.name, "config": dict(experiment.config), "overrides": list(overrides)}
+    record = run.directory / "experiment.yaml"
+    if record.is_file():
+        changed = differing_keys(yaml.safe_load(record.read_text()), settings)
+        if changed:
+            console.print(f"[yellow]{run.directory} was started with other settings: {', '.join(changed)}.[/yellow]")
+    if run.finished:
+        console.print(f"{run.directory} is finished: remove it or choose another --run-dir to train again.")
+        return 0
+    cli = build(experiment, run, overrides, "fit")
+    first = cli.trainer.is_global_zero
+    with run.lock() if first else contextlib.nullcontext():
+        resume = run.last_checkpoint
+        if first:
+            write_text(record, yaml.safe_dump(settings, sort_keys=False))
+            write_text(run.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+            console.print(f"Run directory {run.directory}" + (f", going on from {resume}" if resume else ""))
+            records.started(run, experiment, overrides, cli, checkpoint_step(resume) if resume else 0)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+        stopped = cli.stop_on_signal.stopped or cli.trainer.interrupted
+        if not stopped and (run.last_checkpoint is None or checkpoint_step(run.last_checkpoint) < cli.trainer.global_step):
+            # The number of steps need not be a multiple of the interval at which checkpoints are written.
+            cli.trainer.save_checkpoint(run.directory / "checkpoints" / "last.ckpt")
+        if first:
+            records.ended(run, cli.trainer.global_step, finished=not stopped)
+        if stopped:
+            console.print(f"Stopped at step {cli.trainer.global_step}; the same command goes on from there.")
+            return 75  # "try again": a scheduler may requeue
+        if first:
+            write_text(run.directory / "finished", f"{cli.trainer.global_step}\n")
+    return 0

@@ -1,0 +1,64 @@
+"""Released checkpoints of STCN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vos_lightning.checkpoints.released.layout import Adapted, ReleasedLayout
+from vos_lightning.networks.stcn import STCN
+
+_FIRST = "value_encoder.conv1.weight"
+_CBAM = "value_encoder.fuser.attention."
+
+
+def _adapt(state: dict[str, Tensor]) -> Adapted:
+    """Two parts of the value encoder's first convolution; the channel gate as 1 x 1 convolutions; variants by what is there."""
+    state, arguments = dict(state), dict[str, Any]()
+    if _FIRST in state and state[_FIRST].ndim == 4:
+        first = state.pop(_FIRST)
+        state["value_encoder.conv1.weight (colours)"], state["value_encoder.conv1.weight (masks)"] = first[:, :3], first[:, 3:]
+        if first.shape[1] == 4:
+            # Of the training on still images: it knows one object and no others.
+            arguments["others"] = None
+    for layer in (1, 3):
+        key = f"{_CBAM}ChannelGate.mlp.{layer}.weight"
+        if key in state:
+            state[key] = state[key][..., None, None]
+    if not any(key.startswith(_CBAM) for key in state):
+        arguments["attention"] = False
+    return state, arguments
+
+
+def _residual(theirs: str, ours: str) -> dict[str, str]:
+    return {f"{theirs}.": f"{ours}.", f"{theirs}.downsample.": f"{ours}.shortcut."}
+
+
+LAYOUT = ReleasedLayout(
+    module="vos_lightning.modules.stcn.STCNModule",
+    network=STCN,
+    arguments={"weights": None},
+    renamed={
+        "key_encoder.": "key_encoder.",
+        "key_encoder.res2.": "key_encoder.layer1.",
+        "key_proj.key_proj.": "projection.key.",
+        "key_comp.": "projection.value.",
+        "value_encoder.": "value_encoder.trunk.trunk.",
+        "value_encoder.conv1.weight (colours)": "value_encoder.trunk.trunk.conv1.weight",
+        "value_encoder.conv1.weight (masks)": "value_encoder.trunk.mask_conv.weight",
+        **_residual("value_encoder.fuser.block1", "value_encoder.block1"),
+        **_residual("value_encoder.fuser.block2", "value_encoder.block2"),
+        f"{_CBAM}ChannelGate.mlp.1.": "value_encoder.attention.channel_gate.0.",
+        f"{_CBAM}ChannelGate.mlp.3.": "value_encoder.attention.channel_gate.2.",
+        f"{_CBAM}SpatialGate.spatial.conv.": "value_encoder.attention.spatial_gate.0.",
+        **_residual("decoder.compress", "decoder.entry"),
+        "decoder.up_16_8.skip_conv.": "decoder.stage8.skip.",
+        **_residual("decoder.up_16_8.out_conv", "decoder.stage8.block"),
+        "decoder.up_8_4.skip_conv.": "decoder.stage4.skip.",
+        **_residual("decoder.up_8_4.out_conv", "decoder.stage4.block"),
+        "decoder.pred.": "decoder.predictor.",
+    },
+    dropped={},
+    adapt=_adapt,
+)
