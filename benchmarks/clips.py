@@ -24,13 +24,13 @@ from torch.utils.data import DataLoader
 
 from data_modules.base import _one_thread
 from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
-from data_modules.clips.sampling import sample_generator
-from tests.layouts import write_davis_layout, write_static_images
 from data_modules.clips.recipe import ClipRecipe
-from data_modules.datasets.scenes import SceneRecipe
-from data_modules.videos import RecordClips, find_record, folders_in
-from data_modules.datasets.static_images import ImageClips, find_pairs
+from data_modules.clips.sampling import sample_generator
 from data_modules.clips.transforms import ClipTransform
+from data_modules.datasets.scenes import SceneRecipe
+from data_modules.datasets.static_images import ImageClips, find_pairs
+from data_modules.videos import RecordClips, find_record, folders_in
+from tests.layouts import write_davis_layout, write_static_images
 
 SHARED = Path(__file__).resolve().parents[2] / "experiments" / "_shared"
 VIDEO = SceneRecipe(height=480, width=854, num_frames=20, num_objects=(2, 3))

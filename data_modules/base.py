@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import cv2
@@ -34,6 +35,46 @@ class ClipLoader(DataLoader[Any]):
         """Nothing to restore."""
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How clips and videos are loaded.
+
+    Attributes:
+        batch_size: clips of a batch over ALL processes, so that a result does not depend on their number.
+        max_device_batch: most clips that a process takes at once. Where its share of ``batch_size`` is larger, it is split into
+            equal parts whose gradients are accumulated (``trainer.accumulate_grad_batches`` is set, and
+            ``trainer.val_check_interval``, which counts parts, is multiplied). None takes the share as it is.
+        num_workers: worker processes of the training loader, per training process.
+        seed: seed of the order of clips and of every draw, >= 0.
+        pin_memory: copy batches into page-locked memory (for GPUs).
+        predict_root: folder with ``JPEGImages/<video>/<frame>.jpg`` and ``Annotations/<video>/<frame>.png`` (at least the first
+            mask of every object) to predict; None predicts the test videos.
+
+    Raises:
+        ValueError: a number is too small.
+    """
+
+    batch_size: int = 8
+    max_device_batch: int | None = None
+    num_workers: int = 4
+    seed: int = 0
+    pin_memory: bool = False
+    predict_root: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("batch_size", self.batch_size, 1),
+            ("max_device_batch", self.max_device_batch, 1),
+            ("num_workers", self.num_workers, 0),
+            ("seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+DEFAULT_LOADING = Loading()
+
+
 class VOSDataModule(lightning.LightningDataModule, ABC):
     """Clips for training and whole videos for validation, test and prediction.
 
@@ -42,16 +83,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
     processes, so ``trainer.use_distributed_sampler`` must be false when there are several.
 
     Args:
-        batch_size: clips of a batch over ALL processes, so that a result does not depend on their number.
-        max_device_batch: most clips that a process takes at once. Where its share of ``batch_size`` is larger, it is split into
-            equal parts whose gradients are accumulated (``trainer.accumulate_grad_batches`` is set, and
-            ``trainer.val_check_interval``, which counts parts, is multiplied). None takes the share as it is.
-        num_workers: worker processes of the training loader, per training process.
-        seed: of the order of clips and of every draw, >= 0.
+        loading: batches, workers and seed.
         recipe: how clips are made.
-        pin_memory: copy batches into page-locked memory (for GPUs).
-        predict_root: folder with ``JPEGImages/<video>/<frame>.jpg`` and ``Annotations/<video>/<frame>.png`` (at least the first
-            mask of every object) to predict; None predicts the test videos.
     """
 
     proposals_option = "wrap the data module in data_modules.proposals.ProposalsDataModule"
@@ -61,26 +94,12 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     def __init__(
         self,
-        batch_size: int = 8,
-        num_workers: int = 4,
-        seed: int = 0,
+        loading: Loading = DEFAULT_LOADING,
         recipe: ClipRecipe = DEFAULT_RECIPE,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        if max_device_batch is not None and max_device_batch < 1:
-            raise ValueError(f"max_device_batch must be at least 1, not {max_device_batch}")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
+        self.loading = loading
         self.recipe = recipe
-        self.pin_memory = pin_memory
-        self.predict_root = predict_root
-        self.max_device_batch = max_device_batch
         self.has_proposals: bool | None = None
         """Whether all clips and videos of the stage that was set up have object proposals; None before."""
         self.num_parts = 1
@@ -102,7 +121,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     def predict_videos(self) -> LazySequence[VideoSample]:
         """Videos under ``predict_root``, or those of the test split."""
-        return folder_videos(self.predict_root) if self.predict_root is not None else self.test_videos()
+        return folder_videos(self.loading.predict_root) if self.loading.predict_root is not None else self.test_videos()
 
     def clip_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
         """Sources and recipes of the training clips."""
@@ -116,8 +135,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
             clips = [source for source, _ in self.clip_parts()]
             for source in {id(source): source for source in clips}.values():  # some are listed repeatedly
                 source.check_objects()
-            if self.trainer is not None and self.max_device_batch is not None:
-                self._accumulate(self.trainer, self.max_device_batch)
+            if self.trainer is not None and self.loading.max_device_batch is not None:
+                self._accumulate(self.trainer, self.loading.max_device_batch)
         if stage in ("fit", "validate"):
             videos = [self.val_videos()]
         elif stage == "test":
@@ -129,8 +148,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
     def _accumulate(self, trainer: lightning.Trainer, max_device_batch: int) -> None:
         """Split the batch among the processes and over time."""
         if trainer.accumulate_grad_batches != self.num_parts:
-            raise ValueError("set either trainer.accumulate_grad_batches or data.init_args.max_device_batch, not both")
-        parts = split_batch(self.batch_size, trainer.world_size, max_device_batch)
+            raise ValueError("set either trainer.accumulate_grad_batches or data.init_args.loading.max_device_batch, not both")
+        parts = split_batch(self.loading.batch_size, trainer.world_size, max_device_batch)
         trainer.accumulate_grad_batches = parts
         if isinstance(trainer.val_check_interval, int):
             trainer.val_check_interval = trainer.val_check_interval // self.num_parts * parts
@@ -138,21 +157,21 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """In how many parts a step was taken and of how many clips: the trainer's position counts them."""
-        return {"num_parts": self.num_parts, "batch_size": self.batch_size}
+        return {"num_parts": self.num_parts, "batch_size": self.loading.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on in other parts or with other batches."""
-        clips = state_dict.get("batch_size", self.batch_size)
-        if clips != self.batch_size:
+        clips = state_dict.get("batch_size", self.loading.batch_size)
+        if clips != self.loading.batch_size:
             raise ValueError(
-                f"the run was started with {clips} clips a step, now {self.batch_size}: go on with "
-                f"data.init_args.batch_size={clips}, or with --scale_batch=true on as many devices as before"
+                f"the run was started with {clips} clips a step, now {self.loading.batch_size}: go on with "
+                f"data.init_args.loading.batch_size={clips}, or with --scale_batch=true on as many devices as before"
             )
         before = state_dict.get("num_parts", 1)
         if before != self.num_parts:
             raise ValueError(
                 f"the run was started with a batch in {before} parts, now in {self.num_parts}: go on with as many devices, "
-                f"or set data.init_args.max_device_batch so that there are {before} again"
+                f"or set data.init_args.loading.max_device_batch so that there are {before} again"
             )
 
     # Loaders -----------------------------------------------------------------------------------------------------------
@@ -162,12 +181,12 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         trainer = self._trainer()
         if trainer.max_steps < 1:
             raise ValueError(f"trainer.max_steps must be positive, not {trainer.max_steps}: training is counted in steps")
-        dataset = ClipDataset(self.clip_parts(), self.seed)
+        dataset = ClipDataset(self.clip_parts(), self.loading.seed)
         sampler = ClipBatchSampler(
             num_items=len(dataset),
             num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
-            global_batch_size=self.batch_size,
-            seed=self.seed,
+            global_batch_size=self.loading.batch_size,
+            seed=self.loading.seed,
             swap_probability=self.recipe.swap_probability,
             # `processed` counts a batch whose end was not reached before the checkpoint (they are saved in on_train_batch_end),
             # and not one that was interrupted; it is what Lightning's counters become when the loop restarts.
@@ -179,10 +198,10 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         return ClipLoader(
             dataset=dataset,
             batch_sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=self.loading.num_workers,
             collate_fn=functools.partial(collate_clips, num_slots=self.recipe.max_objects),
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
+            pin_memory=self.loading.pin_memory,
+            persistent_workers=self.loading.num_workers > 0,
             worker_init_fn=_one_thread,
         )
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from data_modules.base import VOSDataModule
+from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource, ItemNames
 from data_modules.clips.maps import ClipProposals, Maps
 from data_modules.clips.proposals import ProposalSource, ProposalVideos, add_proposals, refuse_pasting
@@ -214,18 +214,16 @@ class _TrueVideo(LazyProposals):
 # Any data module with proposals ---------------------------------------------------------------------------------------
 
 
+PROPOSALS_LOADING = Loading(batch_size=4)
+
+
 class ProposalsDataModule(VOSDataModule):
     """The clips and videos of another data module, with proposals.
 
     Args:
         source: the data module; its recipes make the clips.
         proposals: where the proposals come from.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest; those of ``source`` do not matter.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
 
     Raises:
         ValueError: the recipe of ``source`` pastes the objects of other clips.
@@ -235,15 +233,10 @@ class ProposalsDataModule(VOSDataModule):
         self,
         source: VOSDataModule,
         proposals: ProposalSource,
-        batch_size: int = 4,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = PROPOSALS_LOADING,
     ) -> None:
         refuse_pasting(source.recipe)
-        super().__init__(batch_size, num_workers, seed, source.recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, source.recipe)
         self.source = source
         self.proposals = proposals
 
@@ -265,4 +258,6 @@ class ProposalsDataModule(VOSDataModule):
 
     def predict_videos(self) -> LazySequence[VideoSample]:
         """Those under ``predict_root``, or of the test split, with proposals."""
-        return ProposalVideos(super().predict_videos() if self.predict_root else self.source.test_videos(), self.proposals)
+        return ProposalVideos(
+            super().predict_videos() if self.loading.predict_root else self.source.test_videos(), self.proposals
+        )

@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data_modules.clips.dataset import ClipSource, ItemNames
-from data_modules.clips.sampling import choose_by_recipe
 from data_modules.clips.recipe import ClipRecipe
+from data_modules.clips.sampling import choose_by_recipe
 from data_modules.clips.transforms import RawClip
 from vos_lightning.io.files import list_files, list_folders
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_image, read_pixels
@@ -108,7 +108,7 @@ def folder_videos(root: str | os.PathLike[str]) -> RecordVideos:
     """
     images = Path(root) / "JPEGImages"
     if not images.is_dir():
-        raise FileNotFoundError(f"{root} has no folder JPEGImages: pass --data.init_args.predict_root")
+        raise FileNotFoundError(f"{root} has no folder JPEGImages: pass --data.init_args.loading.predict_root")
     annotations = Path(root) / "Annotations"
     records = [find_record(n, images / n, annotations / n, exhaustive=False) for n in folders_in(images)]
     return RecordVideos(records, with_targets=False)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from data_modules.clips.sampling import Stream, sample_generator
 from data_modules.clips.recipe import ClipRecipe
+from data_modules.clips.sampling import Stream, sample_generator
 from data_modules.clips.transforms import ClipTransform, RawClip
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch, ClipSample, Proposals
 

@@ -12,8 +12,8 @@ import numpy as np
 from data_modules.clips.dataset import ClipSource, ItemNames
 from data_modules.clips.maps import ClipProposals
 from data_modules.clips.recipe import ClipRecipe
-from data_modules.videos import RecordVideos
 from data_modules.clips.transforms import RawClip
+from data_modules.videos import RecordVideos
 from vos_lightning.structures import LazySequence, Proposals, VideoSample
 
 

@@ -15,8 +15,6 @@ import torch
 from jaxtyping import UInt8
 
 from data_modules.clips import maps as clip_geometry
-from data_modules.clips.maps import ClipProposals
-from data_modules.clips.sampling import choose_objects
 from data_modules.clips.geometry import (
     Box,
     draw_affine_matrices,
@@ -28,7 +26,9 @@ from data_modules.clips.geometry import (
     resize_label_map,
     short_side_size,
 )
+from data_modules.clips.maps import ClipProposals
 from data_modules.clips.recipe import ClipRecipe, ColorRecipe
+from data_modules.clips.sampling import choose_objects
 from vos_lightning.structures import IGNORE_LABEL, ClipSample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks a server for newer versions

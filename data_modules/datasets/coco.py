@@ -14,12 +14,12 @@ import numpy as np
 import pycocotools.mask
 from jaxtyping import UInt8
 
-from data_modules.base import VOSDataModule
+from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource, ItemNames
 from data_modules.clips.recipe import ClipRecipe
-from data_modules.videos import check_size
-from data_modules.datasets.static_images import IMAGE_RECIPE, repeat_image
 from data_modules.clips.transforms import RawClip
+from data_modules.datasets.static_images import IMAGE_RECIPE, repeat_image
+from data_modules.videos import check_size
 from vos_lightning.io.images import read_pixels
 from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
@@ -99,6 +99,9 @@ def paint_instances(segmentations: Sequence[Any], height: int, width: int) -> UI
     return label_map
 
 
+COCO_LOADING = Loading(batch_size=16)
+
+
 class COCODataModule(VOSDataModule):
     """COCO instances as clips of still images. There are no videos to evaluate.
 
@@ -108,12 +111,7 @@ class COCODataModule(VOSDataModule):
         min_area: likewise.
         exclude_crowd: likewise.
         recipe: how clips are made; the default is EMVOS's.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
     """
 
     def __init__(
@@ -123,14 +121,9 @@ class COCODataModule(VOSDataModule):
         min_area: float = 500.0,
         exclude_crowd: bool = True,
         recipe: ClipRecipe = IMAGE_RECIPE,
-        batch_size: int = 16,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = COCO_LOADING,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, recipe)
         self.annotation_file = annotation_file
         self.image_root = image_root
         self.min_area = min_area

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from data_modules.base import VOSDataModule
+from data_modules.base import DEFAULT_LOADING, Loading, VOSDataModule
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.videos import RecordClips, RecordVideos, find_record, read_names
 from vos_lightning.structures import VideoRecord
@@ -25,12 +25,7 @@ class DAVISDataModule(VOSDataModule):
         val_split: list of validation videos.
         test_split: list of test videos; those of ``test-dev`` have no targets.
         recipe: how clips are made.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
     """
 
     def __init__(
@@ -42,14 +37,9 @@ class DAVISDataModule(VOSDataModule):
         val_split: str = "val",
         test_split: str = "val",
         recipe: ClipRecipe = DEFAULT_RECIPE,
-        batch_size: int = 8,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = DEFAULT_LOADING,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, recipe)
         self.root = Path(root)
         self.year = year
         self.resolution = resolution

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_modules.base import VOSDataModule
+from data_modules.base import DEFAULT_LOADING, Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource
 from data_modules.clips.recipe import ClipRecipe
 from vos_lightning.structures import LazySequence, VideoSample
@@ -18,12 +18,7 @@ class MixedDataModule(VOSDataModule):
         recipe: of every member, with gaps in frames of the video; None leaves each member its own, with gaps in stored frames.
         frame_steps: for every member, of how many frames one is stored (1 for DAVIS, 5 for YouTube-VOS): the gaps of ``recipe``
             are divided by it. None is 1 for all.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest; those of the members do not matter.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
 
     Raises:
         ValueError: the lists differ in length, or the recipes do not agree.
@@ -36,12 +31,7 @@ class MixedDataModule(VOSDataModule):
         evaluation: VOSDataModule,
         recipe: ClipRecipe | None = None,
         frame_steps: list[int] | None = None,
-        batch_size: int = 8,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = DEFAULT_LOADING,
     ) -> None:
         if not train or len(train) != len(repeats) or min(repeats) < 1:
             raise ValueError(f"repeats must give a positive number for each of the {len(train)} data modules in train: {repeats}")
@@ -61,7 +51,7 @@ class MixedDataModule(VOSDataModule):
                 values = [value == "none" for value in values]
             if len(set(values)) > 1:
                 raise ValueError(f"recipe.{name} must be the same for all data modules in train, not {values}")
-        super().__init__(batch_size, num_workers, seed, self.recipes[0], pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, self.recipes[0])
         self.train_modules = train
         self.shared_recipe = recipe
         self.repeats = repeats

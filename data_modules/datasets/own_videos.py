@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from data_modules.base import VOSDataModule
+from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource
 from data_modules.clips.proposals import ProposalVideos, add_proposals
-from data_modules.proposals import StoredProposals
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
+from data_modules.proposals import StoredProposals
 from data_modules.videos import RecordClips, RecordVideos, find_record, no_object_in, read_names, shows_object
 from vos_lightning.io.files import list_folders, natural_key
 from vos_lightning.proposals.store import NUM_PROPOSALS
@@ -17,6 +17,9 @@ from vos_lightning.structures import LazySequence, VideoRecord, VideoSample
 
 MIN_SCORED = 3
 """The first annotated frame is given and the last is not scored."""
+
+
+OWN_VIDEOS_LOADING = Loading(batch_size=4, num_workers=2)
 
 
 class OwnVideosDataModule(VOSDataModule):
@@ -40,14 +43,9 @@ class OwnVideosDataModule(VOSDataModule):
         held_out: share of the videos that is held out where there is no ``val.txt``, in (0, 1); at least one video, evenly spaced
             in the order of their names.
         recipe: how clips are made.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
         proposals: folder of proposals; None for none.
         num_proposals: the best ones of every frame.
-        max_device_batch: likewise.
     """
 
     proposals_option = "pass --data.init_args.proposals=FOLDER"
@@ -57,16 +55,11 @@ class OwnVideosDataModule(VOSDataModule):
         root: str,
         held_out: float = 0.25,
         recipe: ClipRecipe = DEFAULT_RECIPE,
-        batch_size: int = 4,
-        num_workers: int = 2,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
+        loading: Loading = OWN_VIDEOS_LOADING,
         proposals: str | None = None,
         num_proposals: int = NUM_PROPOSALS,
-        max_device_batch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, recipe)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is a share of the videos in (0, 1), not {held_out}")
         self.root = Path(root)
@@ -92,7 +85,7 @@ class OwnVideosDataModule(VOSDataModule):
 
     def predict_videos(self) -> LazySequence[VideoSample]:
         """Those under ``predict_root``, or the held-out ones."""
-        return self.test_videos() if self.predict_root is None else self._with_proposals(super().predict_videos())
+        return self.test_videos() if self.loading.predict_root is None else self._with_proposals(super().predict_videos())
 
     def _with_proposals(self, videos: LazySequence[VideoSample]) -> LazySequence[VideoSample]:
         return videos if self.proposals is None else ProposalVideos(videos, self.proposals)

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from data_modules.base import VOSDataModule
+from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource, ItemNames
 from data_modules.clips.recipe import AffineRecipe, ClipRecipe
-from data_modules.videos import CHECKED_ITEMS, REFERENCE_ATTEMPTS, check_size, evenly_spread
 from data_modules.clips.transforms import RawClip
+from data_modules.videos import CHECKED_ITEMS, REFERENCE_ATTEMPTS, check_size, evenly_spread
 from vos_lightning.io.files import find_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_pixels
 from vos_lightning.io.label_maps import read_label_map
@@ -164,6 +164,9 @@ def _by_relative_path(folder: str, suffixes: Collection[str], ending: str) -> di
     return found
 
 
+STATIC_IMAGES_LOADING = Loading(batch_size=16)
+
+
 class StaticImagesDataModule(VOSDataModule):
     """A folder of images and a folder of masks with the same relative paths. There are no videos to evaluate.
 
@@ -172,12 +175,7 @@ class StaticImagesDataModule(VOSDataModule):
         mask_root: folder of PNG masks; may be the same.
         threshold: see :class:`ImageClips`; 127 for masks in 0..255.
         recipe: how clips are made; the default is EMVOS's.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
     """
 
     def __init__(
@@ -186,14 +184,9 @@ class StaticImagesDataModule(VOSDataModule):
         mask_root: str,
         threshold: int | None = None,
         recipe: ClipRecipe = IMAGE_RECIPE,
-        batch_size: int = 16,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = STATIC_IMAGES_LOADING,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, recipe)
         self.image_root = image_root
         self.mask_root = mask_root
         self.threshold = threshold

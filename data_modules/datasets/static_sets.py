@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from data_modules.base import VOSDataModule
+from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.recipe import ClipRecipe
-from data_modules.videos import read_names
 from data_modules.datasets.static_images import IMAGE_RECIPE, ImageClips, MaskRule, find_pairs
+from data_modules.videos import read_names
 from vos_lightning.io.files import find_files
 from vos_lightning.structures import LazySequence, VideoSample
 
@@ -76,6 +76,9 @@ def find_static_set(dataset: StaticSet, root: str, split: str | None = None) -> 
     return [pair for pair in pairs if pair[0] in names]
 
 
+STATIC_SET_LOADING = Loading(batch_size=16)
+
+
 class StaticSetDataModule(VOSDataModule):
     """Clips simulated from a published set of still images. There are no videos to evaluate.
 
@@ -84,12 +87,7 @@ class StaticSetDataModule(VOSDataModule):
         root: its folder.
         split: see :func:`find_static_set`.
         recipe: how clips are made; the default is EMVOS's.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
     """
 
     def __init__(
@@ -98,14 +96,9 @@ class StaticSetDataModule(VOSDataModule):
         root: str,
         split: str | None = None,
         recipe: ClipRecipe = IMAGE_RECIPE,
-        batch_size: int = 16,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = STATIC_SET_LOADING,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, recipe)
         self.dataset: StaticSet = dataset
         self.root = root
         self.split = split

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from data_modules.base import VOSDataModule
+from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource, ItemNames
-from data_modules.clips.sampling import Stream, choose_by_recipe, sample_generator
 from data_modules.clips.recipe import ClipRecipe
-from data_modules.datasets.scenes import Scene, SceneRecipe
+from data_modules.clips.sampling import Stream, choose_by_recipe, sample_generator
 from data_modules.clips.transforms import RawClip
+from data_modules.datasets.scenes import Scene, SceneRecipe
 from vos_lightning.structures import VideoSample
 
 TRAIN, VAL, TEST = 0, 1, 2
@@ -100,6 +100,9 @@ class SyntheticVideos(Sequence[VideoSample]):
         )
 
 
+SYNTHETIC_LOADING = Loading(num_workers=0)
+
+
 class SyntheticDataModule(VOSDataModule):
     """Synthetic scenes.
 
@@ -110,12 +113,7 @@ class SyntheticDataModule(VOSDataModule):
         scene: what the scenes look like.
         scene_seed: decides the scenes, apart from ``seed``, so that evaluation does not change with the run.
         recipe: how clips are made; the default takes whole frames.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
     """
 
     def __init__(
@@ -126,14 +124,9 @@ class SyntheticDataModule(VOSDataModule):
         scene: SceneRecipe = DEFAULT_SCENE,
         scene_seed: int = 0,
         recipe: ClipRecipe = SYNTHETIC_RECIPE,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = SYNTHETIC_LOADING,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, recipe)
         self.num_train_videos = num_train_videos
         self.num_val_videos = num_val_videos
         self.num_test_videos = num_test_videos

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_modules.base import VOSDataModule
+from data_modules.base import DEFAULT_LOADING, Loading, VOSDataModule
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.videos import RecordClips, RecordVideos, find_record, folders_in, read_names
 from vos_lightning.structures import VideoRecord
@@ -30,12 +30,7 @@ class VideoFoldersDataModule(VOSDataModule):
         merge_objects: any non-zero label is the one object. Otherwise masks hold ids 1, 2, ..., or are black and white (0 and
             255, object 1); such sets have no void.
         recipe: how clips are made; its gaps count stored frames.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
     """
 
     def __init__(
@@ -49,14 +44,9 @@ class VideoFoldersDataModule(VOSDataModule):
         test_list: str | None = None,
         merge_objects: bool = False,
         recipe: ClipRecipe = DEFAULT_RECIPE,
-        batch_size: int = 8,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = DEFAULT_LOADING,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, recipe)
         self.root = Path(root)
         self.train_split = train_split
         self.val_split = val_split
@@ -104,12 +94,7 @@ class LVOSDataModule(VideoFoldersDataModule):
         val_split: folder of the videos to validate on.
         test_split: folder of the videos to test; those of ``test`` have no targets.
         recipe: how clips are made; its gaps count stored frames, which are five frames apart.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
     """
 
     def __init__(
@@ -119,12 +104,7 @@ class LVOSDataModule(VideoFoldersDataModule):
         val_split: str | None = "val",
         test_split: str = "val",
         recipe: ClipRecipe = DEFAULT_RECIPE,
-        batch_size: int = 8,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = DEFAULT_LOADING,
     ) -> None:
         super().__init__(
             root,
@@ -132,12 +112,7 @@ class LVOSDataModule(VideoFoldersDataModule):
             val_split,
             test_split,
             recipe=recipe,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            pin_memory=pin_memory,
-            predict_root=predict_root,
-            max_device_batch=max_device_batch,
+            loading=loading,
         )
 
     def records(self, split: str, names_file: str | None = None) -> list[VideoRecord]:

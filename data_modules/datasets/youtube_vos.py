@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from data_modules.base import VOSDataModule
+from data_modules.base import DEFAULT_LOADING, Loading, VOSDataModule
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.videos import RecordClips, RecordVideos, find_record, folders_in, read_names
 from vos_lightning.io.files import natural_key
@@ -116,12 +116,7 @@ class YouTubeVOSDataModule(VOSDataModule):
         val_list: text file of training videos that are held out for validation.
         num_held_out: without ``val_list``, how many training videos are held out, evenly spread over their names in order.
         recipe: how clips are made; its gaps count annotated frames, which are five frames apart.
-        batch_size: see :class:`data_modules.base.VOSDataModule`, as for the rest.
-        num_workers: likewise.
-        seed: likewise.
-        pin_memory: likewise.
-        predict_root: likewise.
-        max_device_batch: likewise.
+        loading: batches, workers and seed, see :class:`Loading`.
     """
 
     def __init__(
@@ -135,14 +130,9 @@ class YouTubeVOSDataModule(VOSDataModule):
         val_list: str | None = None,
         num_held_out: int = 0,
         recipe: ClipRecipe = DEFAULT_RECIPE,
-        batch_size: int = 8,
-        num_workers: int = 4,
-        seed: int = 0,
-        pin_memory: bool = False,
-        predict_root: str | None = None,
-        max_device_batch: int | None = None,
+        loading: Loading = DEFAULT_LOADING,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, recipe, pin_memory, predict_root, max_device_batch)
+        super().__init__(loading, recipe)
         self.root = Path(root)
         self.frames = frames
         self.train_split = train_split

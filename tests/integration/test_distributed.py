@@ -17,7 +17,7 @@ OPTIONS = (
     "--trainer.val_check_interval=3",
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
-    "--data.init_args.batch_size=4",
+    "--data.init_args.loading.batch_size=4",
     "--data.init_args.num_val_videos=3",
 )
 
@@ -56,7 +56,12 @@ def test_two_processes_equal_one(tmp_path: Path, experiment: str, extra: tuple[s
 
 def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
     code, output = run(
-        "train", "emvos_smoke", "--data.init_args.batch_size=3", "--trainer.devices=2", "--trainer.strategy=ddp", cwd=tmp_path
+        "train",
+        "emvos_smoke",
+        "--data.init_args.loading.batch_size=3",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        cwd=tmp_path,
     )
     assert code == 2
     assert "error: a batch of 3 clips cannot be shared by 2 devices, as it is not a multiple of 2 processes" in output

@@ -22,10 +22,7 @@ from tests.integration.runs import ROOT, environment
 from tests.integration.test_resume import weights
 from tests.recipes.experiments import fit
 from tests.tolerances import assert_close
-from vos_lightning.app import stages
-from vos_lightning.app import cli
-from vos_lightning.app import runs
-from vos_lightning.app import training
+from vos_lightning.app import cli, runs, stages, training
 from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.results.scores import read_scores, why_not_ours
 from vos_lightning.app.runs import Run
@@ -244,10 +241,10 @@ def test_what_changes_the_result_makes_another_stage(folder: Path, monkeypatch: 
 
     assert first() == "p_first"
     assert first("--trainer.devices=2", "--wandb.mode=offline", "--seed_everything=0") == "p_first"
-    changed = {first(option) for option in ("--trainer.max_steps=2", "--seed_everything=1", "--data.init_args.seed=1")}
+    changed = {first(option) for option in ("--trainer.max_steps=2", "--seed_everything=1", "--data.init_args.loading.seed=1")}
     assert len(changed) == 3
     assert all(name.startswith("p_first-") for name in changed)
-    assert second() == second("--data.init_args.num_workers=3")
+    assert second() == second("--data.init_args.loading.num_workers=3")
     assert len({second(), second("--trainer.max_steps=2"), second(name="p_flatters"), "p_second"}) == 4
     before = second()
     monkeypatch.setenv("VOS_DATA", "/elsewhere")

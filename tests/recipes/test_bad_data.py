@@ -36,7 +36,10 @@ def davis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "DAVIS"
     write_davis_layout(root, 4)
     config = copy.deepcopy(dict(load_experiment("emvos_smoke").config))
-    config["data"] = {"class_path": "data_modules.datasets.davis.DAVISDataModule", "init_args": {"root": str(root), "num_workers": 0}}
+    config["data"] = {
+        "class_path": "data_modules.datasets.davis.DAVISDataModule",
+        "init_args": {"root": str(root), "num_workers": 0},
+    }
     config["data"]["init_args"]["recipe"] = {"num_frames": 3, "short_side": None, "crop": "none", "max_objects": 2}
     config["trainer"]["enable_progress_bar"] = False
     Path("davis.yaml").write_text(yaml.safe_dump(config))
@@ -121,7 +124,7 @@ def test_damage_in_training_is_named(davis: Path, capfd: pytest.CaptureFixture[s
     named = {str(truncated_jpeg(davis, video)) for video in train}
     for workers in (0, 1):
         capfd.readouterr()
-        options = ["--trainer.max_steps=40", "--trainer.val_check_interval=40", f"--data.init_args.num_workers={workers}"]
+        options = ["--trainer.max_steps=40", "--trainer.val_check_interval=40", f"--data.init_args.loading.num_workers={workers}"]
         assert main(["train", "davis.yaml", "--run-dir", f"run{workers}", *options]) == 2
         errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
         assert len(errors) == 1

@@ -15,21 +15,20 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from tests.layouts import write_davis_layout
 from tests.clips import proposals_of
 from tests.conftest import NETWORKS
+from tests.layouts import write_davis_layout
 from tests.recipes.experiments import NAMES, SMOKE
 from tests.tolerances import assert_close
-from vos_lightning.app import lightning_cli
-from vos_lightning.app import training
+from vos_lightning.app import lightning_cli, training
 from vos_lightning.app.cli import _require_same_system, main
 from vos_lightning.app.experiments import Experiment, ExperimentError, differing_keys, experiments_folder, load_experiment
-from vos_lightning.io.label_maps import read_label_map
-from vos_lightning.checkpoints import loading
-from vos_lightning.modules.base import VOSModule
-from vos_lightning.checkpoints.loading import decisive_arguments
-from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.app.runs import Run
+from vos_lightning.checkpoints import loading
+from vos_lightning.checkpoints.loading import decisive_arguments
+from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.propagation.engine import InferenceEngine
 
 NETWORK = "model.init_args.network.init_args"
 SWITCHES = {

@@ -12,8 +12,8 @@ from tests.recipes.experiments import NAMES, SMOKE, fit
 from vos_lightning.app.cli import build, main
 from vos_lightning.app.experiments import ExperimentError, experiments_folder, load_experiment
 from vos_lightning.app.finetuning import with_model_of
-from vos_lightning.checkpoints.loading import load_engine, load_weights
 from vos_lightning.app.runs import Run
+from vos_lightning.checkpoints.loading import load_engine, load_weights
 
 # The real loader of pretrained weights is tested with the backbones; no test downloads.
 OFFLINE = "--model.init_args.network.init_args.weights=null"

@@ -76,8 +76,8 @@ def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) 
         experiment = load_experiment(experiment.stages[-1])
     if not checkpoint.is_file():
         raise ExperimentError(f"there is no checkpoint {checkpoint}")
-    from vos_lightning.checkpoints.loading import load_weights
     from vos_lightning.app.records import evaluated
+    from vos_lightning.checkpoints.loading import load_weights
 
     builds_own = not experiment.fine_tunes
     if not builds_own:
@@ -107,8 +107,8 @@ def _require_same_system(checkpoint: Path, experiment: Experiment, overrides: Se
     """
     from vos_lightning.app.experiments import differing_keys, value_at
     from vos_lightning.app.lightning_cli import condense
-    from vos_lightning.checkpoints.loading import decisive_arguments, describe_model
     from vos_lightning.app.records import departures
+    from vos_lightning.checkpoints.loading import decisive_arguments, describe_model
 
     trained = load_experiment(experiment.checkpoint_of) if experiment.checkpoint_of else experiment
     if trained.stages:
@@ -160,8 +160,8 @@ def _report(trained: _Trained, stage: Stage, baselines: bool) -> None:
     """Print a table of the scores and write it to the run directory."""
     import dataclasses
 
-    from vos_lightning.metrics import describe, summarize
     from vos_lightning.evaluation.reports import report, score_baselines, write_scores
+    from vos_lightning.metrics import describe, summarize
 
     cli, asked, context = trained.cli, trained.asked, trained.context
     rows, protocol = cli.model.scored_rows, cli.model.evaluation.protocol
@@ -231,10 +231,10 @@ def visualize(argv: Sequence[str]) -> int:
             raise ValueError("without an experiment, --checkpoint and --masks are needed")
         if overrides:
             raise ValueError(f"unknown option {overrides[0]}")
-        from vos_lightning.io.videos import open_frames
-        from vos_lightning.checkpoints.loading import load_module
         from vos_lightning.app.predict import open_proposals
         from vos_lightning.app.visualize import draw, of_files
+        from vos_lightning.checkpoints.loading import load_module
+        from vos_lightning.io.videos import open_frames
 
         frames = open_frames(known.video)
         inputs = (Path(known.video), known.masks, known.checkpoint, known.proposals)
@@ -387,8 +387,14 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     # Data sets are known by name only, as in experiments: the library does not import them.
     "doctor": (_module_main("data_modules.doctor.command"), "check data sets on disk: doctor DIR ... [--fix] [--json]"),
     "submit": (_module_main("data_modules.submission"), "check predictions and zip them for an evaluation server"),
-    "results": (_module_main("vos_lightning.app.results.command"), "published rows beside the runs' scores, as Markdown and HTML"),
-    "list": (_module_main("vos_lightning.app.results.listing"), "list the experiments and the published results that they reproduce"),
+    "results": (
+        _module_main("vos_lightning.app.results.command"),
+        "published rows beside the runs' scores, as Markdown and HTML",
+    ),
+    "list": (
+        _module_main("vos_lightning.app.results.listing"),
+        "list the experiments and the published results that they reproduce",
+    ),
     "show": (show, "print the composed configuration of an experiment"),
 }
 

@@ -43,8 +43,8 @@ NEUTRAL_OPTIONS = (
     "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.benchmark",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.default_root_dir",
     "seed_everything", "initial_weights", "wandb", "pictures", "predictions", "throughput", "last_checkpoint",
-    "data.init_args.seed", "data.init_args.num_workers", "data.init_args.pin_memory", "data.init_args.predict_root",
-    "data.init_args.max_device_batch",
+    "data.init_args.loading.seed", "data.init_args.loading.num_workers", "data.init_args.loading.pin_memory", "data.init_args.loading.predict_root",
+    "data.init_args.loading.max_device_batch",
 )  # fmt: skip
 """Options that say where and how comfortably an experiment runs, not what it computes. A run that changes any other one is not a
 reproduction of the experiment."""

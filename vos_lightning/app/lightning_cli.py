@@ -26,16 +26,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from vos_lightning.app.devices import share_batch
+from vos_lightning.app.experiments import ExperimentError
+from vos_lightning.app.runs import Run, Stage
 from vos_lightning.callbacks.panels import FramePanels
 from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.callbacks.preemption import StopOnSignal
 from vos_lightning.callbacks.throughput import Throughput
 from vos_lightning.callbacks.visuals import EvaluationPictures
-from vos_lightning.app.devices import share_batch
-from vos_lightning.app.experiments import ExperimentError
-from vos_lightning.io.pretrained import MissingWeightsError, before_download, weights_are_overwritten
 from vos_lightning.checkpoints.loading import load_weights
-from vos_lightning.app.runs import Run, Stage
+from vos_lightning.io.pretrained import MissingWeightsError, before_download, weights_are_overwritten
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vos_lightning.app.given_masks import GivenMasks, add_arguments
+from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.label_maps import overlay, write_label_map
 from vos_lightning.io.outputs import OutputFolder, naming
 from vos_lightning.io.videos import FrameSource, VideoWriter, open_frames
 from vos_lightning.mask_ops import object_ids_in
-from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.modules.proposal_detector import load_detector
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork

@@ -8,12 +8,12 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vos_lightning.callbacks.panels import panels_of, write_panels
 from vos_lightning.app.given_masks import GivenMasks
+from vos_lightning.app.predict import step_frame
+from vos_lightning.callbacks.panels import panels_of, write_panels
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.videos import FrameSource
 from vos_lightning.modules.base import VOSModule
-from vos_lightning.app.predict import step_frame
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.proposals.frames import FrameProposals
 from vos_lightning.structures import FramePrediction, VideoSample

@@ -16,12 +16,12 @@ from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, tra
 from vos_lightning.metrics import ObjectScores, VideoMetric, summarize
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, trainable
-from vos_lightning.visualization.panels import FrameView, Panel, probability_panels
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
 from vos_lightning.proposals.store import precompute_command
 from vos_lightning.structures import ClipBatch, FramePrediction, VideoSample
+from vos_lightning.visualization.panels import FrameView, Panel, probability_panels
 
 FrameListener = Callable[[VideoSample, FramePrediction], None]
 

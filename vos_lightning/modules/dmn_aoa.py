@@ -16,11 +16,11 @@ from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.dmn_aoa import DMNAOA
-from vos_lightning.visualization.panels import FrameView, Panel, draw_boxes, score_panels
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy, PreviousOnly
 from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.proposals.boxes import paste_masks
 from vos_lightning.structures import ClipBatch
+from vos_lightning.visualization.panels import FrameView, Panel, draw_boxes, score_panels
 
 MemoryStrategy = Literal["first", "previous", "first+previous", "every_kth", "all"]
 """Rows B1, B2, B3, F0 and B4 of Table 3; ``every_kth`` includes the first and the previous frame."""

@@ -9,9 +9,9 @@ from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.networks.emvos import EMVOS
-from vos_lightning.visualization.panels import FrameView, Panel, score_panels
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
+from vos_lightning.visualization.panels import FrameView, Panel, score_panels
 
 OPTIMISATION = Optimisation(learning_rate=1e-4)
 EVALUATION = Evaluation(short_side=480, min_object_pixels=1000)

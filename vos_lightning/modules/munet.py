@@ -19,10 +19,10 @@ from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.networks.munet import MUNet
-from vos_lightning.visualization.panels import FrameView, Panel, flow_map, heat_map
 from vos_lightning.propagation.policies import All, AnnotatedOnly, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.structures import ClipBatch
+from vos_lightning.visualization.panels import FrameView, Panel, flow_map, heat_map
 
 Loss = Literal["cross_entropy", "bootstrapped+iou", "binary_bootstrapped+iou"]
 TrainMemory = Literal["reference", "recurrent", "truth"]

@@ -19,10 +19,10 @@ from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.pmnet import PMNet
-from vos_lightning.visualization.panels import FrameView, Panel, draw_points, heat_map
 from vos_lightning.propagation.policies import All, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch
+from vos_lightning.visualization.panels import FrameView, Panel, draw_points, heat_map
 
 Alternation = Literal["iteration", "epoch", "joint"]
 PointLoss = Literal["binary", "aggregated"]

@@ -9,9 +9,9 @@ from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.pmvos import PMVOS
-from vos_lightning.visualization.panels import FrameView, Panel, score_panels
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
+from vos_lightning.visualization.panels import FrameView, Panel, score_panels
 
 OPTIMISATION = Optimisation(learning_rate=1e-4, schedule=Schedule("exponential", factor=0.975, period=883))
 EVALUATION = Evaluation()

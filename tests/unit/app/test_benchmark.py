@@ -12,8 +12,8 @@ from tests.unit.dummies import DummyModule
 from vos_lightning.app import benchmark
 from vos_lightning.app.benchmark import Options, PeakMemory, run, synthetic_video
 from vos_lightning.app.cli import main
-from vos_lightning.modules.emvos import EMVOSModule
 from vos_lightning.checkpoints.loading import module_of_network
+from vos_lightning.modules.emvos import EMVOSModule
 from vos_lightning.modules.pmvos import PMVOSModule
 from vos_lightning.networks.emvos import EMVOS
 

@@ -12,13 +12,11 @@ import pytest
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
 from tests.recipes.experiments import NAMES
-from vos_lightning.app import cli
-from vos_lightning.app import lightning_cli
-from vos_lightning.app import training
+from vos_lightning.app import cli, lightning_cli, training
 from vos_lightning.app.devices import share_batch
 from vos_lightning.app.experiments import ExperimentError, load_experiment
-from vos_lightning.modules import dmn_aoa, emvos, munet, pmnet, pmvos, proposal_detector, stcn, stm
 from vos_lightning.app.runs import Run
+from vos_lightning.modules import dmn_aoa, emvos, munet, pmnet, pmvos, proposal_detector, stcn, stm
 
 
 def test_every_training_gets_a_legal_number() -> None:
@@ -116,20 +114,23 @@ def built(directory: Path, *overrides: str, stage: Any = "fit") -> Any:
 
 
 def test_the_trainer_gets_the_devices(tmp_path: Path, four_cpus: None, capfd: pytest.CaptureFixture[str]) -> None:
-    cli_ = built(tmp_path, "--data.init_args.batch_size=1")
+    cli_ = built(tmp_path, "--data.init_args.loading.batch_size=1")
     assert cli_.trainer.world_size == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if "A batch of 1 clip: training on 1 of 4 devices" in line]
     assert len(lines) == 1
-    assert built(tmp_path, "--data.init_args.batch_size=6", "--trainer.devices=-1").trainer.world_size == 3
-    assert built(tmp_path, "--data.init_args.batch_size=8", "--data.init_args.max_device_batch=1").trainer.world_size == 4
+    assert built(tmp_path, "--data.init_args.loading.batch_size=6", "--trainer.devices=-1").trainer.world_size == 3
+    assert (
+        built(tmp_path, "--data.init_args.loading.batch_size=8", "--data.init_args.loading.max_device_batch=1").trainer.world_size
+        == 4
+    )
     # Evaluation does not depend on the batch.
-    assert built(tmp_path, "--data.init_args.batch_size=1", stage="test").trainer.world_size == 4
+    assert built(tmp_path, "--data.init_args.loading.batch_size=1", stage="test").trainer.world_size == 4
     assert built(tmp_path, "--trainer.devices=2", "--trainer.strategy=ddp").trainer.world_size == 2
 
 
 def test_a_scaled_batch(tmp_path: Path, four_cpus: None, capfd: pytest.CaptureFixture[str]) -> None:
-    plain = built(tmp_path, "--data.init_args.batch_size=1")
-    scaled = built(tmp_path, "--data.init_args.batch_size=1", "--scale_batch=true")
+    plain = built(tmp_path, "--data.init_args.loading.batch_size=1")
+    scaled = built(tmp_path, "--data.init_args.loading.batch_size=1", "--scale_batch=true")
     assert scaled.trainer.world_size == 4
     assert scaled.datamodule.batch_size == 4
     assert scaled.model.learning_rate == pytest.approx(2 * plain.model.learning_rate)
@@ -142,7 +143,7 @@ def test_a_scaled_batch(tmp_path: Path, four_cpus: None, capfd: pytest.CaptureFi
 def test_the_record_says_that_the_batch_was_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=0"]
-    options += ["--data.init_args.batch_size=1", "--scale_batch=true", "--trainer.enable_progress_bar=false"]
+    options += ["--data.init_args.loading.batch_size=1", "--scale_batch=true", "--trainer.enable_progress_bar=false"]
     assert cli.main(["train", "emvos_smoke", *options]) == 0
     record = json.loads(Path("runs/emvos_smoke/record.json").read_text())
     assert "scale_batch" in record["starts"][0]["departures"]

@@ -11,15 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.layouts import write_davis_layout
 from data_modules.datasets.own_videos import OwnVideosDataModule
+from tests.layouts import write_davis_layout
 from tests.recipes.experiments import fit
-from vos_lightning.app import cli
-from vos_lightning.app import finetuning
-from vos_lightning.app import training
+from vos_lightning.app import cli, finetuning, training
 from vos_lightning.app.experiments import load_experiment
-from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.app.runs import Run
+from vos_lightning.checkpoints.loading import load_engine
 
 OPTIONS = [
     "--trainer.max_steps=2",
@@ -28,8 +26,8 @@ OPTIONS = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--wandb.mode=disabled",
-    "--data.init_args.num_workers=0",
-    "--data.init_args.batch_size=2",
+    "--data.init_args.loading.num_workers=0",
+    "--data.init_args.loading.batch_size=2",
     "--data.init_args.recipe.short_side=null",
     "--data.init_args.recipe.crop=none",
     "--data.init_args.recipe.num_frames=2",

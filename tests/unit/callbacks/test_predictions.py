@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.unit.dummies import DummyModule, make_video
-from vos_lightning.visualization.sheets import CAPTION_HEIGHT, sheet, spread, thumbnail
 from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.io.videos import open_frames
 from vos_lightning.structures import VideoSample
+from vos_lightning.visualization.sheets import CAPTION_HEIGHT, sheet, spread, thumbnail
 
 
 class Videos(LightningDataModule):

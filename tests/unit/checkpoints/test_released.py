@@ -15,8 +15,8 @@ from tests.oracles import emvos as emvos_oracle
 from tests.oracles import pmvos as pmvos_oracle
 from tests.tolerances import assert_close
 from vos_lightning.app.cli import main
-from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD, MAX_LOGIT
 from vos_lightning.checkpoints.loading import load_engine
+from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD, MAX_LOGIT
 from vos_lightning.propagation.step import StepOutput, unroll
 from vos_lightning.structures import FeaturePyramid, Given
 

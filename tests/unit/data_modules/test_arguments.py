@@ -12,9 +12,9 @@ import pytest
 
 import data_modules
 from data_modules.base import VOSDataModule
-from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.synthetic import SyntheticDataModule
+from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth
 
 COMMON = {
     "batch_size": 6,

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data_modules.base import Loading
 from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
-from data_modules.datasets.davis import DAVISDataModule
-from tests.layouts import write_davis_layout
 from data_modules.clips.recipe import ClipRecipe
+from data_modules.datasets.davis import DAVISDataModule
 from data_modules.videos import RecordClips, RecordVideos, find_record, open_video
+from tests.layouts import write_davis_layout
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.structures import VideoSample
 
@@ -141,7 +142,7 @@ def test_predict_root_gives_every_mask_it_has(davis: Path, tmp_path: Path) -> No
     for stem in ("00000", "00004"):
         path = root / "Annotations" / "cat" / f"{stem}.png"
         write_label_map(path, read_label_map(video_folder(davis, "Annotations") / f"{stem}.png"))
-    module = DAVISDataModule(str(davis), predict_root=str(root))
+    module = DAVISDataModule(str(davis), loading=Loading(predict_root=str(root)))
     (video,) = module.predict_videos()
     assert (video.name, list(video.annotations), len(video.targets)) == ("cat", [0, 4], 0)
     assert [v.name for v in DAVISDataModule(str(davis)).predict_videos()] == ["video-02"]
@@ -179,7 +180,7 @@ def test_missing_root_and_list(tmp_path: Path, davis: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no-such-video is not a folder"):
         DAVISDataModule(str(davis)).setup("fit")
     with pytest.raises(FileNotFoundError, match=r"no folder JPEGImages: pass --data\.init_args\.predict_root"):
-        DAVISDataModule(str(davis), predict_root=str(davis / "ImageSets")).setup("predict")
+        DAVISDataModule(str(davis), loading=Loading(predict_root=str(davis / "ImageSets"))).setup("predict")
 
 
 def test_missing_frame(davis: Path) -> None:

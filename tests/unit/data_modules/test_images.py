@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from data_modules.base import Loading
 from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
-from data_modules.datasets.coco import CocoClips, COCODataModule, paint_instances
-from tests.layouts import SMALL_SCENE, write_coco, write_static_images
-from data_modules.datasets.mixed import MixedDataModule
 from data_modules.clips.recipe import AffineRecipe, ClipRecipe
+from data_modules.datasets.coco import CocoClips, COCODataModule, paint_instances
+from data_modules.datasets.mixed import MixedDataModule
 from data_modules.datasets.static_images import ImageClips, StaticImagesDataModule, find_pairs
 from data_modules.datasets.synthetic import SyntheticDataModule
+from tests.layouts import SMALL_SCENE, write_coco, write_static_images
 from tests.unit.data_modules.helpers import Recorder, trainer
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 
@@ -166,7 +167,7 @@ def synthetic(**kwargs: object) -> SyntheticDataModule:
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_a_mixture_trains_on_all_and_evaluates_one(images: Path) -> None:
     videos = synthetic()
-    mixture = MixedDataModule([static(images), videos], [2, 1], videos, batch_size=11, num_workers=0)
+    mixture = MixedDataModule([static(images), videos], [2, 1], videos, loading=Loading(batch_size=11, num_workers=0))
     dataset = ClipDataset(mixture.clip_parts(), seed=0)
     names = [dataset[ClipKey(Draw(0, i))].video_name for i in range(len(dataset))]
     assert names == [f"{i:05d}" for i in range(4)] * 2 + [f"synthetic-train-{i:05d}" for i in range(3)]

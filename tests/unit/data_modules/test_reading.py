@@ -17,20 +17,20 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.base import VOSDataModule, _one_thread
+from data_modules.base import Loading, VOSDataModule, _one_thread
 from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
+from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.davis import DAVISDataModule
-from data_modules.doctor.command import main
-from tests.layouts import write_davis_layout, write_static_images
 from data_modules.datasets.mixed import MixedDataModule
 from data_modules.datasets.own_videos import OwnVideosDataModule
-from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth
-from data_modules.clips.recipe import ClipRecipe
-from data_modules.videos import RecordVideos, find_record, folder_videos, open_video
 from data_modules.datasets.static_images import StaticImagesDataModule
 from data_modules.datasets.static_sets import StaticSetDataModule
 from data_modules.datasets.video_folders import VideoFoldersDataModule
 from data_modules.datasets.vost import VOSTDataModule
+from data_modules.doctor.command import main
+from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth
+from data_modules.videos import RecordVideos, find_record, folder_videos, open_video
+from tests.layouts import write_davis_layout, write_static_images
 from vos_lightning.io.images import read_pixels
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import open_frames
@@ -210,7 +210,7 @@ def test_training_videos_without_an_object_are_refused(own: Path) -> None:
     message = r"Annotations/video-00: the masks show no object, and none those of 3 other videos; number the pixels"
     for wrapped in (
         folders,
-        MixedDataModule([folders], [2], folders, batch_size=2),
+        MixedDataModule([folders], [2], folders, loading=Loading(batch_size=2)),
         ProposalsDataModule(folders, ProposalsFromTruth()),
     ):
         with pytest.raises(ValueError, match=message):

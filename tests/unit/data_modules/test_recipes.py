@@ -10,9 +10,9 @@ import pytest
 from scipy.interpolate import RBFInterpolator
 
 from data_modules.clips.dataset import ClipDataset, ClipKey, ClipSource, Draw
-from data_modules.clips.sampling import choose_by_recipe, choose_frames, sample_generator
 from data_modules.clips.geometry import draw_affine_matrices, pad_to, random_thin_plate, random_warp, thin_plate_field, warp
 from data_modules.clips.recipe import FILL, AffineRecipe, ClipRecipe, ColorRecipe, ThinPlateRecipe
+from data_modules.clips.sampling import choose_by_recipe, choose_frames, sample_generator
 from data_modules.clips.transforms import ClipTransform, RawClip
 from tests.oracles.clips import stcn_triples, warp_with_torchvision
 from tests.unit.data_modules.test_transforms import COLOURS, PLAIN, misaligned, painted_clip

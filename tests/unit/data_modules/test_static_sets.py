@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
-from tests.layouts import write_static_images, write_static_set
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.static_images import objects_from_levels, voc_objects
 from data_modules.datasets.static_sets import LAYOUTS, StaticSet, StaticSetDataModule, find_static_set
+from tests.layouts import write_static_images, write_static_set
 from vos_lightning.io.label_maps import read_label_map
 
 RECIPE = ClipRecipe(num_frames=2, short_side=None, crop="none", max_objects=2, swap_probability=0.0)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.clips.sampling import choose_frames, choose_objects, sample_generator
 from data_modules.clips.geometry import draw_affine_matrices, random_resized_box, resize_box, short_side_size, warp
 from data_modules.clips.recipe import AffineRecipe, ClipRecipe, ColorRecipe
+from data_modules.clips.sampling import choose_frames, choose_objects, sample_generator
 from data_modules.clips.transforms import ClipTransform, RawClip
 from tests.oracles.clips import accumulated, warp_with_torchvision
 

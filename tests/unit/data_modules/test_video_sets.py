@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.layouts import write_lvos_layout, write_video_folders, write_vost_layout
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.video_folders import LVOSDataModule, VideoFoldersDataModule
 from data_modules.datasets.vost import VOSTDataModule
+from tests.layouts import write_lvos_layout, write_video_folders, write_vost_layout
 
 RECIPE = ClipRecipe(num_frames=2, short_side=None, crop="none", max_objects=2)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
-from tests.layouts import write_youtube_vos_layout
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.youtube_vos import LEFT_OUT_BY_STCN, YouTubeVOSDataModule
+from tests.layouts import write_youtube_vos_layout
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 
 RECIPE = ClipRecipe(num_frames=3, short_side=None, crop="balanced", crop_size=32, min_object_pixels=16, max_objects=2)

@@ -16,11 +16,11 @@ from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
 
 from tests.tolerances import assert_close
-from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.app.cli import main
+from vos_lightning.backbones.resnet import ResNetPyramid
+from vos_lightning.checkpoints.loading import module_of_network
 from vos_lightning.io import pretrained
 from vos_lightning.io.pretrained import MissingWeightsError, before_download, read_pretrained, weights_are_overwritten
-from vos_lightning.checkpoints.loading import module_of_network
 from vos_lightning.proposals.detector import ProposalDetector
 
 WEIGHTS = ResNet18_Weights.IMAGENET1K_V1

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.layouts import write_youtube_vos_layout
 from data_modules.datasets.youtube_vos import YouTubeVOSDataModule
+from tests.layouts import write_youtube_vos_layout
 from tests.oracles import youtube_vos as oracle
 from tests.unit.data_modules.helpers import trainer
 from tests.unit.dummies import DummyNetwork

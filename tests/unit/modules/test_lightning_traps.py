@@ -257,8 +257,7 @@ def test_one_training_a_directory(tmp_path: Path) -> None:
 
 def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage starts from the weights of the one before; finished ones are not repeated."""
-    from vos_lightning.app import cli
-    from vos_lightning.app import training
+    from vos_lightning.app import cli, training
 
     source = experiments_folder().resolve()
     (tmp_path / "experiments" / "emvos").mkdir(parents=True)

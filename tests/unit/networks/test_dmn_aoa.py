@@ -7,9 +7,9 @@ from lightning import Trainer
 from torch import nn
 
 from data_modules.clips.dataset import ClipDataset, ClipKey, ClipSource, Draw, ItemNames, collate_clips
-from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth, StoredProposals
 from data_modules.clips.recipe import AffineRecipe, ClipRecipe
 from data_modules.datasets.synthetic import SyntheticDataModule
+from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth, StoredProposals
 from tests.clips import given_at, random_clip
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close

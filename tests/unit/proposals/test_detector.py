@@ -6,13 +6,14 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
-from data_modules.proposals import StoredProposals
+from data_modules.base import Loading
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.synthetic import SyntheticDataModule
+from data_modules.proposals import StoredProposals
 from tests.tolerances import assert_close
 from vos_lightning.app.cli import main
-from vos_lightning.modules.proposal_detector import ProposalDetectorModule, targets_of
 from vos_lightning.app.precompute import find_videos, precompute
+from vos_lightning.modules.proposal_detector import ProposalDetectorModule, targets_of
 from vos_lightning.proposals.boxes import paste_masks
 from vos_lightning.proposals.detector import ProposalDetector, Selection, _fit_classes, select
 from vos_lightning.proposals.store import ProposalFile
@@ -192,7 +193,7 @@ def test_targets_of_a_label_map():
 
 def test_fine_tuning_trains_and_its_checkpoint_is_read(tmp_path):
     recipe = ClipRecipe(num_frames=1, short_side=None, crop="none", max_objects=3, swap_probability=0.0)
-    data = SyntheticDataModule(num_train_videos=4, num_val_videos=1, recipe=recipe, batch_size=2)
+    data = SyntheticDataModule(num_train_videos=4, num_val_videos=1, recipe=recipe, loading=Loading(batch_size=2))
     module = ProposalDetectorModule(tiny(num_classes=2), learning_rate=1e-3, every_nth_frame=100)
     before = {key: value.clone() for key, value in module.network.model.state_dict().items()}
     trainer = Trainer(

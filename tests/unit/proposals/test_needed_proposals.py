@@ -14,26 +14,26 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from tests.layouts import write_davis_layout
-from data_modules.datasets.own_videos import OwnVideosDataModule
+from data_modules.base import Loading
 from data_modules.clips.proposals import ProposalVideos, check_proposals
-from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth, StoredProposals
 from data_modules.clips.recipe import ClipRecipe
+from data_modules.datasets.own_videos import OwnVideosDataModule
 from data_modules.datasets.synthetic import SyntheticDataModule
+from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth, StoredProposals
+from tests.layouts import write_davis_layout
 from tests.unit.dummies import DummyNetwork, make_frames, make_label_map, make_video
-from vos_lightning.app import cli
-from vos_lightning.app import finetuning
+from vos_lightning.app import cli, finetuning
 from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.given_masks import GivenMasks
+from vos_lightning.app.predict import open_proposals, predict_video
+from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.videos import VideoWriter, open_frames
 from vos_lightning.modules.dmn_aoa import DMNAOAModule
 from vos_lightning.modules.evaluation import Evaluation
-from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.modules.proposal_detector import load_detector
 from vos_lightning.networks.dmn_aoa import DMNAOA
-from vos_lightning.app.predict import open_proposals, predict_video
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.proposals.detector import ProposalDetector
 from vos_lightning.proposals.frames import DetectedFrames, StoredFrames
@@ -209,7 +209,7 @@ def test_experiments(command: str, video: Path, checkpoints: tuple[Path, Path]) 
 def test_training_and_fine_tuning(own_videos: Path, checkpoints: tuple[Path, Path]) -> None:
     """The score before the training, and the first loss of it, depend on the matcher."""
     stored = str(write_folder(own_videos / "Proposals", [f"video-0{i}" for i in range(4)]))
-    data = OwnVideosDataModule(str(own_videos), recipe=PLAIN, batch_size=2, num_workers=0, proposals=stored)
+    data = OwnVideosDataModule(str(own_videos), recipe=PLAIN, loading=Loading(batch_size=2, num_workers=0), proposals=stored)
     found = []
     for checkpoint in checkpoints:
         arguments = ["test", "finetune_own", "--checkpoint", str(checkpoint), "--run-dir", checkpoint.stem]

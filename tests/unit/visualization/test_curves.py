@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from vos_lightning.app.cli import main
-from vos_lightning.visualization.curves import COLOURS, HEIGHT, WIDTH, FrameScore, draw_curves, frame_scores
 from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.metrics import evaluate_video
+from vos_lightning.visualization.curves import COLOURS, HEIGHT, WIDTH, FrameScore, draw_curves, frame_scores
 
 
 @pytest.fixture

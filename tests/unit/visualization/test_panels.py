@@ -12,7 +12,7 @@ from tests.conftest import NETWORKS
 from tests.tolerances import assert_close
 from tests.unit.dummies import DummyModule, make_video
 from tests.unit.visualization.test_visuals import FakeWandb, fit
-from vos_lightning.visualization.sheets import CAPTION_HEIGHT, GAP, contact_sheet
+from vos_lightning.app.visualize import draw, of_sample
 from vos_lightning.callbacks.panels import FramePanels, panels_of, write_panels
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.mask_ops import PaddingRule
@@ -20,6 +20,7 @@ from vos_lightning.modules.emvos import EMVOSModule
 from vos_lightning.modules.pmvos import PMVOSModule
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.networks.pmvos import PMVOS
+from vos_lightning.structures import FramePrediction
 from vos_lightning.visualization.panels import (
     BAR_WIDTH,
     FrameView,
@@ -31,8 +32,7 @@ from vos_lightning.visualization.panels import (
     heat_map,
     score_panels,
 )
-from vos_lightning.structures import FramePrediction
-from vos_lightning.app.visualize import draw, of_sample
+from vos_lightning.visualization.sheets import CAPTION_HEIGHT, GAP, contact_sheet
 
 BLACK = torch.zeros(3, 40, 60, dtype=torch.uint8)
 

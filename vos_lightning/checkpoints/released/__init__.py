@@ -14,10 +14,10 @@ import lightning
 import torch
 from torch import Tensor
 
-from vos_lightning.io.files import write_atomically
-from vos_lightning.io.outputs import claim_file
 from vos_lightning.checkpoints.released import emvos, pmvos, stcn, stm
 from vos_lightning.checkpoints.released.layout import ReleasedLayout
+from vos_lightning.io.files import write_atomically
+from vos_lightning.io.outputs import claim_file
 
 __all__ = ["LAYOUTS", "ReleasedLayout", "import_released", "main"]
 
