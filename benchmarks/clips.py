@@ -32,7 +32,7 @@ from data_modules.datasets.static_images import ImageClips, find_pairs
 from data_modules.videos import RecordClips, find_record, folders_in
 from tests.layouts import write_davis_layout, write_static_images
 
-SHARED = Path(__file__).resolve().parents[2] / "experiments" / "_shared"
+SHARED = Path(__file__).resolve().parents[1] / "experiments" / "_shared"
 VIDEO = SceneRecipe(height=480, width=854, num_frames=20, num_objects=(2, 3))
 IMAGE = SceneRecipe(height=300, width=400, num_frames=1, num_objects=(1, 1))
 

@@ -163,7 +163,7 @@ def warp(
     image_interpolation: Literal["nearest", "bicubic"] = "nearest",
     mask_interpolation: Literal["nearest", "soft"] = "nearest",
 ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
-    """Warp every frame about its centre and shift it; see :class:`data_modules.clips.recipe.AffineRecipe` for the interpolations."""
+    """Warp every frame about its centre and shift it; :class:`data_modules.clips.recipe.AffineRecipe` has the interpolations."""
     height, width = frames.shape[1:3]
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
     warped_frames, warped_maps = np.empty_like(frames), np.empty_like(label_maps)

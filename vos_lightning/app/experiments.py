@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
+import importlib.resources
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -35,6 +37,8 @@ from typing import Any, Literal
 
 import yaml
 
+from vos_lightning.app import tables
+
 OWN_KEYS = ("extends", "stages", "hand_over", "select", "checkpoint_of", "published", "description")
 
 Which = Literal["last", "best"]
@@ -43,8 +47,8 @@ NEUTRAL_OPTIONS = (
     "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.benchmark",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.default_root_dir",
     "seed_everything", "initial_weights", "wandb", "pictures", "predictions", "throughput", "last_checkpoint",
-    "data.init_args.loading.seed", "data.init_args.loading.num_workers", "data.init_args.loading.pin_memory", "data.init_args.loading.predict_root",
-    "data.init_args.loading.max_device_batch",
+    "data.init_args.loading.seed", "data.init_args.loading.num_workers", "data.init_args.loading.pin_memory",
+    "data.init_args.loading.predict_root", "data.init_args.loading.max_device_batch",
 )  # fmt: skip
 """Options that say where and how comfortably an experiment runs, not what it computes. A run that changes any other one is not a
 reproduction of the experiment."""
@@ -80,23 +84,31 @@ class Experiment:
 
 
 def experiments_folder() -> Path:
-    """The folder of experiment files: ``$VOS_EXPERIMENTS``, else ``experiments`` here or beside the package."""
+    """The folder of experiment files: ``$VOS_EXPERIMENTS``, else the one that comes with the library.
+
+    A folder called ``experiments`` where a command is started does not stand in its place; name it with ``VOS_EXPERIMENTS``.
+    """
     named = os.environ.get("VOS_EXPERIMENTS")
-    candidates = [Path(named)] if named else [Path("experiments"), Path(__file__).resolve().parent.parent / "experiments"]
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
-    raise ExperimentError(f"no experiments folder at {candidates[0]}: run from the repository or set VOS_EXPERIMENTS")
+    # In a checkout, this is a link to the folder `experiments` at its top.
+    folder = Path(named) if named else Path(str(importlib.resources.files("vos_lightning"))) / "recipes"
+    if not folder.is_dir():
+        raise ExperimentError(f"no experiments folder at {folder}: set VOS_EXPERIMENTS to the folder of experiment files")
+    return folder
 
 
 def experiment_files(folder: Path | None = None) -> dict[str, Path]:
     """Name -> file of every experiment, sorted."""
     folder = folder or experiments_folder()
-    files = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.glob("*/*.yaml")):
-        if not path.name.startswith("_") and not path.parent.name.startswith("_"):
-            files[f"{path.parent.name}_{path.stem}"] = path
-    return files
+        if path.name.startswith("_") or path.parent.name.startswith("_"):
+            continue
+        for stem in _tables(path) if path.name == tables.FILE else (path.stem,):
+            name = f"{path.parent.name}_{stem}"
+            if name in files:
+                raise ExperimentError(f"{path} and {files[name]} both define {name}: remove one of them")
+            files[name] = path
+    return dict(sorted(files.items()))
 
 
 def load_experiment(name: str) -> Experiment:
@@ -121,7 +133,10 @@ def load_experiment(name: str) -> Experiment:
         raise ExperimentError(f"there is no experiment file {path}")
     else:
         name = path.stem
-    own, config = _compose(path, folder, ())
+    if path.name == tables.FILE:
+        own, config = _combine(dict(_tables(path)[name.removeprefix(f"{path.parent.name}_")]), path, folder, ())
+    else:
+        own, config = _compose(path, folder, ())
     for key in ("hand_over", "select"):
         if own.get(key, "last") not in ("best", "last"):
             raise ExperimentError(f"{path}: {key} must be best or last, not {own[key]!r}")
@@ -195,6 +210,20 @@ def _compose(path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[st
     path = path.resolve()
     if path in chain:
         raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
+    return _combine(_read(path, chain), path, folder, (*chain, path))
+
+
+def _combine(content: dict[str, Any], path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An experiment's own keys, and its sections and options on top of what it extends."""
+    own = {key: content.pop(key) for key in (*OWN_KEYS, "set") if key in content}
+    config: dict[str, Any] = {}
+    for base in own.get("extends", ()):
+        _, inherited = _compose(folder / f"{base}.yaml", folder, chain)
+        config = _merge(config, inherited, path, "")
+    return own, _merge(_merge(config, content, path, ""), _nested(own.pop("set", {})), path, "")
+
+
+def _read(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(), Loader=_LOADER)
     except OSError as error:
@@ -203,12 +232,31 @@ def _compose(path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[st
         raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ExperimentError(f"{path} must hold a mapping")
-    own = {key: content.pop(key) for key in OWN_KEYS if key in content}
-    config: dict[str, Any] = {}
-    for base in own.get("extends", ()):
-        _, inherited = _compose(folder / f"{base}.yaml", folder, (*chain, path))
-        config = _merge(config, inherited, path, "")
-    return own, _merge(config, content, path, "")
+    return content
+
+
+def _tables(path: Path) -> dict[str, dict[str, Any]]:
+    return _read_tables(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_tables(path: Path, changed: int) -> dict[str, dict[str, Any]]:  # noqa: ARG001
+    try:
+        return tables.table_experiments(path, _read(path))
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted options as nested mappings."""
+    nested: dict[str, Any] = {}
+    for key, value in options.items():
+        target = nested
+        *parents, last = str(key).split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    return nested
 
 
 def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:

@@ -39,9 +39,6 @@ from vos_lightning.io.pretrained import MissingWeightsError, before_download, we
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
-RATES = ("learning_rate", "backbone_rate")
-"""Arguments of LightningModules that are learning rates."""
-
 
 class VOSCommandLine(LightningCLI):
     """Builds trainer, module and data module from one composed configuration and command-line overrides."""
@@ -140,18 +137,19 @@ class VOSCommandLine(LightningCLI):
 
     def _share_batch(self) -> None:
         trainer, data, model = self.config["trainer"], self.config["data"]["init_args"], self.config["model"]["init_args"]
-        if "batch_size" not in data or not isinstance(trainer["accelerator"], str):
+        loading = data.get("loading")
+        if loading is None or not isinstance(trainer["accelerator"], str):
             return
         asked = {key: trainer[key] for key in ("devices", "num_nodes", "accelerator")}
-        share = share_batch(asked, data["batch_size"], self.config["scale_batch"], available_devices, launched_processes())
+        share = share_batch(asked, loading["batch_size"], self.config["scale_batch"], available_devices, launched_processes())
         if share.note and getattr(rank_zero_only, "rank", 0) == 0:
             Console(stderr=True).print(share.note, highlight=False, soft_wrap=True)
         if share.devices is not None:
             trainer["devices"] = share.devices
-        data["batch_size"] = share.batch_size
-        for name in RATES:
-            if name in model:
-                model[name] *= share.rate_factor
+        loading["batch_size"] = share.batch_size
+        rates = model.get("optimisation", model)
+        if "learning_rate" in rates:
+            rates["learning_rate"] *= share.rate_factor
 
     def instantiate_classes(self) -> None:
         """Module, data module and trainer; see :meth:`__init__` for pretrained weights."""

@@ -80,7 +80,7 @@ class Run:
         return (self.directory / "finished").is_file()
 
     def record(self) -> dict[str, Any]:
-        """Content of ``record.json`` (see :mod:`vos_lightning.app.records`); empty if there is none, as in runs of older versions."""
+        """Content of ``record.json``, see :mod:`vos_lightning.app.records`; empty where there is none, as in older runs."""
         path = self.directory / "record.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 

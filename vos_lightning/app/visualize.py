@@ -1,4 +1,4 @@
-"""Look inside a network: pictures of what it computes for chosen frames of a video, see :mod:`vos_lightning.visualization.panels`."""
+"""Look inside a network: pictures of what it computes for chosen frames, see :mod:`vos_lightning.visualization.panels`."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def commands(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Commands run in this process; the list says which."""
-    monkeypatch.setenv("VOS_EXPERIMENTS", str(Path(__file__).resolve().parents[2] / "experiments"))
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(Path(__file__).resolve().parents[3] / "experiments"))
     monkeypatch.setenv("VOS_DATA", str(videos))
     monkeypatch.chdir(tmp_path)
     started: list[str] = []

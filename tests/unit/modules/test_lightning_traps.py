@@ -115,7 +115,7 @@ def test_evaluations_do_not_log_to_wandb(tmp_path: Path, wandb_settings: list[di
 
 def test_every_run_can_be_synchronised(tmp_path: Path) -> None:
     """Offline runs lie in the directory of the run, those of stages too."""
-    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
+    makefile = (Path(__file__).resolve().parents[3] / "Makefile").read_text()
     patterns = next(line for line in makefile.splitlines() if "wandb sync" in line).split()
     patterns = [pattern for pattern in patterns if pattern.startswith("runs/")]
     for run in ("runs/emvos_demo", "runs/emvos_davis17_main-1a2b3c4d"):
@@ -236,7 +236,7 @@ def test_training_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path, monkey
     from vos_lightning.app.cli import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VOS_EXPERIMENTS", str(Path(__file__).resolve().parents[2] / "experiments"))
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(Path(__file__).resolve().parents[3] / "experiments"))
     options = [
         "--trainer.limit_val_batches=0",
         "--trainer.enable_progress_bar=false",

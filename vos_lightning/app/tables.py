@@ -1,0 +1,128 @@
+"""The tables of a paper as experiments: ``experiments/<paper>/tables.yaml`` holds row by row what a published number stands for.
+
+::
+
+    paper: "PMNet, 2022"
+    columns:                      # data sets that rows are scored on
+      DAVIS 2017 val: {}
+      DAVIS 2017 test-dev: {suffix: _testdev, extends: [pmnet/_testdev]}
+    tables:
+      6:
+        checkpoint_of: pmnet_davis17
+        extends: [pmnet/main]
+        rows:
+          beta_10:
+            row: "beta 10"
+            set: {model.init_args.network.init_args.adaptive.beta: 10.0}
+            published:
+              DAVIS 2017 val: {J&F: 85.9, fps: 14.1}
+              DAVIS 2017 test-dev: {J&F: 78.2}
+    others:                       # experiments that no table prints
+      dot_static:
+        extends: [pmnet/static]
+        set: {model.init_args.network.init_args.stcn.init_args.similarity: dot}
+
+A row is one experiment a data set: ``pmnet_beta_10`` and ``pmnet_beta_10_testdev``. An experiment has the keys that a file has
+(see :mod:`vos_lightning.app.experiments`), and ``set``: dotted options as on the command line, which are merged last. What a table
+says holds for its rows unless a row says it again; ``extends`` and ``set`` of a column come after those of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE = "tables.yaml"
+_EXPERIMENT_KEYS = ("extends", "set", "stages", "hand_over", "select", "checkpoint_of", "description")
+_ROW_KEYS = (*_EXPERIMENT_KEYS, "row", "paper", "published", "hardware", "departs")
+_COLUMN_KEYS = ("suffix", "extends", "set", "description")
+_CELL_KEYS = ("fps", "name", "hardware", "departs", "extends", "set", "description", "checkpoint_of")
+
+
+def table_experiments(path: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every experiment of a file of tables.
+
+    Args:
+        path: the file, for messages.
+        content: what it holds.
+
+    Returns:
+        Name without the paper's folder -> what an experiment file of that name would hold, with ``set`` beside its sections.
+
+    Raises:
+        ValueError: an unknown key, or two experiments of one name.
+    """
+    _check(path, content, ("paper", "hardware", "columns", "tables", "others"), "the file")
+    columns = content.get("columns") or {}
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, experiment: dict[str, Any]) -> None:
+        if name in found:
+            raise ValueError(f"{path}: there are two experiments {name}: rename one of them")
+        found[name] = experiment
+
+    for column, options in columns.items():
+        _check(path, options, _COLUMN_KEYS, f"column {column}")
+    for number, table in (content.get("tables") or {}).items():
+        _check(path, table, (*_EXPERIMENT_KEYS, "rows", "hardware", "departs"), f"table {number}")
+        shared = {key: value for key, value in table.items() if key != "rows"}
+        for name, row in table["rows"].items():
+            where = f"table {number}, row {name}"
+            _check(path, row, _ROW_KEYS, where)
+            row = {**shared, **row, "set": {**shared.get("set", {}), **row.get("set", {})}}
+            for dataset, cell in row["published"].items():
+                if dataset not in columns:
+                    raise ValueError(
+                        f"{path}: {where} has a score on {dataset}, which is no column; columns are {_some(columns)}"
+                    )
+                column = columns[dataset] or {}
+                add(cell.get("name", name + column.get("suffix", "")), _experiment(content, number, row, dataset, column, cell))
+    for name, experiment in (content.get("others") or {}).items():
+        _check(path, experiment, _EXPERIMENT_KEYS, f"experiment {name}")
+        add(name, dict(experiment))
+    return found
+
+
+def _experiment(
+    content: Mapping[str, Any],
+    number: Any,
+    row: Mapping[str, Any],
+    dataset: str,
+    column: Mapping[str, Any],
+    cell: Mapping[str, Any],
+) -> dict[str, Any]:
+    experiment = {key: row[key] for key in _EXPERIMENT_KEYS if key in row}
+    experiment["extends"] = [*row.get("extends", ()), *column.get("extends", ()), *cell.get("extends", ())]
+    experiment["set"] = {**row["set"], **column.get("set", {}), **cell.get("set", {})}
+    if "checkpoint_of" in cell:
+        experiment["checkpoint_of"] = cell["checkpoint_of"]
+    published = {
+        "paper": row.get("paper", content.get("paper")),
+        "table": number,
+        "row": row["row"],
+        "dataset": dataset,
+        "metrics": {key: value for key, value in cell.items() if key not in _CELL_KEYS},
+    }
+    for key in ("fps", "hardware", "departs"):
+        value = cell.get(key, row.get(key, content.get(key)))
+        if value is not None and (key != "hardware" or "fps" in published):
+            published[key] = value
+    experiment["published"] = published
+    text = cell.get("description", row.get("description", f"Table {number}, {row['row']}"))
+    if "description" not in cell and column.get("description"):
+        text = f"{text}, {column['description']}"
+    experiment["description"] = text
+    return experiment
+
+
+def _check(path: Path, value: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(value or {}, Mapping):
+        raise ValueError(f"{path}: {where} must be a mapping with the keys {_some(known)}")
+    unknown = [key for key in value or {} if key not in known]
+    if unknown:
+        raise ValueError(f"{path}: {where} has an unknown key {unknown[0]}; there are {_some(known)}")
+
+
+def _some(names: Any) -> str:
+    return ", ".join(map(str, names))
