@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -316,16 +316,24 @@ def _copier_start(experiment: Experiment) -> list[str]:
 
     What a part costs may depend on the masks: PMNet refines a share of each object's box.
     """
+    places = _taking("copier_start", experiment.config["model"]["init_args"]["network"], "model.init_args.network")
+    return [f"--{place}.init_args.copier_start=true" for place in places]
+
+
+def _taking(argument: str, section: Mapping[str, Any], where: str) -> list[str]:
+    """Places of the classes in a section whose constructors take an argument."""
     import importlib
     import inspect
 
-    network = experiment.config["model"]["init_args"]["network"]
-    module_name, _, class_name = network["class_path"].rpartition(".")
-    parameters = inspect.signature(getattr(importlib.import_module(module_name), class_name)).parameters
-    # It needs two projections.
-    if "copier_start" not in parameters or network.get("init_args", {}).get("shared_projection"):
-        return []
-    return ["--model.init_args.network.init_args.copier_start=true"]
+    module_name, _, class_name = section["class_path"].rpartition(".")
+    given = section.get("init_args") or {}
+    takes = argument in inspect.signature(getattr(importlib.import_module(module_name), class_name)).parameters
+    # A copier start needs two projections.
+    places = [where] if takes and not given.get("shared_projection") else []
+    for key, value in given.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            places += _taking(argument, value, f"{where}.init_args.{key}")
+    return places
 
 
 def show(argv: Sequence[str]) -> int:
@@ -377,7 +385,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "J of every frame over time: curves --truth D --predictions NAME=D ... --output D",
     ),
     "import-checkpoint": (
-        _module_main("vos_lightning.checkpoints.released"),
+        _module_main("vos_lightning.checkpoints.released.conversion"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper emvos|pmvos|stcn|stm --output OUT.ckpt",
     ),
     "precompute-proposals": (

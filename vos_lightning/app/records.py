@@ -16,7 +16,7 @@ import torch
 from vos_lightning.app.experiments import Experiment, digest, training_identity, with_overrides, without_neutral
 from vos_lightning.app.runs import Run, starting_point, weights_kind
 
-_NOT_DATA = ("recipe", "batch_size", "num_workers", "seed", "pin_memory", "predict_root", "max_device_batch")
+_NOT_DATA = ("recipe", "loading")
 
 
 def now() -> str:
@@ -90,6 +90,7 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
     record = run.record()
     start_of_weights, identity = _identity(record, experiment, overrides, cli.config.get("initial_weights"), from_step)
     config = with_overrides(experiment.config, overrides)
+    loading = getattr(cli.datamodule, "loading", None)
     parts = cli.datamodule.clip_parts() if hasattr(cli.datamodule, "clip_parts") else []
     initial = cli.config.get("initial_weights")
     start = {
@@ -106,10 +107,13 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
             "fingerprint": experiment.fingerprint,
             "identity": identity,
             "start": start_of_weights,
-            "seed": [cli.config.get("seed_everything"), getattr(cli.datamodule, "seed", None)],
+            "seed": [
+                cli.config.get("seed_everything"),
+                cli.datamodule.loading.seed if hasattr(cli.datamodule, "loading") else None,
+            ],
             "data": describe_data(config.get("data") or {}),
             "train_items": [len(source) for source, _ in parts],
-            "batch_size": getattr(cli.datamodule, "batch_size", None),
+            "batch_size": loading.batch_size if loading else None,
             "max_steps": cli.trainer.max_steps,
             "initial": record.get("initial") if from_step else provenance(Path(initial)) if initial else None,
             "starts": [*record.get("starts", []), start],

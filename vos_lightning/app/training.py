@@ -47,7 +47,7 @@ def train(argv: Sequence[str]) -> int:
         description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated. "
         "The stages of an experiment are runs beside its directory, which it shares with other experiments.",
         epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
-        "--model.init_args.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. "
+        "--model.init_args.optimisation.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. "
         "`python -m vos_lightning show EXP --options` lists them all.",
     )
     parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
@@ -107,7 +107,7 @@ def _train_stages(experiment: Experiment, directory: Path, overrides: Sequence[s
 
 def _check_devices(stage: PlannedStage, overrides: Sequence[str]) -> None:
     config = with_overrides(stage.experiment.config, overrides)
-    batch_size = ((config.get("data") or {}).get("init_args") or {}).get("batch_size")
+    batch_size = ((config.get("data") or {}).get("init_args") or {}).get("loading", {}).get("batch_size")
     if isinstance(batch_size, int) and not stage.run.finished:
         share_batch(config.get("trainer") or {}, batch_size, bool(config.get("scale_batch")))
 

@@ -160,7 +160,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
     @classmethod
     def small(cls) -> EMVOS:
         """A random network of some 13 thousand parameters."""
-        size = {"growth_rate": 4, "block_config": (1, 2, 2), "num_init_features": 8}
+        size: dict[str, Any] = {"growth_rate": 4, "block_config": (1, 2, 2), "num_init_features": 8}
         return cls.published(None, key_channels=8, decoder_channels=8, **size)
 
     def encode(self, frame: FrameInput) -> Features:

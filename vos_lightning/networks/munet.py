@@ -116,7 +116,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
     @classmethod
     def small(cls) -> MUNet:
         """A random network of some 84 thousand parameters."""
-        widths = {"key_channels": 8, "value_channels": 8, "decoder_channels": 8}
+        widths: dict[str, Any] = {"key_channels": 8, "value_channels": 8, "decoder_channels": 8}
         return cls.published(None, motion=MotionOptions(window=5, reduced_channels=8), blocks=(1, 1, 1), width=4, **widths)
 
     def encode(self, frame: FrameInput) -> Features:

@@ -160,7 +160,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     @classmethod
     def small(cls) -> PMVOS:
         """A random network of some 57 thousand parameters, whose objects differ clearly from each other."""
-        widths = {"key_channels": 8, "lateral_channels": 8, "decoder_channels": 8}
+        widths: dict[str, Any] = {"key_channels": 8, "lateral_channels": 8, "decoder_channels": 8}
         return cls.published(None, blocks=(1, 1, 1, 2), width=4, copier_start=True, **widths)
 
     def encode(self, frame: FrameInput) -> Features:

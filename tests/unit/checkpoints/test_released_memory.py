@@ -16,7 +16,7 @@ from tests.tolerances import assert_close
 from tests.unit.decoders.test_refine import normalized
 from vos_lightning.app.cli import main
 from vos_lightning.checkpoints.loading import load_engine
-from vos_lightning.checkpoints.released import import_released
+from vos_lightning.checkpoints.released.conversion import import_released
 from vos_lightning.propagation.step import unroll
 from vos_lightning.structures import Given
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vos_lightning.checkpoints.released.layout import ReleasedLayout
+from vos_lightning.backbones.densenet import DenseNetPyramid
+from vos_lightning.checkpoints.released.layout import ReleasedLayout, describe
 from vos_lightning.networks.emvos import EMVOS
 
 
@@ -26,7 +27,7 @@ def _decoder() -> dict[str, str]:
 LAYOUT = ReleasedLayout(
     module="vos_lightning.modules.emvos.EMVOSModule",
     network=EMVOS,
-    arguments={"weights": None, "train_encoder": False},
+    describe=lambda: {"backbone": describe(DenseNetPyramid, weights=None), "train_encoder": False},
     renamed={
         "vos.encoder.": "backbone.",
         "vos.matcher.conv1.conv.": "cosine_key.",

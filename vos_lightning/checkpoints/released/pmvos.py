@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from vos_lightning.checkpoints.released.layout import ReleasedLayout
+from vos_lightning.backbones.resnet import ResNetPyramid
+from vos_lightning.checkpoints.released.layout import ReleasedLayout, describe
 from vos_lightning.networks.pmvos import PMVOS
 
 LAYOUT = ReleasedLayout(
     module="vos_lightning.modules.pmvos.PMVOSModule",
     network=PMVOS,
-    arguments={"weights": None, "medial": "released"},
+    describe=lambda: {"backbone": describe(ResNetPyramid, weights=None), "medial": "released"},
     renamed={
         "vos.backbone.": "backbone.",
         "vos.pm.conv_in.conv.": "key.",

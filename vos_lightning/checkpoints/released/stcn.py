@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vos_lightning.checkpoints.released.layout import Adapted, ReleasedLayout
+from vos_lightning.checkpoints.released.layout import Adapted, ReleasedLayout, describe, trunk
+from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
 from vos_lightning.networks.stcn import STCN
 
 _FIRST = "value_encoder.conv1.weight"
@@ -31,6 +32,12 @@ def _adapt(state: dict[str, Tensor]) -> Adapted:
     return state, arguments
 
 
+def _describe(others: OtherObjects | None = "sum", **options: Any) -> dict[str, Any]:
+    shallow = trunk(block="basic", blocks=(2, 2, 2, 2), conv_bias=True)
+    encoder = describe(MaskedEncoder, trunk=shallow, others=others, mask_init="orthogonal")
+    return {"backbone": trunk(), "mask_encoder": encoder, **options}
+
+
 def _residual(theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.": f"{ours}.", f"{theirs}.downsample.": f"{ours}.shortcut."}
 
@@ -38,7 +45,7 @@ def _residual(theirs: str, ours: str) -> dict[str, str]:
 LAYOUT = ReleasedLayout(
     module="vos_lightning.modules.stcn.STCNModule",
     network=STCN,
-    arguments={"weights": None},
+    describe=_describe,
     renamed={
         "key_encoder.": "key_encoder.",
         "key_encoder.res2.": "key_encoder.layer1.",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vos_lightning.checkpoints.released.layout import Adapted, ReleasedLayout
+from vos_lightning.checkpoints.released.layout import Adapted, ReleasedLayout, describe, trunk
+from vos_lightning.encoders.masked import MaskedEncoder
 from vos_lightning.networks.stm import STM
 
 _MASKS = ("Encoder_M.conv1_m.weight", "Encoder_M.conv1_o.weight")
@@ -35,7 +36,7 @@ def _stage(theirs: str, ours: str) -> dict[str, str]:
 LAYOUT = ReleasedLayout(
     module="vos_lightning.modules.stm.STMModule",
     network=STM,
-    arguments={"weights": None},
+    describe=lambda: {"backbone": trunk(), "mask_encoder": describe(MaskedEncoder, trunk=trunk(), others="clamped")},
     renamed={
         **_encoder("Encoder_M", "memory_encoder.trunk"),
         **_encoder("Encoder_Q", "query_encoder"),

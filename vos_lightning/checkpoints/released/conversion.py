@@ -1,0 +1,123 @@
+"""Checkpoints that authors have released, as checkpoints of this library."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from vos_lightning.checkpoints.released import emvos, pmvos, stcn, stm
+from vos_lightning.checkpoints.released.layout import build, describe
+from vos_lightning.io.files import write_atomically
+from vos_lightning.io.outputs import claim_file
+
+LAYOUTS = {"emvos": emvos.LAYOUT, "pmvos": pmvos.LAYOUT, "stcn": stcn.LAYOUT, "stm": stm.LAYOUT}
+
+
+def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read a file of the authors.
+
+    Only tensors and plain values are unpickled (``weights_only=True``).
+
+    Args:
+        file: a state dict as the authors have published it; bare, of a network in ``DataParallel``, or as ``network`` beside the
+            state of an optimiser.
+        paper: ``pmvos``, ``emvos``, ``stcn`` or ``stm``.
+
+    Returns:
+        A checkpoint for :func:`vos_lightning.checkpoints.loading.load_engine`, and the keys of the file that it does not need.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else: not a state dict, or keys or shapes are not those of the paper's network.
+    """
+    layout = LAYOUTS[paper]
+    released, found = layout.adapt(_read(file))
+    network = describe(layout.network, **layout.describe(**found))
+    with torch.device("meta"):
+        own = build(network).state_dict()
+    state: dict[str, Tensor] = {}
+    unknown, wrong, dropped = [], [], []
+    for key, value in released.items():
+        name = layout.rename(key)
+        if key in layout.dropped:
+            dropped.append(key)
+            expected = layout.dropped[key]
+        elif name in own:
+            assert name is not None
+            state[f"network.{name}"] = value.to(own[name].dtype)
+            expected = tuple(own[name].shape)
+        else:
+            unknown.append(key)
+            continue
+        if tuple(value.shape) != expected:
+            wrong.append(f"{key} is {tuple(value.shape)} instead of {expected}")
+    missing = [name for name in own if f"network.{name}" not in state]
+    problems = [f"{text} {_some(names)}" for text, names in (
+        ("unknown keys", unknown), ("wrong shapes:", wrong), ("nothing for", missing)
+    ) if names]  # fmt: skip
+    if problems:
+        raise ValueError(f"{file}: this is no released checkpoint of {paper}: {'; '.join(problems)}")
+    checkpoint = {
+        "state_dict": state,
+        "hyper_parameters": {
+            "network": network,
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+            "_class_path": layout.module,
+        },
+        "pytorch-lightning_version": lightning.__version__,
+        "epoch": 0,
+        "global_step": 0,
+    }
+    return checkpoint, tuple(dropped)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: there is no such checkpoint")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{file}: this is no PyTorch file of plain tensors, or it is damaged or truncated") from error
+    # Training checkpoints of STCN, and networks that were saved inside DataParallel.
+    if isinstance(content, dict) and isinstance(content.get("network"), dict) and "optimizer" in content:
+        content = content["network"]
+    if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
+        raise ValueError(f"{file}: this is no released checkpoint: it must hold parameter names and tensors and nothing else")
+    wrapped = all(str(key).startswith("module.") for key in content)
+    return {str(key).removeprefix("module.") if wrapped else str(key): value for key, value in content.items()}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def main(argv: Sequence[str]) -> int:
+    """``import-checkpoint FILE --paper PAPER --output OUT.ckpt``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vos_lightning import-checkpoint",
+        description="Turn a checkpoint that the authors have released into one of this library, checked strictly.",
+    )
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="PMVOS_best.tar, coco_davis_best.pth, stcn.pth, STM_weights.pth ..."
+    )
+    parser.add_argument("--paper", choices=sorted(LAYOUTS), required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT.ckpt")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.ckpt where it exists")
+    arguments = parser.parse_args(argv)
+    claim_file(arguments.output, [arguments.file], arguments.overwrite)
+    checkpoint, dropped = import_released(arguments.file, arguments.paper)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomically(arguments.output, buffer.getvalue())
+    number = len(checkpoint["state_dict"])
+    sys.stdout.write(f"{arguments.output}: {number} tensors of {arguments.paper}; dropped {', '.join(dropped) or 'none'}\n")
+    return 0
