@@ -46,8 +46,7 @@ def _load_libraries() -> None:
     # Before the library, whose type checks are compiled into it on import: whatever is imported for the first time meanwhile is
     # compiled anew as well, which takes longer than the rest of the start.
     import cv2
-    import lightning.pytorch
-    import lightning.pytorch.cli
+    import lightning.pytorch.cli  # noqa: F401
     import torch
     import torchvision  # noqa: F401
 

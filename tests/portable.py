@@ -1,7 +1,7 @@
 """Run tests with the instruction sets and thread counts of other processors: ``python -m tests.portable [arguments of pytest]``.
 
-The libraries choose their code when they are loaded, so that every setting is a process of its own. What the processor at hand does
-not have, it cannot show: AVX-512 needs one that has it. Without arguments the recorded numbers are tested.
+The libraries choose their code when they are loaded, so that every setting is a process of its own. A processor without AVX-512
+cannot show what those with it do. Without arguments the recorded numbers are tested.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::ImportWarning"]
             run = subprocess.run(
                 [*command, *(arguments or ["tests/golden", "-m", "not slow"])],
-                env={**os.environ, **variables},
+                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **variables},
                 capture_output=True,
                 text=True,
             )

@@ -1,4 +1,4 @@
-"""What the data modules of the smoke recipes draw for training. A refactoring keeps it; a change of behaviour says why it does not.
+"""What the smoke recipes draw for training. A refactoring keeps it; a change of behaviour says why it does not.
 
 The draws are whole numbers and double precision, the same on every processor. Pixels are drawn in single precision, so that they
 are recorded as means and areas, with room for a few that are rounded otherwise.

@@ -109,8 +109,8 @@ def test_losses_are_the_recorded_ones(name: str, tmp_path: Path) -> None:
 def test_rounding_does_not_reach_the_record(name: str, tmp_path: Path) -> None:
     """Weights that are off by a hundred million times a rounding leave the losses within the tolerance.
 
-    Nothing enlarges the difference, and none of the choices inside (the best matches, the most uncertain points, the proposal of an
-    object, the hardest pixels) is near a tie.
+    Nothing enlarges the difference, and none of the choices inside (the best matches, the most uncertain points, the proposal of
+    an object, the hardest pixels) is near a tie.
     """
     plain, perturbed = losses_of(name, tmp_path / "plain"), losses_of(name, tmp_path / "perturbed", perturbation=1e-8)
     assert plain != perturbed

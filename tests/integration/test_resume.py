@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -43,17 +42,13 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 def test_killed_and_started_again(tmp_path: Path, experiment: str, kill: signal.Signals) -> None:
     code, output = quick_run("train", experiment, "--run-dir", "straight", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
-    process = Started("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
-    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.is_file() and time.monotonic() < deadline and process.running:
-        time.sleep(0.01)
-    process.kill(kill)
+    process = Started("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path, signal_after=(5, kill))
     code, output = process.wait()
     assert code == (75 if kill == signal.SIGUSR1 else -kill), output
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     assert not (tmp_path / "killed" / "finished").exists()
     done = torch.load(checkpoint, weights_only=True)["global_step"]
-    assert 0 < done < 12
+    assert 5 <= done < 12
     code, output = quick_run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
     assert "going on from" in output
