@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule
 
 from data_modules.layouts import write_davis_layout
 from tests.clips import proposals_of
-from tests.conftest import NETWORKS
+from tests.networks import NETWORKS
 from tests.recipes.experiments import NAMES, SMOKE
 from tests.tolerances import assert_close
 from vos_lightning import lightning_cli, training
