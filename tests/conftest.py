@@ -99,6 +99,7 @@ def network(request: pytest.FixtureRequest, device: torch.device) -> VOSNetwork:
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be downloaded fails as on a machine without a network."""
+    import torch
 
     def refuse(request: object) -> None:
         raise URLError("no network")
