@@ -39,7 +39,7 @@ OFF_EDGE = 0.3
 MIN_STEP = 0.2
 """Colours on the two sides of a given mask's contour that differ by less (in natural logarithms) say nothing."""
 
-_BINS = 16
+_BINS = (8, 16, 16)
 _SMALLEST = 1e-4
 
 
@@ -47,18 +47,19 @@ _SMALLEST = 1e-4
 
 
 def colour_bins(image: UInt8[np.ndarray, "h w 3"]) -> Int32[np.ndarray, "h w"]:
-    """Number of the colour of every pixel: 16 steps for each of the three channels of CIELAB.
+    """Number of the colour of every pixel in CIELAB: 8 steps of lightness, as light changes, and 16 for each of the two others.
 
     Args:
         image: RGB.
     """
-    steps = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.int32) // (256 // _BINS)
-    return np.asarray((steps[..., 0] * _BINS + steps[..., 1]) * _BINS + steps[..., 2])
+    lightness, green_red, blue_yellow = (plane.astype(np.int32) for plane in cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2LAB)))
+    steps = [plane * bins // 256 for plane, bins in zip((lightness, green_red, blue_yellow), _BINS, strict=True)]
+    return np.asarray((steps[0] * _BINS[1] + steps[1]) * _BINS[2] + steps[2])
 
 
 def colour_histogram(bins: Int32[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, " n"]:
     """Shares of the colours of a mask, smoothed by (1/4, 1/2, 1/4) along each channel; all 0 for an empty mask."""
-    counts = np.bincount(bins[mask], minlength=_BINS**3).astype(np.float32).reshape(_BINS, _BINS, _BINS)
+    counts = np.bincount(bins[mask], minlength=math.prod(_BINS)).astype(np.float32).reshape(_BINS)
     for axis in range(3):
         widths = [(1, 1) if i == axis else (0, 0) for i in range(3)]
         padded = np.moveaxis(np.pad(counts, widths, mode="edge"), axis, 0)

@@ -1,8 +1,8 @@
 """How good the drift flags are: ``python -m tests.benchmarks.drift --data DIR [--checkpoint CKPT | --predictions DIR]``.
 
 ``DIR`` has the layout of DAVIS 2016; every frame has a ground truth, and no video has more than one object. For every split and
-every source of predictions it prints how many of the frames with J < 0.5 are flagged (recall), how many of the flagged frames have
-J < 0.5 (precision), and how many of the frames that are good (J >= 0.75) are flagged (false alarms).
+every source of predictions it prints how many of the frames with J < 0.5 are flagged (recall), how many of the flagged frames
+have J < 0.5 (precision), and how many of the frames that are good (J >= 0.75) are flagged (false alarms).
 
 Without a checkpoint or predictions, the sources need no network: both baselines, and masks made from the truth. ``truth`` is the
 truth itself, ``rough`` has a contour that a good tracker might have; ``shrinking``, ``growing`` and ``sliding`` get slowly worse.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from tests.unit.dummies import DummyNetwork
 from vos_lightning.drift import (
     DriftIndex,
     colour_bins,
@@ -21,6 +24,9 @@ from vos_lightning.drift import (
     surroundings,
     unusable_from,
 )
+from vos_lightning.io.label_maps import write_label_map
+from vos_lightning.predict import main
+from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.structures import FramePrediction
 
 HEIGHT, WIDTH = 160, 240
@@ -74,10 +80,10 @@ class TestGoodTracks:
 
     def test_nor_does_one_that_leaves_the_frame(self) -> None:
         """Most of its area is lost, and motion explains it."""
-        masks = [square(50, WIDTH - 60 + 2 * t, 50) for t in range(28)]
+        masks = [square(50, WIDTH - 60 + 2 * t, 50) for t in range(25)]
         frames = [scene((mask, RED, (0, 2 * t))) for t, mask in enumerate(masks)]
-        assert masks[-1].sum() < 0.2 * masks[0].sum()
-        assert flags_of(frames, masks) == [["given"]] + [[]] * 27
+        assert masks[-1].sum() < 0.3 * masks[0].sum()
+        assert flags_of(frames, masks) == [["given"]] + [[]] * 24
 
     def test_nor_do_neighbours_of_one_colour(self) -> None:
         """Where two objects touch, the contour parts equal colours, rightly."""
@@ -141,7 +147,7 @@ class TestFlags:
         assert "scattered" in found[1]
         assert "scattered" not in flags_of([scene((whole, RED, (0, 0)))] * 2, [pieces, pieces])[1], "given so"
 
-    @pytest.mark.parametrize("mask", [square(65, 95, 30), square(30, 60, 100), square(50, 100, 60)], ids=["part", "wide", "slid"])
+    @pytest.mark.parametrize("mask", [square(65, 95, 30), square(30, 60, 100), square(75, 105, 60)], ids=["part", "wide", "slid"])
     def test_off_edge(self, mask: Tensor) -> None:
         whole = square(50, 80, 60)
         found = flags_of([scene((whole, RED, (0, 0)))] * 3, [whole, whole, mask])
@@ -241,3 +247,49 @@ class TestAdvice:
             for t in range(10):
                 index.rows(f"f{t}", frame, prediction(t, nothing if t >= 10 - lost else there), (1,) if t == 0 else ())
             assert (index.advice() is None) if expected is None else (expected in index.advice())
+
+
+class Scripted(InferenceEngine):
+    """Answers with masks that are known beforehand."""
+
+    def __init__(self, masks: list[Tensor]) -> None:
+        self.network = DummyNetwork()
+        self.masks = masks
+        self.reset()
+
+    def step(self, frame: Tensor, masks: Any = None, **_: Any) -> FramePrediction:
+        self._frame_index += 1
+        self._slots = [1]
+        return prediction(self._frame_index, self.masks[self._frame_index])
+
+
+class TestCommand:
+    def run(self, folder: Path, frames: list[Tensor], masks: list[Tensor], patch: pytest.MonkeyPatch) -> list[str]:
+        (folder / "frames").mkdir()
+        for t, frame in enumerate(frames):
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / "frames" / f"{t:02d}.png")
+        write_label_map(folder / "first.png", masks[0].to(torch.uint8))
+        patch.setattr("vos_lightning.predict.load_engine", lambda *_, **__: Scripted(masks))
+        places = {"checkpoint": "unread.ckpt", "video": "frames", "masks": "first.png", "output": "out"}
+        arguments = [text for key, name in places.items() for text in (f"--{key}", str(folder / name))]
+        assert main([*arguments, "--device", "cpu", "--no-overlay"]) == 0
+        with (folder / "out" / "index.csv").open(newline="") as file:
+            return [row["flags"] for row in csv.DictReader(file)]
+
+    def test_drift_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        """The mask disappears, comes back, and then follows the other object to the end."""
+        own, other, nothing = square(50, 40, 40), square(50, 160, 40), torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+        frame = scene((own, RED, (0, 0)), (other, GREEN, (0, 0)))
+        flags = self.run(tmp_path, [frame] * 9, [own, own, nothing, own, *[other] * 5], monkeypatch)
+        assert flags[:4] == ["given", "", "absent", "returned"]
+        assert all("unlike" in text for text in flags[4:])
+        lines = capsys.readouterr().out.splitlines()
+        assert "7 frames to look at" in lines[0]
+        assert lines[1] == "most frames are flagged: the result is probably unusable from frame 02 on"
+
+    def test_a_good_result_is_left_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        masks = [square(20 + t, 20 + 4 * t, 50) for t in range(8)]
+        frames = [scene((mask, RED, (t, 4 * t))) for t, mask in enumerate(masks)]
+        assert self.run(tmp_path, frames, masks, monkeypatch) == ["given", *[""] * 7]
+        (line,) = capsys.readouterr().out.splitlines()
+        assert "0 frames to look at" in line
