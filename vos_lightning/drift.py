@@ -59,11 +59,11 @@ def colour_bins(image: UInt8[np.ndarray, "h w 3"]) -> Int32[np.ndarray, "h w"]:
 
 def colour_histogram(bins: Int32[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, " n"]:
     """Shares of the colours of a mask, smoothed by (1/4, 1/2, 1/4) along each channel; all 0 for an empty mask."""
-    counts = np.bincount(bins[mask], minlength=math.prod(_BINS)).astype(np.float32).reshape(_BINS)
+    counts: np.ndarray = np.bincount(bins[mask], minlength=math.prod(_BINS)).astype(np.float32).reshape(_BINS)
     for axis in range(3):
         widths = [(1, 1) if i == axis else (0, 0) for i in range(3)]
-        padded = np.moveaxis(np.pad(counts, widths, mode="edge"), axis, 0)
-        counts = np.moveaxis((padded[:-2] + padded[2:]) / 4 + padded[1:-1] / 2, 0, axis)
+        left, middle, right = (np.take(np.pad(counts, widths, mode="edge"), range(i, i + _BINS[axis]), axis) for i in range(3))
+        counts = (left + right) / 4 + middle / 2
     return np.asarray(counts.ravel() / max(float(counts.sum()), _SMALLEST), dtype=np.float32)
 
 
@@ -146,11 +146,8 @@ class _View:
         if self._before is None or min(self.size) < 16:  # the flow needs some pixels
             return mask
         if self._origin is None:
-            flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST).calc(
-                self.grey,
-                self._before,
-                None,  # type: ignore[arg-type]
-            )
+            estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+            flow = estimator.calc(self.grey, self._before, None)  # type: ignore[call-overload]
             rows, columns = np.indices(self.grey.shape, dtype=np.float32)
             self._origin = (columns + flow[..., 0], rows + flow[..., 1])
         return cv2.remap(mask, *self._origin, cv2.INTER_LINEAR)
