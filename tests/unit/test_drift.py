@@ -85,6 +85,12 @@ class TestGoodTracks:
         assert masks[-1].sum() < 0.3 * masks[0].sum()
         assert flags_of(frames, masks) == [["given"]] + [[]] * 24
 
+    def test_nor_does_a_change_of_light(self) -> None:
+        mask = square(50, 80, 50)
+        frame = scene((mask, RED, (0, 0)))
+        frames = [(frame.float() * (1 - 0.01 * t)).to(torch.uint8) for t in range(15)]
+        assert flags_of(frames, [mask] * 15) == [["given"]] + [[]] * 14
+
     def test_nor_do_neighbours_of_one_colour(self) -> None:
         """Where two objects touch, the contour parts equal colours, rightly."""
         index = DriftIndex()
