@@ -235,9 +235,8 @@ class ObjectRow:
     - ``absent``: the object has no pixel.
     - ``returned``: it has pixels again after a frame without. It may be another object now.
     - ``area_jump``: it grew or shrank by more than a factor of 2 since the frame before.
-    - ``shrunk``: it has less than half the area of its given mask, and lost more than half of it in ways that motion does not
-      explain. An object that moves away, leaves the frame or goes behind something takes its mask along; a mask that is worn down
-      does not.
+    - ``shrunk``: it has less than 0.4 of the area of its given mask, and motion does not explain a loss of that size. An object
+      that moves away, leaves the frame or goes behind something takes its mask along; a mask that is worn down does not.
     - ``low_confidence``: the mean probability of its pixels is below 0.7.
     - ``scattered``: its largest connected part has less than 0.6 of its area (relative to that share in the given mask).
     - ``unlike``: its colours are no longer those of the given mask (Bhattacharyya coefficient below 0.8).

@@ -113,7 +113,7 @@ class TestFlags:
         found = flags_of([scene((whole, RED, (0, 0)))] * len(masks), masks)
         assert int(masks[-1].sum()) == 7
         first = next(t for t, flags in enumerate(found) if "shrunk" in flags)
-        assert 55 <= first <= 70  # 45 to 30 pixels are left
+        assert 60 <= first <= 70  # 40 to 30 pixels are left
         assert all("shrunk" in flags for flags in found[first:])
         assert not any("area_jump" in flags for flags in found)
 
