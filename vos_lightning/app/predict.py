@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vos_lightning.app.given_masks import GivenMasks, add_arguments
 from vos_lightning.checkpoints.loading import load_engine
+from vos_lightning.drift import DriftIndex, ObjectRow, is_flagged
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.label_maps import overlay, write_label_map
 from vos_lightning.io.outputs import OutputFolder, naming
@@ -31,12 +32,8 @@ from vos_lightning.proposals.store import precompute_command
 from vos_lightning.structures import FramePrediction
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
-AREA_FACTOR = 2.0
-"""An object that grows or shrinks by more than this from one frame to the next is flagged ``area_jump``."""
 MEMORY_FRAMES = 100
 """Remembered frames without annotation, at most, where a network would keep ever more of them."""
-LOW_CONFIDENCE = 0.7
-"""An object whose pixels have a lower mean probability is flagged ``low_confidence``."""
 
 
 # Proposals ------------------------------------------------------------------------------------------------------------
@@ -80,49 +77,6 @@ def open_proposals(
 # What is written ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ObjectRow:
-    """A line of ``index.csv``: one object in one frame."""
-
-    frame: int
-    name: str
-    object_id: int
-    area: int
-    """Pixels."""
-    confidence: float
-    """Mean probability of the object's pixels; 0 where it has none."""
-    flags: str
-    """Where to look: ``absent``, ``area_jump``, ``low_confidence``, joined by spaces; ``given`` where a mask was given."""
-
-
-class DriftIndex:
-    """Measures every object in every frame and flags what looks like drift."""
-
-    def __init__(self) -> None:
-        self._areas: dict[int, int] = {}
-
-    def rows(self, name: str, prediction: FramePrediction, given: tuple[int, ...]) -> Iterator[ObjectRow]:
-        """One row for each object; ``given`` holds the ids that a mask was given for in this frame."""
-        ids = prediction.object_ids
-        masks = prediction.label_map == torch.tensor(ids, dtype=torch.uint8).view(-1, 1, 1)
-        areas = masks.flatten(1).sum(dim=1)
-        confidence = (prediction.probabilities * masks).flatten(1).sum(dim=1) / areas.clamp_min(1)
-        for object_id, area, mean in zip(ids, areas.tolist(), confidence.tolist(), strict=True):
-            before = self._areas.get(object_id, 0)
-            flags = []
-            if object_id in given:
-                flags.append("given")
-            elif area == 0:
-                flags.append("absent")
-            else:
-                if before and max(area, before) > AREA_FACTOR * min(area, before):
-                    flags.append("area_jump")
-                if mean < LOW_CONFIDENCE:
-                    flags.append("low_confidence")
-            self._areas[object_id] = area
-            yield ObjectRow(prediction.frame_index, name, object_id, area, round(mean, 4), " ".join(flags))
-
-
 @dataclass
 class Summary:
     """What :func:`predict_video` has done."""
@@ -131,6 +85,8 @@ class Summary:
     num_flagged: int = 0
     """Frames with at least one drift flag."""
     object_ids: tuple[int, ...] = ()
+    advice: str | None = None
+    """What :meth:`DriftIndex.advice` says of the whole video; set after its last frame."""
 
 
 def predict_video(
@@ -181,10 +137,10 @@ def predict_video(
             if writer is not None:
                 with naming(writer.path):
                     writer.write(overlay(frame, prediction.label_map))
-            rows = list(drift.rows(name, prediction, () if label_map is None else object_ids_in(label_map)))
+            rows = drift.rows(name, frame, prediction, () if label_map is None else object_ids_in(label_map))
             rows_to.writerows([vars(row).values() for row in rows])
             summary.num_frames = index + 1
-            summary.num_flagged += any(row.flags not in ("", "given") for row in rows)
+            summary.num_flagged += is_flagged(rows)
             summary.object_ids = prediction.object_ids
             yield summary
     finally:
@@ -195,6 +151,7 @@ def predict_video(
                 with naming(writer.path):
                     writer.close()
                 output.keep("overlay.mp4")
+    summary.advice = drift.advice()
     masks.finish(summary.num_frames)
     output.finish()
 
@@ -253,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{summary.num_frames} frames, {len(summary.object_ids)} objects, {summary.num_flagged} frames to look at "
         f"(flags in {arguments.output / 'index.csv'})\n"
     )
+    if summary.advice is not None:
+        sys.stdout.write(f"{summary.advice}\n")
     if proposals is not None and proposals.note is not None:
         sys.stdout.write(f"{proposals.note}\n")
     return 0

@@ -25,7 +25,6 @@ from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import VideoWriter, open_frames
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.policies import EveryKth
-from vos_lightning.structures import FramePrediction
 
 MODULE = f"{DummyModule.__module__}.DummyModule"
 NETWORK = f"{DummyNetwork.__module__}.DummyNetwork"
@@ -411,25 +410,6 @@ class TestCommand:
             write_label_map(tmp_path / "m.png", torch.ones(32, 48, dtype=torch.uint8))
             assert run(*arguments)[0] == 2
             assert "error: " in capsys.readouterr().err
-
-
-class TestDriftIndex:
-    def predict(self, area: int, probability: float = 0.9) -> FramePrediction:
-        label_map = torch.zeros(10, 10, dtype=torch.uint8)
-        label_map.view(-1)[:area] = 7
-        return FramePrediction(3, label_map, torch.full((1, 10, 10), probability), (7,))
-
-    def test_flags(self) -> None:
-        drift = DriftIndex()
-        steps = [(20, 0.9, (7,)), (39, 0.9, ()), (80, 0.9, ()), (39, 0.5, ()), (0, 0.9, ()), (90, 0.9, ()), (0, 0.9, (7,))]
-        rows = [next(iter(drift.rows("n", self.predict(area, p), given))) for area, p, given in steps]
-        assert [row.flags for row in rows] == ["given", "", "area_jump", "area_jump low_confidence", "absent", "", "given"]
-        assert [row.area for row in rows] == [area for area, _, _ in steps]
-        assert [row.confidence for row in rows] == [0.9, 0.9, 0.9, 0.5, 0.0, 0.9, 0.0]
-
-    def test_no_object_no_row(self) -> None:
-        empty = FramePrediction(0, torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(0, 4, 4), ())
-        assert list(DriftIndex().rows("n", empty, ())) == []
 
 
 assert "tests.unit.dummies" in sys.modules  # what lets a checkpoint of the dummy module be loaded
