@@ -1,4 +1,4 @@
-"""How good the drift flags are: ``python -m tests.benchmarks.drift --data DIR [--checkpoint CKPT | --predictions DIR]``.
+"""How good the drift flags are: ``python -m benchmarks.drift --data DIR [--checkpoint CKPT | --predictions DIR]``.
 
 ``DIR`` has the layout of DAVIS 2016; every frame has a ground truth, and no video has more than one object. For every split and
 every source of predictions it prints how many of the frames with J < 0.5 are flagged (recall), how many of the flagged frames
@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 import torch
 
-from data_modules.davis import DAVISDataModule
-from data_modules.sources import RecordVideos
-from vos_lightning.baselines import copy_first_mask, warp_by_flow
-from vos_lightning.drift import DriftIndex
+from data_modules.datasets.davis import DAVISDataModule
+from data_modules.videos import RecordVideos
+from vos_lightning.app.drift import DriftIndex
+from vos_lightning.checkpoints.loading import load_engine
+from vos_lightning.evaluation.baselines import copy_first_mask, warp_by_flow
 from vos_lightning.io.label_maps import read_label_map
-from vos_lightning.modules.loading import load_engine
 from vos_lightning.structures import FramePrediction, VideoSample
 
 BAD, GOOD = 0.5, 0.75
@@ -102,7 +102,7 @@ def _worse(kind: str, mask: np.ndarray, progress: float, rng: np.random.Generato
 
 
 def baseline(function: Callable[[VideoSample], Iterator[tuple[int, torch.Tensor]]]) -> Source:
-    """A function of :mod:`vos_lightning.baselines`."""
+    """A function of :mod:`vos_lightning.evaluation.baselines`."""
     return lambda video: (as_prediction(t, label_map.numpy() > 0) for t, label_map in function(video))
 
 

@@ -15,7 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # Its processes are copies of one that has imported everything and done nothing else.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["tests.networks", "vos_lightning.app.lightning_cli", "vos_lightning.app.training", "data_modules.datasets.synthetic", "torch._dynamo"]
+    [
+        "tests.networks",
+        "vos_lightning.app.lightning_cli",
+        "vos_lightning.app.training",
+        "data_modules.datasets.synthetic",
+        "torch._dynamo",
+    ]
 )
 
 

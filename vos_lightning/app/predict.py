@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vos_lightning.app.drift import DriftIndex, ObjectRow, is_flagged
 from vos_lightning.app.given_masks import GivenMasks, add_arguments
 from vos_lightning.checkpoints.loading import load_engine
-from vos_lightning.drift import DriftIndex, ObjectRow, is_flagged
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.label_maps import overlay, write_label_map
 from vos_lightning.io.outputs import OutputFolder, naming

@@ -19,7 +19,6 @@ from torch import Tensor
 from tests.unit.dummies import DummyModule, DummyNetwork, make_frames, make_label_map
 from tests.unit.masks import smoothed
 from vos_lightning.app.cli import main
-from vos_lightning.app.predict import DriftIndex
 from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import VideoWriter, open_frames

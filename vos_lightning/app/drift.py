@@ -2,7 +2,7 @@
 
 Every object is compared with the mask that a person has given for it last. Colours and motion are measured on frames reduced to a
 short side of :data:`INNER_SIDE` pixels. The thresholds were chosen on seven videos of DAVIS 2016 and checked on three others;
-``python -m tests.benchmarks.drift`` repeats the measurement, and the README shows its table.
+``python -m benchmarks.drift`` repeats the measurement, and the README shows its table.
 """
 
 from __future__ import annotations

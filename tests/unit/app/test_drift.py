@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.unit.dummies import DummyNetwork
-from vos_lightning.drift import (
+from vos_lightning.app.drift import (
     DriftIndex,
     colour_bins,
     colour_histogram,
@@ -24,8 +24,8 @@ from vos_lightning.drift import (
     surroundings,
     unusable_from,
 )
+from vos_lightning.app.predict import main
 from vos_lightning.io.label_maps import write_label_map
-from vos_lightning.predict import main
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.structures import FramePrediction
 
@@ -275,7 +275,7 @@ class TestCommand:
         for t, frame in enumerate(frames):
             Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / "frames" / f"{t:02d}.png")
         write_label_map(folder / "first.png", masks[0].to(torch.uint8))
-        patch.setattr("vos_lightning.predict.load_engine", lambda *_, **__: Scripted(masks))
+        patch.setattr("vos_lightning.app.predict.load_engine", lambda *_, **__: Scripted(masks))
         places = {"checkpoint": "unread.ckpt", "video": "frames", "masks": "first.png", "output": "out"}
         arguments = [text for key, name in places.items() for text in (f"--{key}", str(folder / name))]
         assert main([*arguments, "--device", "cpu", "--no-overlay"]) == 0
