@@ -9,7 +9,7 @@ export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
-  test-all test-gpu bench bench-networks slurm wandb-sync clean
+  test-all test-portable test-gpu bench bench-networks slurm wandb-sync clean
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -86,7 +86,10 @@ lint: $(STAMP) ## formatting, lint, types, import contracts, no device strings i
 	@! grep -rnE '\.cuda\(|"cuda|'"'"'cuda' vos_lightning data_modules --include=*.py || { echo 'error: device string in the library' >&2; exit 1; }
 
 test: $(STAMP) ## the default tests (a few minutes on 2 cores)
-	@$(BIN)/python -m pytest -q -m "not slow and not realdata and not gpu" -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not slow and not realdata and not gpu" -n 2 --dist worksteal $(ARGS)
+
+test-portable: $(STAMP) ## recorded numbers, with the instruction sets and thread counts of other processors
+	@$(BIN)/python -m tests.portable $(ARGS)
 
 test-all: $(STAMP) ## every test; those on real data read VOS_REAL_DATA
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.runs import run
+from tests.integration.runs import quick_run, run, run_on_two
 from tests.integration.test_resume import losses, weights
 from tests.tolerances import assert_close
 
@@ -34,11 +34,9 @@ OPTIONS = (
 )
 def test_two_processes_equal_one(tmp_path: Path, experiment: str, extra: tuple[str, ...]) -> None:
     options = (*OPTIONS, *extra)
-    code, output = run("train", experiment, "--run-dir", "one", *options, cwd=tmp_path)
+    code, output = quick_run("train", experiment, "--run-dir", "one", *options, cwd=tmp_path)
     assert code == 0, output
-    code, output = run(
-        "train", experiment, "--run-dir", "two", *options, "--trainer.devices=2", "--trainer.strategy=ddp", cwd=tmp_path
-    )
+    code, output = run_on_two("train", experiment, "--run-dir", "two", *options, cwd=tmp_path)
     assert code == 0, output
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in one.items():
@@ -55,21 +53,14 @@ def test_two_processes_equal_one(tmp_path: Path, experiment: str, extra: tuple[s
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
-    code, output = run(
-        "train",
-        "emvos_smoke",
-        "--data.init_args.loading.batch_size=3",
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-        cwd=tmp_path,
-    )
+    code, output = run_on_two("train", "emvos_smoke", "--data.init_args.loading.batch_size=3", cwd=tmp_path)
     assert code == 2
     assert "error: a batch of 3 clips cannot be shared by 2 devices, as it is not a multiple of 2 processes" in output
 
 
 @pytest.mark.parametrize("stage", ["validate"])
 def test_metrics_do_not_depend_on_the_number_of_processes(tmp_path: Path, stage: str) -> None:
-    code, output = run("train", "emvos_smoke", "--run-dir", "one", *OPTIONS, cwd=tmp_path)
+    code, output = quick_run("train", "emvos_smoke", "--run-dir", "one", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
     checkpoint = str(tmp_path / "one" / "checkpoints" / "last.ckpt")
     scores = []

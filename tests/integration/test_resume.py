@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.integration.runs import run, start
+from tests.integration.runs import Started, quick_run
 from tests.tolerances import assert_close
 
 OPTIONS = (
@@ -41,20 +40,16 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     ("experiment", "kill"), [("emvos_smoke", signal.SIGKILL), ("emvos_smoke", signal.SIGUSR1), ("pmnet_smoke", signal.SIGKILL)]
 )
 def test_killed_and_started_again(tmp_path: Path, experiment: str, kill: signal.Signals) -> None:
-    code, output = run("train", experiment, "--run-dir", "straight", *OPTIONS, cwd=tmp_path)
+    code, output = quick_run("train", experiment, "--run-dir", "straight", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
-    process = start("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    process = Started("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path, signal_after=(5, kill))
+    code, output = process.wait()
+    assert code == (75 if kill == signal.SIGUSR1 else -kill), output
     checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.is_file() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(kill)
-    process.communicate(timeout=120)
-    assert process.returncode == (75 if kill == signal.SIGUSR1 else -kill)
     assert not (tmp_path / "killed" / "finished").exists()
     done = torch.load(checkpoint, weights_only=True)["global_step"]
-    assert 0 < done < 12
-    code, output = run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    assert 5 <= done < 12
+    code, output = quick_run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
     assert "going on from" in output
     assert (tmp_path / "killed" / "finished").is_file()
@@ -66,6 +61,6 @@ def test_killed_and_started_again(tmp_path: Path, experiment: str, kill: signal.
     assert max(again) == max(expected)
     for step, value in again.items():
         assert value == pytest.approx(expected[step], rel=1e-4)
-    code, output = run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
+    code, output = quick_run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
     assert code == 0
     assert "is finished" in output

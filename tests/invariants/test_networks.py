@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.clips import frame_input, given_at, proposals_of, random_clip
-from tests.conftest import NETWORKS
+from tests.networks import NETWORKS
 from tests.tolerances import assert_close
 from vos_lightning.mask_ops import Aggregation
 from vos_lightning.propagation.engine import InferenceEngine

@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch import LightningModule
 
 from tests.clips import proposals_of
-from tests.conftest import NETWORKS
 from tests.layouts import write_davis_layout
+from tests.networks import NETWORKS
 from tests.recipes.experiments import NAMES, SMOKE
 from tests.tolerances import assert_close
 from vos_lightning.app import lightning_cli, training

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
 
-from tests.recipes.experiments import NAMES, SMOKE, fit
+from tests.recipes.experiments import EXPERIMENTS, NAMES, SMOKE, fit
 from vos_lightning.app.cli import build, main
-from vos_lightning.app.experiments import ExperimentError, experiments_folder, load_experiment
+from vos_lightning.app.experiments import ExperimentError, experiments_folder, load_experiment, with_overrides
 from vos_lightning.app.finetuning import with_model_of
 from vos_lightning.app.runs import Run
 from vos_lightning.checkpoints.loading import load_engine, load_weights
+from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.proposal_detector import ProposalDetectorModule
 
 # The real loader of pretrained weights is tested with the backbones; no test downloads.
 OFFLINE = "--model.init_args.network.init_args.weights=null"
-SINGLE = [name for name in NAMES if not load_experiment(name).stages]
-FINE_TUNING = [name for name in NAMES if load_experiment(name).fine_tunes]
+SINGLE = [name for name in NAMES if not EXPERIMENTS[name].stages]
+FINE_TUNING = [name for name in NAMES if EXPERIMENTS[name].fine_tunes]
+
+
+def first_of_each(names: Sequence[str], kept: Callable[[str], bool]) -> list[str]:
+    """Names of experiments with a section that none before has: a top-level key, of those that are kept, with its value."""
+    seen: set[str] = set()
+    found = []
+    for name in names:
+        sections = {yaml.safe_dump({key: value}) for key, value in EXPERIMENTS[name].config.items() if kept(key)}
+        if not sections <= seen:
+            found.append(name)
+        seen |= sections
+    return found
+
+
+# The sections of a configuration are checked and built independently of each other, so that each has to be built once only.
+WHOLE = first_of_each(SINGLE, lambda key: key != "model")
+MODELS = [name for name in first_of_each([*WHOLE, *SINGLE], lambda key: key == "model") if name not in WHOLE]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +51,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Run(directory).checkpoint()
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_experiment_builds(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     overrides = [OFFLINE, "--wandb.mode=disabled", "--trainer.accelerator=cpu", "--trainer.devices=1"]
-    experiment = load_experiment(name)
+    experiment = EXPERIMENTS[name]
     if name in FINE_TUNING:
         experiment = with_model_of(request.getfixturevalue("checkpoint"), experiment)
     # Every argument is checked and every layer made; only the numbers are left out, which takes most of the time.
@@ -45,21 +67,41 @@ def test_every_experiment_builds(
     assert cli.datamodule.batch_size > 0
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_builds(name: str) -> None:
+    """As the command line does, but for the other sections, which take three quarters of the time."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    config = with_overrides(EXPERIMENTS[name].config, [OFFLINE])
+    with torch.device("meta"):
+        model = parser.instantiate(parser.parse_object({"model": config["model"]})).model
+    assert isinstance(model, VOSModule | ProposalDetectorModule)
+
+
+def test_every_section_of_every_experiment_is_built() -> None:
+    def sections(names: Sequence[str], *, model: bool = True) -> set[tuple[str, str]]:
+        pairs = (pair for name in names for pair in EXPERIMENTS[name].config.items())
+        return {(key, yaml.safe_dump(value)) for key, value in pairs if model or key != "model"}
+
+    assert sections(SINGLE) == sections(WHOLE) | {pair for pair in sections(MODELS) if pair[0] == "model"}
+    assert sections(SINGLE, model=False) == sections(WHOLE, model=False)
+
+
 def test_stages_are_experiments() -> None:
     for name in NAMES:
-        for stage in load_experiment(name).stages:
+        for stage in EXPERIMENTS[name].stages:
             assert stage in SINGLE, f"{name} has a stage {stage} that is no experiment"
 
 
 def test_evaluated_checkpoints_are_trained() -> None:
     for name in NAMES:
-        evaluated = load_experiment(name).checkpoint_of
-        assert evaluated is None or (evaluated in NAMES and load_experiment(evaluated).checkpoint_of is None), name
+        evaluated = EXPERIMENTS[name].checkpoint_of
+        assert evaluated is None or (evaluated in NAMES and EXPERIMENTS[evaluated].checkpoint_of is None), name
 
 
 def test_published_blocks_say_what_they_are() -> None:
     for name in NAMES:
-        published = load_experiment(name).published
+        published = EXPERIMENTS[name].published
         if published:
             assert {"paper", "table", "row", "dataset", "metrics"} <= published.keys(), name
             assert all(isinstance(value, (int, float)) for value in published["metrics"].values()), name
@@ -70,7 +112,7 @@ def test_smoke_recipes_fit_test_and_predict(name: str, tmp_path: Path) -> None:
     trained = fit(name, tmp_path)
     checkpoint = Run(tmp_path).checkpoint()
     for stage in ("test", "predict"):
-        cli = build(load_experiment(name), Run(tmp_path), ["--trainer.enable_progress_bar=false"], stage)  # type: ignore[arg-type]
+        cli = build(EXPERIMENTS[name], Run(tmp_path), ["--trainer.enable_progress_bar=false"], stage)  # type: ignore[arg-type]
         load_weights(cli.model, checkpoint)
         getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule)
     pngs = list((tmp_path / "predictions").rglob("*.png"))
@@ -91,7 +133,7 @@ def test_smoke_recipes_fit_test_and_predict(name: str, tmp_path: Path) -> None:
 
 def test_every_paper_has_a_smoke_recipe() -> None:
     folders = {path.name for path in experiments_folder().iterdir() if path.is_dir() and not path.name.startswith("_")}
-    folders -= {load_experiment(name).path.parent.name for name in FINE_TUNING}
+    folders -= {EXPERIMENTS[name].path.parent.name for name in FINE_TUNING}
     assert {name.removesuffix("_smoke") for name in SMOKE} == folders
 
 

@@ -22,9 +22,9 @@
         extends: [pmnet/static]
         set: {model.init_args.network.init_args.stcn.init_args.similarity: dot}
 
-A row is one experiment a data set: ``pmnet_beta_10`` and ``pmnet_beta_10_testdev``. An experiment has the keys that a file has, see
-:mod:`vos_lightning.app.experiments`, and ``set``: dotted options as on the command line, which are merged last. What a table says
-holds for its rows unless a row says it again; ``extends`` and ``set`` of a column come after those of the row.
+A row is one experiment a data set: ``pmnet_beta_10`` and ``pmnet_beta_10_testdev``. An experiment has the keys that a file has,
+see :mod:`vos_lightning.app.experiments`, and ``set``: dotted options as on the command line, which are merged last. What a table
+says holds for its rows unless a row says it again; ``extends`` and ``set`` of a column come after those of the row.
 """
 
 from __future__ import annotations

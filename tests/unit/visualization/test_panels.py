@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import NETWORKS
+from tests.networks import NETWORKS
 from tests.tolerances import assert_close
 from tests.unit.dummies import DummyModule, make_video
 from tests.unit.visualization.test_visuals import FakeWandb, fit
