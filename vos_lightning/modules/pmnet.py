@@ -17,7 +17,7 @@ from vos_lightning.losses.segmentation import bootstrapped_cross_entropy, traina
 from vos_lightning.mask_ops import masks_from_label_map, padding_for, pool_to_stride, soft_aggregate, unpad
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
-from vos_lightning.modules.optimisation import Optimisation, Schedule
+from vos_lightning.modules.optimisation import Optimisation, Schedule, trainable
 from vos_lightning.networks.pmnet import PMNet
 from vos_lightning.propagation.policies import All, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput
@@ -153,7 +153,7 @@ class PMNetModule(VOSModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Backbone and point refinement, and the detector if it is trained."""
         detector = {id(p) for p in self.network.detector.parameters()}
-        trained = [p for p in self.parameters() if p.requires_grad]
+        trained = trainable(self.parameters())
         groups = {
             "segmentation": [p for p in trained if id(p) not in detector],
             "uncertainty": [p for p in trained if id(p) in detector],
