@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -59,7 +59,11 @@ def test_streaming_equals_unroll(network: VOSNetwork, propagation: Propagation) 
         own = proposals_of(network, frames[:, t])
         prediction = engine.step(frames[0, t], labels[0, 0] if t == 0 else None, proposals=own)
         assert_close(prediction.probabilities, unrolled[t, 1:].cpu())
-        assert torch.equal(prediction.label_map, unrolled[t].argmax(dim=0).to(torch.uint8).cpu())
+        # Rounding may decide between two that are equal to the last digit, as a pixel or two are in a random network.
+        best, second = unrolled[t].topk(2, dim=0).values.cpu()
+        decided = best - second > 1e-6
+        assert decided.float().mean() > 0.99
+        assert torch.equal(prediction.label_map[decided], unrolled[t].argmax(dim=0).to(torch.uint8).cpu()[decided])
 
 
 def test_probabilities_are_a_distribution(network: VOSNetwork, policy: MemoryPolicy) -> None:
@@ -151,26 +155,40 @@ def test_growing_equals_a_reserved_slot(network: VOSNetwork, propagation: Propag
             assert_close(output.probabilities, reserved[t].probabilities)
 
 
+def _without_flags(value: Any, kept: Tensor) -> Any:
+    """The same with all flags of objects cleared that are not kept."""
+    if isinstance(value, Tensor):
+        return value & kept if value.dtype == torch.bool and value.shape == kept.shape else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value, **{f.name: _without_flags(getattr(value, f.name), kept) for f in dataclasses.fields(value)}
+        )
+    return value
+
+
 def test_a_removed_object_leaves_no_trace(network: VOSNetwork, propagation: Propagation) -> None:
     """The others go on as beside a slot that is no longer introduced, and the id may be given anew."""
     frames, labels = random_clip(1, 5, 2, SIZE)
     engine = InferenceEngine(network, propagation)
     frames = frames.to(network.device)
     with torch.no_grad():
-        _, state = advance(network, propagation, None, FrameInput(frames[:, 0]), given_at(labels, 0, [1, 2], 2))
-        engine.step(frames[0, 0], labels[0, 0])
-        state = dataclasses.replace(state, introduced=state.introduced & torch.tensor([[False, True]], device=network.device))
+        _, state = advance(network, propagation, None, frame_input(network, frames[:, 0]), given_at(labels, 0, [1, 2], 2))
+        engine.step(frames[0, 0], labels[0, 0], proposals=proposals_of(network, frames[:, 0]))
+        kept = torch.tensor([[False, True]], device=network.device)
+        # Some networks fold into their carry which objects there are.
+        memory = dataclasses.replace(state.memory, carry=_without_flags(state.memory.carry, kept))
+        state = dataclasses.replace(state, introduced=state.introduced & kept, memory=memory)
         engine.remove_object(1)
         for t in (1, 2):
-            output, state = advance(network, propagation, state, FrameInput(frames[:, t]))
-            prediction = engine.step(frames[0, t])
+            output, state = advance(network, propagation, state, frame_input(network, frames[:, t]))
+            prediction = engine.step(frames[0, t], proposals=proposals_of(network, frames[:, t]))
             assert prediction.object_ids == (2,)
             assert_close(prediction.probabilities, output.probabilities[0, 2:].cpu())
     # What is added again is new: its past outlines do not matter, and it takes a slot of its own behind the others.
-    again = engine.step(frames[0, 3], {1: labels[0, 3] == 1})
+    again = engine.step(frames[0, 3], {1: labels[0, 3] == 1}, proposals=proposals_of(network, frames[:, 3]))
     assert again.object_ids == (2, 1)
     assert torch.equal(again.label_map == 1, labels[0, 3] == 1)
-    assert engine.step(frames[0, 4]).probabilities.isfinite().all()
+    assert engine.step(frames[0, 4], proposals=proposals_of(network, frames[:, 4])).probabilities.isfinite().all()
     for object_id in (1, 2):
         engine.remove_object(object_id)
     assert engine.step(frames[0, 0]).object_ids == ()

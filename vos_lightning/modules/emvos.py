@@ -21,7 +21,7 @@ class EMVOSModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.emvos.EMVOS`.
 
     The defaults are the paper's recipe: Adam, constant 1e-4, cross-entropy on all frames after the first, the network's own
-    soft masks fed back, gradients through the whole clip. See :class:`VOSModule` for the arguments.
+    soft masks fed back, gradients through the whole clip. See :class:`VOSModule` for the other arguments.
 
     Args:
         network: the network with its own options.

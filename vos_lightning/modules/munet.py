@@ -51,8 +51,8 @@ class MUNetModule(VOSModule):
         memory_stride: at test time every such frame is remembered.
         count_from: where the stride is counted from, see :class:`EveryKth`.
         include_previous: at test time the frame before is remembered, until the next one.
-        max_memory_frames: most frames without annotation that are remembered at test time; None for all.
-        schedule: see :class:`VOSModule`; the paper states none.
+        max_memory_frames: largest number of remembered frames without an annotation at test time; None for all.
+        optimisation: the rate stays constant, for the paper states no schedule.
 
     Reference: MUNet (Sun et al., arXiv 2111.14646) sections 3.4 and 3.5; STM (Oh et al., ICCV 2019) for the memory at test time.
     """

@@ -17,7 +17,7 @@ from vos_lightning.losses.segmentation import bootstrapped_cross_entropy, traina
 from vos_lightning.mask_ops import masks_from_label_map, padding_for, pool_to_stride, soft_aggregate, unpad
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
-from vos_lightning.modules.optimisation import Optimisation, Schedule
+from vos_lightning.modules.optimisation import Optimisation, Schedule, trainable
 from vos_lightning.networks.pmnet import PMNet
 from vos_lightning.propagation.policies import All, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput
@@ -43,7 +43,7 @@ class PMNetModule(VOSModule):
     every parameter by itself: the same steps as those of two optimisers.
 
     A network with ``sampling.source`` ``none`` is trained without points: only the backbone, as in the pre-training on still
-    images. The parameters of points are then fixed. See :class:`VOSModule` for the arguments that are not here.
+    images. The parameters of points are then fixed. See :class:`VOSModule` for the other arguments.
 
     Args:
         network: the network with its own options.
@@ -61,14 +61,14 @@ class PMNetModule(VOSModule):
         uncertainty_by: order of the cells in equation 1, see :func:`vos_lightning.losses.auxiliary.uncertainty_loss`.
         hardest_from: step until which all pixels count in the first term of equation 4.
         hardest_until: step from which ``hardest_fraction`` of them do; linear between the two.
-        hardest_fraction: the pixels of each clip and frame with the largest loss.
-        uncertain_from: the same for equation 1.
-        uncertain_until: likewise.
-        uncertain_fraction: likewise.
+        hardest_fraction: share of the pixels of each clip and frame that count at last, those with the largest loss.
+        uncertain_from: step until which all cells count in equation 1.
+        uncertain_until: step from which ``uncertain_fraction`` of them do; linear between the two.
+        uncertain_fraction: share of the cells of each object and frame that count at last, see ``uncertainty_by``.
         memory_stride: frames from one remembered frame to the next in evaluation.
         count_from: where the stride is counted from, see :class:`EveryKth`; ``latest`` for YouTube-VOS.
         include_previous: read the previous frame at stride 16 too in evaluation.
-        max_memory_frames: most frames without annotation that are remembered; None for all.
+        max_memory_frames: largest number of remembered frames without an annotation; None for all.
 
     Raises:
         ValueError: an argument is unknown or out of range.
@@ -153,7 +153,7 @@ class PMNetModule(VOSModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Backbone and point refinement, and the detector if it is trained."""
         detector = {id(p) for p in self.network.detector.parameters()}
-        trained = [p for p in self.parameters() if p.requires_grad]
+        trained = trainable(self.parameters())
         groups = {
             "segmentation": [p for p in trained if id(p) not in detector],
             "uncertainty": [p for p in trained if id(p) in detector],

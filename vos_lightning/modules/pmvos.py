@@ -21,7 +21,7 @@ class PMVOSModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.pmvos.PMVOS`.
 
     The defaults are the paper's first stage: Adam, 1e-4 times 0.975 an epoch, cross-entropy on all frames after the first. The
-    network's own soft masks are fed back, with gradients through the whole clip. See :class:`VOSModule` for the arguments.
+    network's own soft masks are fed back, with gradients through the whole clip. See :class:`VOSModule` for the other arguments.
 
     Args:
         network: the network with its own options.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vos_lightning.losses.auxiliary import falling_fraction
 from vos_lightning.losses.segmentation import bootstrapped_cross_entropy, trainable_labels
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
@@ -22,17 +23,18 @@ class STCNModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.stcn.STCN`.
 
     The defaults are the main training after still images: Adam with an L2 penalty, 1e-5 and a tenth of it from step 125,000 on;
-    the network's own soft masks are remembered, with gradients through the whole clip. See :class:`VOSModule` for the arguments.
+    the network's own soft masks are remembered, with gradients through the whole clip. See :class:`VOSModule` for the other
+    arguments.
 
     Args:
         network: the network with its own options.
         memory_stride: frames from one remembered frame to the next in evaluation; 3 for the test-dev set of DAVIS.
         count_from: where the stride is counted from, see :class:`EveryKth`; ``latest`` for YouTube-VOS.
         include_previous: read the previous frame too in evaluation.
-        max_memory_frames: most frames without annotation that are remembered; None for all.
+        max_memory_frames: largest number of remembered frames without an annotation; None for all.
         hardest_from: step until which all pixels count in the loss.
         hardest_until: step from which ``hardest_fraction`` of them do; linear between the two.
-        hardest_fraction: the pixels of each clip and frame with the largest loss.
+        hardest_fraction: share of the pixels of each clip and frame that count at last, those with the largest loss.
 
     Raises:
         ValueError: ``hardest_from`` lies after ``hardest_until``.
@@ -76,12 +78,7 @@ class STCNModule(VOSModule):
 
     def counted_fraction(self, step: int) -> float:
         """Fraction of the pixels that count in the loss at an optimiser step."""
-        if step < self.hardest_from:
-            return 1.0
-        if step >= self.hardest_until:
-            return self.hardest_fraction
-        left = (self.hardest_until - step) / (self.hardest_until - self.hardest_from)
-        return self.hardest_fraction + (1 - self.hardest_fraction) * left
+        return falling_fraction(step, self.hardest_from, self.hardest_until, self.hardest_fraction)
 
     def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
         """Bootstrapped cross-entropy, summed over the predicted frames, averaged over the clips in which an object was given."""

@@ -17,14 +17,14 @@ class STMModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.stm.STM`.
 
     The defaults are the paper's recipe: Adam, constant 1e-5, cross-entropy on all frames after the first, the network's own soft
-    masks remembered, gradients through the whole clip. See :class:`VOSModule` for the arguments.
+    masks remembered, gradients through the whole clip. See :class:`VOSModule` for the other arguments.
 
     Args:
         network: the network with its own options.
         memory_stride: frames from one remembered frame to the next in evaluation.
         count_from: where the stride is counted from, see :class:`EveryKth`.
         include_previous: read the previous frame too in evaluation.
-        max_memory_frames: most frames without annotation that are remembered; None for all.
+        max_memory_frames: largest number of remembered frames without an annotation; None for all.
 
     Reference: STM (Oh et al., ICCV 2019), section 3.5, and answers of its first author in the issues of ``seoungwugoh/STM``.
     """

@@ -63,8 +63,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
 
     Deviations. ``train_encoder=True`` is the paper (only batch normalisation is frozen); the released code runs the whole encoder
     without gradients in training too, which is ``train_encoder=False``. Keys are normalised with a guard against zero, where the
-    released code gives NaN. The background of an object and its similarity rows are computed once a frame for all objects; the
-    part of the decoder that sees the frame's features only, likewise: the same function in another order of summation.
+    released code gives NaN. What does not depend on the object (similarity rows, and the part of the decoder that sees the
+    frame's features only) is computed once a frame for all objects: the same function in another order of summation.
 
     Args:
         backbone: a DenseNet-121 with frozen batch normalisation in the paper.
@@ -148,11 +148,11 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         """The network on a DenseNet-121, as published.
 
         Args:
-            weights: see :class:`DenseNetPyramid`, as for the next four; None for a random initialisation.
+            weights: pretrained weights, see :class:`DenseNetPyramid`; None for a random initialisation.
             norm: normalisation of the backbone.
-            growth_rate: channels that a layer adds; other than DenseNet-121's only without ``weights``, as for the next two.
-            block_config: layers of the three blocks.
-            num_init_features: channels of the stem.
+            growth_rate: number of channels that a layer adds; other than 32 only without ``weights``.
+            block_config: number of layers of the three blocks; other than those of DenseNet-121 only without ``weights``.
+            num_init_features: number of channels of the stem; other than 64 only without ``weights``.
             options: further arguments of the constructor.
         """
         return cls(DenseNetPyramid(growth_rate, block_config, num_init_features, weights, norm), **options)

@@ -25,7 +25,7 @@ class Features:
     """A frame, without masks and objects."""
 
     image: Float[Tensor, "B 3 H W"]
-    """Padded; the reference encoder sees it again together with the masks."""
+    """Padded; the memory encoder of STM sees it again together with the masks."""
     pyramid: FeaturePyramid
     current: Float[Tensor, "B CM h w"] | None
     """Reduced features of unit length, as the frame whose motion is asked for; None without motion."""
@@ -62,7 +62,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
     Args:
         stm: the space-time memory network; its memory encoder has one mask channel (``others: null``) in the paper.
         motion: how the motion is computed; None is the baseline of the ablation, the plain STM.
-        fusion: of motion and semantic features: spatial attention (:class:`MSAM`) or the sum.
+        fusion: how motion and semantic features are joined: by spatial attention (:class:`MSAM`) or as their sum.
         store_motion: fuse the motion with the features of remembered frames too.
 
     Raises:
@@ -104,10 +104,11 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         """The network on :meth:`STM.published` with one mask channel.
 
         Args:
-            weights: of both encoders; None for a random initialisation. ``MASK_RCNN_COCO_V1`` is the paper's second version.
-            motion: see the constructor, as for the next two.
-            fusion: likewise.
-            store_motion: likewise.
+            weights: pretrained weights of both encoders; None for a random initialisation. ``MASK_RCNN_COCO_V1`` is the paper's
+                second version.
+            motion: how the motion is computed; None for the baseline of the ablation, the plain STM.
+            fusion: how motion and semantic features are joined: by ``attention`` or by ``addition``.
+            store_motion: fuse the motion with the features of remembered frames too.
             options: further arguments of :meth:`STM.published`.
         """
         stm = STM.published(weights, **{"others": None, **options})

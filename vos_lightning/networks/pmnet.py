@@ -140,11 +140,11 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         """The network on :meth:`STCN.published`.
 
         Args:
-            weights: of both encoders; None for a random initialisation.
-            sampling: see the constructor, as for the next two.
-            refinement: likewise.
-            adaptive: likewise.
-            copier_start: of STCN and of the point refinement.
+            weights: pretrained weights of both encoders; None for a random initialisation.
+            sampling: which points are refined.
+            refinement: how they are refined.
+            adaptive: how memory pixels are followed while testing; None reads the memory as STCN does.
+            copier_start: the switch of that name of STCN and of the point refinement, both at once.
             options: further arguments of :meth:`STCN.published`.
         """
         stcn = STCN.published(weights, copier_start=copier_start, **options)

@@ -148,11 +148,11 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         """The network on a dilated ResNet-50, as published.
 
         Args:
-            weights: see :class:`ResNetPyramid`, as for the next four; None for a random initialisation.
-            train_from: first stage that is trained.
+            weights: pretrained weights, see :class:`ResNetPyramid`; None for a random initialisation.
+            train_from: first stage of the backbone that is trained.
             norm: normalisation of the trained stages.
-            blocks: blocks of the four stages; other than ResNet-50's only without ``weights``.
-            width: channels of the stem, likewise.
+            blocks: number of blocks of the four stages; other than those of ResNet-50 only without ``weights``.
+            width: number of channels of the stem; other than 64 only without ``weights``.
             options: further arguments of the constructor.
         """
         return cls(ResNetPyramid(blocks=blocks, width=width, weights=weights, train_from=train_from, norm=norm), **options)

@@ -133,12 +133,14 @@ class STCN(VOSNetwork[Features, Entry, None]):
         """The network on a ResNet-50 and a ResNet-18, as published.
 
         Args:
-            weights: of both encoders; None for a random initialisation.
-            norm: of both encoders; their scale and shift are trained in the paper.
+            weights: pretrained weights of both encoders, see :class:`ResNetPyramid`; None for a random initialisation.
+            norm: normalisation of both encoders; its scale and shift are trained in the paper.
             others: second mask channel of the value encoder, see :class:`MaskedEncoder`.
-            blocks: blocks of the first three stages of the key encoder; other than ResNet-50's only without ``weights``.
-            value_blocks: the same of the value encoder, a ResNet-18.
-            width: channels of both stems, likewise.
+            blocks: number of blocks of the first three stages of the key encoder; other than those of ResNet-50 only without
+                ``weights``.
+            value_blocks: number of blocks of the first three stages of the value encoder; other than those of ResNet-18 only
+                without ``weights``.
+            width: number of channels of both stems; other than 64 only without ``weights``.
             options: further arguments of the constructor.
         """
         common: dict[str, Any] = {"width": width, "last": "layer3", "weights": weights, "train_from": "stem", "norm": norm}

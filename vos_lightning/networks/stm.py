@@ -132,11 +132,12 @@ class STM(VOSNetwork[Features, Entry, None]):
         """The network on two ResNet-50, as published.
 
         Args:
-            weights: of both encoders; None for a random initialisation.
-            norm: of both encoders; their scale and shift are trained in the paper.
+            weights: pretrained weights of both encoders, see :class:`ResNetPyramid`; None for a random initialisation.
+            norm: normalisation of both encoders; its scale and shift are trained in the paper.
             others: second mask channel of the memory encoder, see :class:`MaskedEncoder`.
-            blocks: blocks of the first three stages; other than ResNet-50's only without ``weights``.
-            width: channels of the stems, likewise.
+            blocks: number of blocks of the first three stages of both encoders; other than those of ResNet-50 only without
+                ``weights``.
+            width: number of channels of both stems; other than 64 only without ``weights``.
             options: further arguments of the constructor.
         """
         trunks = [

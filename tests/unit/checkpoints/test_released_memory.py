@@ -17,6 +17,7 @@ from tests.unit.decoders.test_refine import normalized
 from vos_lightning.app.cli import main
 from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.checkpoints.released.conversion import import_released
+from vos_lightning.checkpoints.released.layout import build
 from vos_lightning.propagation.step import unroll
 from vos_lightning.structures import Given
 
@@ -246,7 +247,17 @@ def test_variants_of_stcn_are_found(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "stage0.pth")
     checkpoint, _ = import_released(tmp_path / "stage0.pth", "stcn")
     arguments = checkpoint["hyper_parameters"]["network"]["init_args"]
-    assert arguments == {"weights": None, "others": None, "attention": False}
+    assert set(arguments) == {"backbone", "mask_encoder", "attention"}
+    assert arguments["attention"] is False
+    encoder = arguments["mask_encoder"]["init_args"]
+    assert encoder["others"] is None
+    for trunk in (arguments["backbone"], encoder["trunk"]):
+        assert trunk["init_args"]["weights"] is None
+    # What is described is what the file has: built, it takes all its tensors.
+    network = build(checkpoint["hyper_parameters"]["network"])
+    network.load_state_dict({name.removeprefix("network."): value for name, value in checkpoint["state_dict"].items()})
+    assert network.value_encoder.attention is None
+    assert network.value_encoder.trunk.mask_conv.in_channels == 1
 
 
 @pytest.mark.parametrize(

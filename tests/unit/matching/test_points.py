@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.oracles import pmnet as oracle
 from tests.tolerances import assert_close
-from vos_lightning.decoders.points import PointRefiner, UncertaintyDetector
+from vos_lightning.decoders.points import PointRefinement, PointRefiner, UncertaintyDetector
 from vos_lightning.losses.auxiliary import mean_over_objects, point_loss, uncertainty_loss
 from vos_lightning.matching.local_window import LocalMatch, best_match
 from vos_lightning.matching.points import (
@@ -192,11 +193,15 @@ def points_of(index, valid):
     return Points(torch.tensor(index)[None], torch.tensor(valid)[None])
 
 
+_OPTIONS = {field.name for field in dataclasses.fields(PointRefinement)}
+
+
 def refiner(**arguments):
+    """A small refiner; fields of its options are arguments like the others."""
     torch.manual_seed(0)
-    defaults = {"feature_channels": 3, "own_channels": 2, "decoder_channels": 5, "key_channels": 4, "value_channels": 6,
-                "aggregation": (7, 5), "prediction": (4,), "window": 3}  # fmt: skip
-    return PointRefiner(**{**defaults, **arguments})
+    defaults = {"aggregation": (7, 5), "prediction": (4,), "window": 3}
+    options = {**defaults, **{name: arguments.pop(name) for name in list(arguments) if name in _OPTIONS}}
+    return PointRefiner(3, 2, 5, 4, 6, PointRefinement(**options), **arguments)
 
 
 def test_refined_logits_are_the_formula():
@@ -259,7 +264,7 @@ def test_parameters_of_the_modules():
     assert count(network) == 1_182_593
     layers = (network.query_key, network.query_value, network.memory_key, network.fusion, network.aggregation, network.prediction)
     assert [count(layer) for layer in layers] == [16_448, 131_584, 16_448, 164_352, 721_920, 131_841]
-    assert count(PointRefiner(share_key=True)) == 1_182_593 - 16_448
+    assert count(PointRefiner(options=PointRefinement(share_key=True))) == 1_182_593 - 16_448
 
 
 @pytest.mark.parametrize(

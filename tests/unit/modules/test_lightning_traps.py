@@ -191,9 +191,13 @@ def test_checkpoints_load_without_pickled_code(tmp_path: Path) -> None:
 
 def test_null_means_null_at_any_depth(tmp_path: Path) -> None:
     """The argument parser turns ``--a.b.c=null`` into the text "None" two levels deep."""
-    cli = built(tmp_path, "--model.init_args.network.init_args.weights=null", "--model.init_args.learning_rate=1e-4")
-    assert cli.config["model"]["init_args"]["network"]["init_args"]["weights"] is None
-    assert cli.model.learning_rate == 1e-4
+    key = "model.init_args.network.init_args.backbone.init_args.weights"
+    cli = built(tmp_path, f"--{key}=null", "--model.init_args.optimisation.learning_rate=1e-4")
+    value = cli.config
+    for part in key.split("."):
+        value = value[part]
+    assert value is None
+    assert cli.model.optimisation.learning_rate == 1e-4
 
 
 @pytest.mark.parametrize("argument", ["learning_rate=1", "--", "--trainer.max_steps", "--trainer.max_steps=[1"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning import Trainer
 
 import vos_lightning
 from tests.tolerances import assert_close
 from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
 from vos_lightning.modules.emvos import EMVOSModule
+from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.emvos import EMVOS
 
 
@@ -61,14 +65,14 @@ def test_a_clip_without_its_object_does_not_count() -> None:
 
 
 def test_frozen_parameters_are_not_optimised() -> None:
-    frozen = EMVOSModule(EMVOS(**{**SMALL, "train_encoder": False}))
+    frozen = EMVOSModule(EMVOS.published(None, **SMALL, train_encoder=False))
+    frozen.trainer = Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
     optimised = {id(p) for group in frozen.configure_optimizers()["optimizer"].param_groups for p in group["params"]}  # type: ignore[index, call-overload]
     assert all(id(p) not in optimised for p in frozen.network.backbone.parameters())
     assert all(id(p) in optimised for p in frozen.network.decoder.parameters())
 
 
 SMALL = {
-    "weights": None,
     "key_channels": 8,
     "decoder_channels": 8,
     "growth_rate": 4,
@@ -78,12 +82,22 @@ SMALL = {
 
 
 def test_cosine_schedule_with_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduled = module(schedule="cosine", warmup_steps=4)
+    scheduled = module(optimisation=Optimisation(learning_rate=0.01, schedule=Schedule("cosine", warmup_steps=4)))
     monkeypatch.setattr(type(scheduled), "trainer", type("T", (), {"max_steps": 100})())
-    assert scheduled._rate_factor(0) == pytest.approx(0.25, abs=1e-3)
-    assert scheduled._rate_factor(50) == pytest.approx(0.5)
-    assert scheduled._rate_factor(100) == pytest.approx(0, abs=1e-9)
-    assert module()._rate_factor(12345) == 1
+    at = scheduled.optimisation.schedule.at
+    assert at(0, 100) == pytest.approx(0.25, abs=1e-3)
+    assert at(50, 100) == pytest.approx(0.5)
+    assert at(100, 100) == pytest.approx(0, abs=1e-9)
+    assert module().optimisation.schedule.at(12345, 100) == 1
+    # The optimiser follows it, counted in steps of the whole training.
+    configured: Any = scheduled.configure_optimizers()
+    rates = []
+    for _ in range(51):
+        rates.append(configured["optimizer"].param_groups[0]["lr"])
+        configured["optimizer"].step()
+        configured["lr_scheduler"]["scheduler"].step()
+    assert configured["lr_scheduler"]["interval"] == "step"
+    assert rates == pytest.approx([0.01 * at(step, 100) for step in range(51)])
 
 
 def test_a_copier_start_copies() -> None:
@@ -97,7 +111,7 @@ def test_a_copier_start_copies() -> None:
     frame = torch.rand(3, 128, 128)
 
     def iou(copier_start: bool) -> float:
-        one = EMVOSModule(EMVOS(**options, copier_start=copier_start), train_aggregation="minimum").eval()
+        one = EMVOSModule(EMVOS.published(None, **options, copier_start=copier_start), train_aggregation="minimum").eval()
         engine = InferenceEngine(one.network, one.eval_propagation)
         engine.step(frame, label_map)
         predicted = engine.step(frame).label_map == 1

@@ -15,7 +15,6 @@ from vos_lightning.propagation.step import Propagation, unroll
 from vos_lightning.structures import FrameInput, Given
 
 SMALL = {
-    "weights": None,
     "growth_rate": 4,
     "block_config": (2, 2, 3),
     "num_init_features": 8,
@@ -29,7 +28,7 @@ KINDS = ("surjective", "equalized", "surjective+equalized")
 
 def small(**arguments) -> EMVOS:
     torch.manual_seed(0)
-    return EMVOS(**{**SMALL, **arguments})
+    return EMVOS.published(None, **{**SMALL, **arguments})
 
 
 def count(module: nn.Module | None) -> int:
@@ -55,7 +54,7 @@ def first_memory(network: EMVOS, image: torch.Tensor, masks: torch.Tensor, reada
 
 @pytest.mark.parametrize("train_encoder", [True, False])
 def test_parameter_counts(train_encoder):
-    network = EMVOS(weights=None, train_encoder=train_encoder)
+    network = EMVOS.published(None, train_encoder=train_encoder)
     assert count(network) == 9_780_169
     assert count(network.backbone) == 4_267_392
     assert count(network.cosine_key) == count(network.dot_key) == 524_800
@@ -67,7 +66,7 @@ def test_parameter_counts(train_encoder):
 
 @pytest.mark.parametrize("matching", ["surjective", "equalized"])
 def test_one_kind_of_matching_has_one_key_and_four_maps(matching):
-    network = EMVOS(weights=None, matching=matching)
+    network = EMVOS.published(None, matching=matching)
     assert network.decoder.stage16.blend.in_channels == 262
     assert (network.cosine_key is None) == (matching == "equalized")
     assert (network.dot_key is None) == (matching == "surjective")

@@ -1,6 +1,9 @@
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning import Trainer
 from torch import nn
 from torchvision.models import resnet18, resnet50
 
@@ -11,20 +14,21 @@ from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.decoders.crvos import CRVOSDecoder
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD, MAX_LOGIT
 from vos_lightning.matching.medial import medial_match, medial_template, update_template
+from vos_lightning.modules.optimisation import Schedule
 from vos_lightning.modules.pmvos import PMVOSModule
 from vos_lightning.networks.pmvos import PMVOS
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation, advance, unroll
 from vos_lightning.structures import FeaturePyramid, FrameInput, Given
 
-SMALL = {"weights": None, "blocks": (1, 1, 1, 2), "width": 4, "key_channels": 8, "lateral_channels": 8, "decoder_channels": 8}
+SMALL = {"blocks": (1, 1, 1, 2), "width": 4, "key_channels": 8, "lateral_channels": 8, "decoder_channels": 8}
 SIZE = (48, 64)
 SURE = 24.0
 
 
 def small(**arguments) -> PMVOS:
     torch.manual_seed(0)
-    return PMVOS(**{**SMALL, **arguments})
+    return PMVOS.published(None, **{**SMALL, **arguments})
 
 
 def randomize(network: nn.Module) -> None:
@@ -54,7 +58,7 @@ def count(module: nn.Module) -> int:
 
 
 def test_parameter_counts():
-    network = PMVOS(weights=None)
+    network = PMVOS.published(None)
     # The released file has 27,851,208, with the unused classifier of the backbone.
     assert count(network) == 27_851_208 - 2_049_000
     assert count(network.backbone) == 23_508_032
@@ -338,9 +342,19 @@ def test_finite_where_a_class_is_empty():
 
 
 def test_rate_falls_by_the_epoch():
-    module = PMVOSModule(small(), decay=0.5, steps_per_epoch=3)
-    assert [module._rate_factor(step) for step in (0, 2, 3, 5, 6)] == [1, 1, 0.5, 0.5, 0.25]
-    with pytest.raises(ValueError, match="decay"):
-        PMVOSModule(small(), decay=1.5)
-    with pytest.raises(ValueError, match="steps_per_epoch"):
-        PMVOSModule(small(), steps_per_epoch=0)
+    published = PMVOSModule(small()).optimisation
+    assert (published.learning_rate, published.schedule) == (1e-4, Schedule("exponential", factor=0.975, period=883))
+    own = dataclasses.replace(published, schedule=Schedule("exponential", factor=0.5, period=3))
+    module = PMVOSModule(small(), optimisation=own)
+    module.trainer = Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
+    configured = module.configure_optimizers()
+    rates = []
+    for _ in range(7):
+        rates.append(configured["optimizer"].param_groups[0]["lr"])
+        configured["optimizer"].step()
+        configured["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([1e-4 * factor for factor in (1, 1, 1, 0.5, 0.5, 0.5, 0.25)])
+    with pytest.raises(ValueError, match="factor"):
+        Schedule("exponential", factor=1.5)
+    with pytest.raises(ValueError, match="period"):
+        Schedule("exponential", period=0)

@@ -193,7 +193,7 @@ def test_targets_of_a_label_map():
 
 def test_fine_tuning_trains_and_its_checkpoint_is_read(tmp_path):
     recipe = ClipRecipe(num_frames=1, short_side=None, crop="none", max_objects=3, swap_probability=0.0)
-    data = SyntheticDataModule(num_train_videos=4, num_val_videos=1, recipe=recipe, loading=Loading(batch_size=2))
+    data = SyntheticDataModule(num_train_videos=4, num_val_videos=1, recipe=recipe, loading=Loading(batch_size=2, num_workers=0))
     module = ProposalDetectorModule(tiny(num_classes=2), learning_rate=1e-3, every_nth_frame=100)
     before = {key: value.clone() for key, value in module.network.model.state_dict().items()}
     trainer = Trainer(
