@@ -218,7 +218,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         bank, query, tracking = memory.bank, features.key, memory.carry.tracking
         if self.adaptive is None or tracking is None:
             return self.stcn.read(query, bank)
-        now = self._follow(tracking, query, tuple(slot.t for slot in bank.slots))
+        now = self._follow(tracking, query, tuple(frame.t for frame in bank.frames))
         aux["positions"], aux["spreads"] = now.position, now.spread
         return read_followed(
             bank.entry.key,
@@ -234,7 +234,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
 
     def _track(self, key: Float[Tensor, "B CK h w"], memory: Memory[Entry, Carry] | None, new: int | None) -> Tracking:
         """Trajectories up to this frame, of the frames that the bank still has and of this one if it is remembered."""
-        frames: tuple[int, ...] = () if memory is None else tuple(slot.t for slot in memory.bank.slots)
+        frames: tuple[int, ...] = () if memory is None else tuple(frame.t for frame in memory.bank.frames)
         batch, cells = len(key), key.shape[-2] * key.shape[-1]
         parts: list[Trajectories] = []
         if memory is not None and memory.carry.tracking is not None:

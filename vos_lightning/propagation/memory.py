@@ -19,7 +19,7 @@ CarryT = TypeVar("CarryT")
 
 
 @dataclass(frozen=True)
-class Slot(Generic[EntryT]):
+class MemoryFrame(Generic[EntryT]):
     """One remembered frame."""
 
     entry: EntryT
@@ -29,7 +29,7 @@ class Slot(Generic[EntryT]):
     readable: Bool[Tensor, "B N"]
     """Which objects may read this frame."""
     permanent: bool
-    """Whether an annotation was given here; such slots are never dropped."""
+    """Whether an annotation was given here; such frames are never dropped."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Bank(Generic[EntryT]):
     as the same object, so nothing is stacked again.
     """
 
-    slots: tuple[Slot[EntryT], ...]
+    frames: tuple[MemoryFrame[EntryT], ...]
 
     def __len__(self) -> int:
-        return len(self.slots)
+        return len(self.frames)
 
     @cached_property
     def entry(self) -> EntryT:
         """All entries side by side: spatial dimensions flattened and concatenated to ``S``, e.g. ``(B, C, S)``."""
-        return _stack([slot.entry for slot in self.slots])
+        return _stack([frame.entry for frame in self.frames])
 
     @cached_property
     def readable(self) -> Bool[Tensor, "B N S"]:
         """Which object may read which memory pixel."""
-        return torch.cat([self._expand(slot, slot.readable) for slot in self.slots], dim=-1)
+        return torch.cat([self._expand(frame, frame.readable) for frame in self.frames], dim=-1)
 
     @cached_property
     def readers(self) -> Bool[Tensor, "B R S"] | None:
@@ -62,29 +62,31 @@ class Bank(Generic[EntryT]):
         None if everybody may read everything, ``(B, 1, S)`` if all objects may read the same. Objects that may read nothing
         at all are not asked: whatever they read, their output does not exist.
         """
-        slots = torch.stack([slot.readable for slot in self.slots], dim=2)
-        anyone = slots.any(dim=1, keepdim=True)
-        unanimous = (slots == anyone) | ~slots.any(dim=2, keepdim=True)
+        readable = torch.stack([frame.readable for frame in self.frames], dim=2)
+        anyone = readable.any(dim=1, keepdim=True)
+        unanimous = (readable == anyone) | ~readable.any(dim=2, keepdim=True)
         # One transfer to the host, and this view is kept for as long as the bank lives.
         shared, everything = torch.stack([unanimous.all(), anyone.all()]).tolist()
         if not shared:
             return self.readable
-        return None if everything else torch.cat([self._expand(slot, slot.readable.any(1, True)) for slot in self.slots], dim=-1)
+        return (
+            None if everything else torch.cat([self._expand(frame, frame.readable.any(1, True)) for frame in self.frames], dim=-1)
+        )
 
     @cached_property
     def permanent(self) -> Bank[EntryT]:
         """The annotated frames only (this very bank where all are)."""
-        kept = tuple(slot for slot in self.slots if slot.permanent)
-        return self if len(kept) == len(self.slots) else Bank(kept)
+        kept = tuple(frame for frame in self.frames if frame.permanent)
+        return self if len(kept) == len(self.frames) else Bank(kept)
 
     @property
-    def latest(self) -> Slot[EntryT]:
+    def latest(self) -> MemoryFrame[EntryT]:
         """The last remembered frame, unflattened."""
-        return self.slots[-1]
+        return self.frames[-1]
 
     @staticmethod
-    def _expand(slot: Slot[EntryT], readable: Bool[Tensor, "B n"]) -> Bool[Tensor, "B n q"]:
-        tensor = next(iter(_tensors(slot.entry)))
+    def _expand(frame: MemoryFrame[EntryT], readable: Bool[Tensor, "B n"]) -> Bool[Tensor, "B n q"]:
+        tensor = next(iter(_tensors(frame.entry)))
         cells = tensor.shape[-2] * tensor.shape[-1]
         return readable[:, :, None].expand(-1, -1, cells)
 
@@ -96,7 +98,7 @@ class Memory(Generic[EntryT, CarryT]):
     bank: Bank[EntryT]
     """Frames that the memory policy keeps."""
     previous: Bank[EntryT] | None
-    """The frame before, as a bank of one slot; None for networks that do not read it.
+    """The frame before, as a bank of one frame; None for networks that do not read it.
 
     Its masks are always what the aggregation made of that frame. The bank may hold the same frame with the masks that were given
     in it, see :class:`vos_lightning.propagation.step.Propagation`.
@@ -147,7 +149,7 @@ def drop_unread(state: State[EntryT, CarryT]) -> State[EntryT, CarryT]:
     Asks the device which frames those are, so it has no place in a training step.
     """
     bank = state.memory.bank
-    kept = tuple(slot for slot in bank.slots if bool(slot.readable.any()))
+    kept = tuple(frame for frame in bank.frames if bool(frame.readable.any()))
     if len(kept) == len(bank):
         return state
     return State(dataclasses.replace(state.memory, bank=Bank(kept)), state.introduced, state.t)
@@ -159,8 +161,8 @@ def _with_objects(state: State[EntryT, CarryT], change: Callable[[Tensor], Tenso
     def change_bank(bank: Bank[EntryT]) -> Bank[EntryT]:
         return Bank(
             tuple(
-                dataclasses.replace(slot, entry=_map_objects(slot.entry, change), readable=change(slot.readable))
-                for slot in bank.slots
+                dataclasses.replace(frame, entry=_map_objects(frame.entry, change), readable=change(frame.readable))
+                for frame in bank.frames
             )
         )
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from jaxtyping import Bool
 from torch import Tensor
 
-from vos_lightning.propagation.memory import Bank, EntryT, Slot
+from vos_lightning.propagation.memory import Bank, EntryT, MemoryFrame
 
 CountFrom = Literal["start", "latest"]
 
@@ -26,18 +26,18 @@ class MemoryPolicy(ABC):
         """:meth:`keeps`, given what the bank holds before frame ``t``."""
         return self.keeps(t)
 
-    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+    def update(self, bank: Bank[EntryT], frame: MemoryFrame[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
         """The bank after a frame.
 
         Args:
             bank: before the frame; returned as the same object where nothing changes, so that its stacked view stays valid.
-            slot: the frame, readable by all introduced objects.
+            frame: the frame, readable by all introduced objects.
             annotated: objects that were given in this frame; None if none was.
         """
         if annotated is not None:
-            return Bank((*bank.slots, dataclasses.replace(slot, permanent=True)))
-        if self.wants(bank, slot.t):
-            return Bank((*bank.slots, slot))
+            return Bank((*bank.frames, dataclasses.replace(frame, permanent=True)))
+        if self.wants(bank, frame.t):
+            return Bank((*bank.frames, frame))
         return bank
 
     def bounded(self, frames: int) -> MemoryPolicy:  # noqa: ARG002
@@ -64,14 +64,14 @@ class AnnotatedOnly(MemoryPolicy):
         """No frame without an annotation."""
         return False
 
-    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+    def update(self, bank: Bank[EntryT], frame: MemoryFrame[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
         """Keep an annotated frame, readable by the objects that are annotated in it."""
         if annotated is None:
             return bank
-        earlier = bank.slots
+        earlier = bank.frames
         if self.reannotation == "replace":
             earlier = tuple(dataclasses.replace(old, readable=old.readable & ~annotated) for old in earlier)
-        return Bank((*earlier, dataclasses.replace(slot, readable=annotated, permanent=True)))
+        return Bank((*earlier, dataclasses.replace(frame, readable=annotated, permanent=True)))
 
 
 @dataclass(frozen=True)
@@ -108,30 +108,30 @@ class EveryKth(MemoryPolicy):
         lasting = self._lasting(bank)
         return self.include_previous or not lasting or t - lasting[-1].t >= self.k
 
-    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+    def update(self, bank: Bank[EntryT], frame: MemoryFrame[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
         """Drop the temporary entry, then append."""
         lasting = self._lasting(bank)
-        before = bank if len(lasting) == len(bank.slots) else Bank(lasting)
-        after = super().update(before, slot, annotated)
+        before = bank if len(lasting) == len(bank.frames) else Bank(lasting)
+        after = super().update(before, frame, annotated)
         if self.max_frames is not None:
-            loose = [old for old in after.slots if not old.permanent]
+            loose = [old for old in after.frames if not old.permanent]
             if len(loose) > self.max_frames:
                 dropped = {old.t for old in loose[: len(loose) - self.max_frames]}
-                after = Bank(tuple(old for old in after.slots if old.permanent or old.t not in dropped))
+                after = Bank(tuple(old for old in after.frames if old.permanent or old.t not in dropped))
         return after
 
     def bounded(self, frames: int) -> MemoryPolicy:
         """With ``max_frames``, unless there is a bound already."""
         return dataclasses.replace(self, max_frames=frames) if self.max_frames is None else self
 
-    def _lasting(self, bank: Bank[EntryT]) -> tuple[Slot[EntryT], ...]:
-        """The slots of a bank without the temporary one, which can only be the last."""
-        slots = bank.slots
-        if not slots or slots[-1].permanent:
-            return slots
-        before, t = slots[:-1], slots[-1].t
+    def _lasting(self, bank: Bank[EntryT]) -> tuple[MemoryFrame[EntryT], ...]:
+        """The frames of a bank without the temporary one, which can only be the last."""
+        frames = bank.frames
+        if not frames or frames[-1].permanent:
+            return frames
+        before, t = frames[:-1], frames[-1].t
         kept = t % self.k == 0 if self.count_from == "start" else not before or t - before[-1].t >= self.k
-        return slots if kept else before
+        return frames if kept else before
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,6 @@ class PreviousOnly(MemoryPolicy):
         """Always, until the next frame."""
         return True
 
-    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:  # noqa: ARG002
+    def update(self, bank: Bank[EntryT], frame: MemoryFrame[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:  # noqa: ARG002
         """The frame alone."""
-        return Bank((slot,))
+        return Bank((frame,))

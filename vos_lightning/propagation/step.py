@@ -23,7 +23,7 @@ from vos_lightning.mask_ops import (
     soft_aggregate,
     unpad,
 )
-from vos_lightning.propagation.memory import Bank, Memory, Slot, State
+from vos_lightning.propagation.memory import Bank, Memory, MemoryFrame, State
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.policies import MemoryPolicy
 from vos_lightning.structures import FrameInput, Given, Proposals, map_tensors
@@ -170,10 +170,10 @@ def advance(
     previous = None
     if keep:
         assert entry is not None, "memorize must return an entry when keep is set"
-        slot = Slot(entry, t, introduced, permanent=False)
-        bank = propagation.policy.update(bank, slot, None if given is None else given.which)
+        kept = MemoryFrame(entry, t, introduced, permanent=False)
+        bank = propagation.policy.update(bank, kept, None if given is None else given.which)
         if network.reads_previous:
-            previous = Bank((slot if latest is entry else Slot(latest, t, introduced, permanent=False),))
+            previous = Bank((kept if latest is entry else MemoryFrame(latest, t, introduced, permanent=False),))
 
     output = StepOutput(unpad(logits, padding), unpad(probabilities, padding), introduced, aux)
     if given is not None:
