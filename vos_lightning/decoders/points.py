@@ -216,7 +216,7 @@ class PointRefiner(nn.Module):
         decoder_channels: number of channels of the decoder's features at stride 4.
         key_channels: number of channels of the keys of query and memory.
         value_channels: number of channels of the values of query and memory.
-        options: options of the refinement; they give the widths of the stacks A (``aggregation``, which ends with ``decoder_channels``) and B
+        options: options; they give the widths of the stacks A (``aggregation``, which ends with ``decoder_channels``) and B
             (``prediction``).
         similarity: similarity of point keys, see :func:`vos_lightning.matching.points.match_points`.
         scale: factor of the similarity, see :func:`vos_lightning.matching.points.match_points`.
