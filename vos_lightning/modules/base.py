@@ -34,7 +34,7 @@ class VOSModule(LightningModule):
     Args:
         network: the system.
         train_propagation: propagation of ``training_step``.
-        eval_propagation: propagation in validation, test, prediction and by :meth:`engine`.
+        eval_propagation: propagation of validation, test, prediction, and of :meth:`engine`.
         optimisation: optimiser, rates and schedule.
         evaluation: size and scoring of validation and test.
         late_objects: give objects that first appear after frame 0 of a training clip.
