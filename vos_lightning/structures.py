@@ -98,7 +98,7 @@ class ClipSample:
     """One training clip on the CPU, before collation."""
 
     frames: UInt8[Tensor, "T 3 H W"]
-    """RGB."""
+    """RGB frames."""
     label_maps: UInt8[Tensor, "T H W"]
     """0 background, 1..N object slots, 255 ignore."""
     object_ids: tuple[int, ...]
@@ -114,7 +114,7 @@ class ClipBatch(_Transferable):
     """A training batch."""
 
     frames: Float[Tensor, "B T 3 H W"]
-    """RGB in [0, 1]."""
+    """RGB frames in [0, 1]."""
     label_maps: UInt8[Tensor, "B T H W"]
     """0 background, 1..N object slots, 255 ignore."""
     object_valid: Bool[Tensor, "B N"]

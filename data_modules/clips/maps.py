@@ -53,7 +53,7 @@ def window(maps: Maps, box: tuple[int, int, int, int], height: int, width: int) 
 
 
 def flip(maps: Maps, horizontal: bool, vertical: bool, height: int, width: int) -> Maps:
-    """Then mirror."""
+    """Append flips."""
     sign = np.array([-1.0 if horizontal else 1.0, -1.0 if vertical else 1.0])
     return _then(maps, np.diag(sign), np.array([width if horizontal else 0, height if vertical else 0]))
 

@@ -40,8 +40,8 @@ class ProposalSource(ABC):
         """Check that all these videos and images have proposals, before anything is computed.
 
         Raises:
-            FileNotFoundError: proposals of a video or an image are missing; the message names it, and the command that makes
-                them.             ValueError: proposals of a frame are missing.
+            FileNotFoundError: proposals of a video or an image are missing; the message names it and the command that makes them.
+            ValueError: proposals of a frame are missing.
         """
 
 

@@ -66,7 +66,7 @@ class CocoClips(ClipSource):
         return len(self.items)
 
     def names(self, index: int) -> ItemNames:
-        """Of an image."""
+        """Name of an image."""
         return ItemNames(Path(pickle.loads(self.items[index])[0]).stem, None)
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:  # noqa: ARG002
@@ -140,9 +140,9 @@ class COCODataModule(VOSDataModule):
         return CocoClips(self.annotation_file, self.image_root, self.min_area, self.exclude_crowd)
 
     def val_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()
 
     def test_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()

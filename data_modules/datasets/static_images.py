@@ -86,7 +86,7 @@ class ImageClips(ClipSource):
         return len(self.pairs)
 
     def names(self, index: int) -> ItemNames:
-        """Of an image."""
+        """Name of an image."""
         return ItemNames(self.pairs[index][0], None)
 
     def check_objects(self) -> None:
@@ -196,9 +196,9 @@ class StaticImagesDataModule(VOSDataModule):
         return ImageClips(find_pairs(self.image_root, self.mask_root), self.threshold)
 
     def val_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()
 
     def test_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()

@@ -111,9 +111,9 @@ class StaticSetDataModule(VOSDataModule):
         return ImageClips(pairs, threshold=None if rule else 127, rule=rule or "labels", as_stored=True)
 
     def val_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()
 
     def test_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()

@@ -19,8 +19,8 @@ IMAGE_FOLDERS = (
     ("images", "masks"), ("images", "ground_truth_mask"), ("imgs", "gt"), ("Imgs", "Imgs"), ("DUTS-TR-Image", "DUTS-TR-Mask"),
     ("DUTS-TE-Image", "DUTS-TE-Mask"), ("datasets/imgs/pascal", "datasets/masks/pascal"), ("JPEGImages", "SegmentationObject"),
 )  # fmt: skip
-"""Folders of images and of masks that sets of still images come in."""
 """Pairs of folders of images and of masks in which sets of still images are distributed."""
+ALL_FRAMES = ("valid_all_frames", "all_frames/valid_all_frames")
 
 
 @dataclass(frozen=True)

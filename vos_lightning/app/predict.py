@@ -96,7 +96,7 @@ class ObjectRow:
     name: str
     object_id: int
     area: int
-    """Pixels."""
+    """Area of the object in pixels."""
     confidence: float
     """Mean probability of the object's pixels; 0 if it has no pixels."""
     flags: str

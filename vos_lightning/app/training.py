@@ -143,7 +143,7 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> in
         if first:
             records.ended(run, cli.trainer.global_step, finished=not stopped)
         if stopped:
-            console.print(f"Stopped at step {cli.trainer.global_step}; the same command goes on from there.")
+            console.print(f"Stopped at step {cli.trainer.global_step}; the same command continues from there.")
             return 75  # "try again": a scheduler may requeue
         if first:
             write_text(run.directory / "finished", f"{cli.trainer.global_step}\n")

@@ -64,7 +64,7 @@ class Sharpness(nn.Module):
         self.logarithm = nn.Parameter(torch.tensor(math.log(value))) if learned else None
 
     def forward(self) -> float | Float[Tensor, ""]:
-        """The factor."""
+        """The factor of the cosines."""
         return self.value if self.logarithm is None else self.logarithm.exp()
 
 

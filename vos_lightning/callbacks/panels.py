@@ -81,11 +81,11 @@ class FramePanels(Callback):
     # Lightning hooks --------------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Start listening to predicted frames."""
         self._start(trainer, pl_module, f"step={trainer.global_step:06d}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Start listening to predicted frames."""
         self._start(trainer, pl_module, "test")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

@@ -135,11 +135,11 @@ class PredictionWriter(Callback):
     # Lightning hooks --------------------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Start listening to predicted frames."""
         self._start(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Start listening to predicted frames."""
         self._start(trainer, pl_module, "predict")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

@@ -33,7 +33,7 @@ class Throughput(Callback):
         self._waited = self._worked = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Start anew."""
+        """Reset the sums."""
         self._clear()
         self._warm = False
         self._mark = time.perf_counter()

@@ -138,7 +138,7 @@ def start_as_copiers(
     """Initialise separate encoders of query and memory with equal weights, and values of the memory that hold the masks.
 
     Raises:
-        ValueError: the memory has no projection of its own, or the two encoders are not of one kind and size.
+        ValueError: the memory has no separate projection, or the two encoders differ in kind or size.
     """
     if memory_projection is None:
         raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")

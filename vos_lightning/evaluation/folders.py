@@ -115,7 +115,7 @@ def evaluate_folder(
         predictions: a folder with the same layout and file names; frames that the protocol skips may be absent. Frames, videos
             and ids that the truth does not have are ignored (except that ``davis17`` refuses ids above the truth's highest). What
             is missing is scored as a blank prediction. The result names both.
-        protocol: see :data:`vos_lightning.metrics.Protocol`.
+        protocol: how videos are scored, see :data:`vos_lightning.metrics.Protocol`.
         videos: names of the videos to score; None means all folders of the truth.
         workers: number of processes; 1 runs in this process on one thread, None chooses by the number of frames.
         progress: show a bar on stderr.

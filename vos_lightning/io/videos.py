@@ -78,10 +78,7 @@ class FrameSource(ABC):
 
     @abstractmethod
     def _where(self, name: str) -> str:
-        """How an error message refers to a frame."""
-
-
-"""Description of a frame for an error message."""
+        """Description of a frame for an error message."""
 
 
 def open_frames(path: str | os.PathLike[str]) -> FrameSource:

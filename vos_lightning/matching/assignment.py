@@ -184,5 +184,5 @@ class _ConstraintSets:
         return x - (x.sum(dim=1, keepdim=True) - 1).clamp_min(0) * self.per_column
 
     def rows(self, x: Tensor) -> Tensor:
-        """Sums of 1."""
+        """Project onto rows with sums of 1."""
         return x - (x.sum(dim=2, keepdim=True) - 1) * self.per_row

@@ -41,7 +41,7 @@ def read_memory(
         memory_key: ``(B, CK, S)``, or ``(B, N, CK, S)`` if keys depend on the object (STM).
         query_key: ``(B, CK, Q)``.
         values: ``(B, N, CV, S)``.
-        readable: ``(B, N, S)``, which memory pixels an object may read, or ``(B, 1, S)`` for all objects alike; None for all of
+        readable: ``(B, N, S)``, which memory pixels an object may read, or ``(B, 1, S)`` for all objects; None for all of
             them.
         similarity: ``dot`` (STM), ``l2``, the negative squared distance (STCN), or ``cosine``.
         scale: the factor of the similarity; None for ``CK ** -0.5``, or 1 with ``cosine``.

@@ -45,7 +45,7 @@ def evaluate_video(
     Args:
         preds: predicted label maps of all annotated frames.
         target: true label maps of the same frames.
-        protocol: see :data:`vos_lightning.metrics.scores.Protocol`.
+        protocol: how videos are scored, see :data:`vos_lightning.metrics.scores.Protocol`.
         video: name of the video, for the rows and for messages.
         unseen_ids: objects whose category is not in the training set (YouTube-VOS).
 

@@ -25,7 +25,7 @@ class VideoMetric(Metric):
     object counts once.
 
     Args:
-        protocol: see :data:`vos_lightning.metrics.scores.Protocol`.
+        protocol: how videos are scored, see :data:`vos_lightning.metrics.scores.Protocol`.
         kwargs: arguments of ``torchmetrics.Metric``.
     """
 

@@ -52,7 +52,7 @@ class MUNetModule(VOSModule):
         count_from: where the stride is counted from, see :class:`EveryKth`.
         include_previous: remember the previous frame at inference, until the next one.
         max_memory_frames: most frames without annotation that are remembered at inference; None for all.
-        schedule: see :class:`VOSModule`; the paper states none.
+        optimisation: optimiser, rates and schedule; the paper states no schedule.
 
     Reference: MUNet (Sun et al., arXiv 2111.14646) sections 3.4 and 3.5; STM (Oh et al., ICCV 2019) for the memory at inference.
     """

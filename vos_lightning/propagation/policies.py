@@ -79,9 +79,9 @@ class EveryKth(MemoryPolicy):
     """Annotated frames, every ``k``-th frame and, optionally, the previous one as a temporary entry (STM, STCN).
 
     Args:
+        k: stride in frames.
         count_from: ``start`` keeps frames 0, k, 2k, ... of a propagation (STM; STCN on DAVIS); ``latest`` keeps a frame that
-            comes ``k`` or more frames after the latest kept one, which may be an annotated one (STCN on YouTube-VOS). ``k`` or
-            more after the latest kept one, which may be an annotated one (STCN on YouTube-VOS).
+            comes ``k`` or more frames after the latest kept one, which may be an annotated one (STCN on YouTube-VOS).
         include_previous: keep the latest frame until the next one arrives (STM yes, STCN no).
         max_frames: largest number of kept frames without annotation; the oldest go first. None keeps all of them.
     """
@@ -139,7 +139,7 @@ class All(MemoryPolicy):
     """Every frame is kept: for training on short clips (STM, STCN, DMN-AOA)."""
 
     def keeps(self, t: int) -> bool:  # noqa: ARG002
-        """Always."""
+        """Always: every frame is kept."""
         return True
 
     def bounded(self, frames: int) -> MemoryPolicy:

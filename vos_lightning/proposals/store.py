@@ -56,7 +56,7 @@ class Found:
 
 
 def nothing_found() -> Found:
-    """No proposal."""
+    """Proposals of a frame in which the detector found nothing."""
     masks = torch.zeros(0, MASK_SIZE, MASK_SIZE)
     return Found(torch.zeros(0, 4), masks, torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 

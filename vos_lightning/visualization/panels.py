@@ -37,7 +37,7 @@ class Panel:
 
     title: str
     image: UInt8[Tensor, "3 H W"]
-    """RGB."""
+    """RGB image."""
     row: str = ""
     """Panels of the same row are placed side by side on a sheet."""
 

@@ -113,8 +113,8 @@ def test_wrong_arguments():
 
 
 def bank(*readable: list[bool]) -> Bank[torch.Tensor]:
-    slots = [MemoryFrame(torch.randn(1, 3, 2, 2), t, torch.tensor([row]), permanent=False) for t, row in enumerate(readable)]
-    return Bank(tuple(slots))
+    frames = [MemoryFrame(torch.randn(1, 3, 2, 2), t, torch.tensor([row]), permanent=False) for t, row in enumerate(readable)]
+    return Bank(tuple(frames))
 
 
 def test_readers_are_as_few_as_possible():

@@ -49,8 +49,8 @@ def first_memory(network: EMVOS, image: torch.Tensor, masks: torch.Tensor, reada
         readable = torch.ones(masks.shape[:2], dtype=torch.bool)
     entry, carry = network.memorize(network.encode(FrameInput(image)), masks, None, readable, keep=True)
     assert carry is None
-    slot = MemoryFrame(entry, 0, readable, permanent=True)
-    return Memory(bank=Bank((slot,)), previous=Bank((slot,)), carry=None)
+    frame = MemoryFrame(entry, 0, readable, permanent=True)
+    return Memory(bank=Bank((frame,)), previous=Bank((frame,)), carry=None)
 
 
 @pytest.mark.parametrize("train_encoder", [True, False])

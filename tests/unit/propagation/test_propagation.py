@@ -26,10 +26,10 @@ def emvos() -> EMVOS:
 def frames_kept(policy: MemoryPolicy, length: int, annotated: dict[int, list[bool]]) -> list[int]:
     bank: Bank[torch.Tensor] = Bank(())
     for t in range(length):
-        slot = MemoryFrame(torch.zeros(1, 1, 2, 2), t, torch.ones(1, 2, dtype=torch.bool), permanent=False)
+        frame = MemoryFrame(torch.zeros(1, 1, 2, 2), t, torch.ones(1, 2, dtype=torch.bool), permanent=False)
         which = torch.tensor([annotated[t]]) if t in annotated else None
         if which is not None or policy.keeps(t):
-            bank = policy.update(bank, slot, which)
+            bank = policy.update(bank, frame, which)
     return [frame.t for frame in bank.frames]
 
 
@@ -53,8 +53,8 @@ def test_an_object_that_is_annotated_again() -> None:
     def readable(policy: AnnotatedOnly) -> list[list[bool]]:
         bank: Bank[torch.Tensor] = Bank(())
         for t in (0, 3):
-            slot = MemoryFrame(torch.zeros(1, 1, 1, 1), t, torch.tensor([[True, True]]), permanent=False)
-            bank = policy.update(bank, slot, torch.tensor([[True, t == 0]]))
+            frame = MemoryFrame(torch.zeros(1, 1, 1, 1), t, torch.tensor([[True, True]]), permanent=False)
+            bank = policy.update(bank, frame, torch.tensor([[True, t == 0]]))
         return [frame.readable[0].tolist() for frame in bank.frames]
 
     assert readable(AnnotatedOnly("replace")) == [[False, True], [True, False]]

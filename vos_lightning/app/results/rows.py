@@ -21,7 +21,7 @@ class Score:
     path: Path
     experiment: str
     metrics: Mapping[str, float]
-    """Percent."""
+    """Scores in percent, by name."""
     evaluation: Mapping[str, Any]
     """A mapping with ``date``, ``commit``, ``hardware``, ``data``, ``departures`` and ``trained``."""
     fingerprint: str
