@@ -21,31 +21,31 @@ T_ = TypeVar("T_")
 
 
 class ClipLoader(DataLoader[Any]):
-    """A loader that can be resumed.
+    """A data loader that can be resumed.
 
-    Its sampler starts where the restored trainer stopped, so there is no state of its own to keep; Lightning asks for these two
-    methods before it believes that a training goes on exactly.
+    Its sampler starts where the restored trainer stopped, so it has no state of its own. Lightning checks for these two methods
+    to decide whether a training can be resumed exactly.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is the trainer's."""
+        """Return nothing: the trainer stores the position."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Do nothing: the trainer stores the position."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How clips and videos are loaded.
+    """Options of the loading of clips and videos.
 
     Attributes:
-        batch_size: clips of a batch over ALL processes, so that a result does not depend on their number.
-        max_device_batch: most clips that a process takes at once. Where its share of ``batch_size`` is larger, it is split into
+        batch_size: number of clips of a batch over ALL processes, so that a result does not depend on their number.
+        max_device_batch: largest number of clips that a process takes at once. A larger share of ``batch_size`` is split into
             equal parts whose gradients are accumulated (``trainer.accumulate_grad_batches`` is set, and
-            ``trainer.val_check_interval``, which counts parts, is multiplied). None takes the share as it is.
-        num_workers: worker processes of the training loader, per training process.
-        seed: seed of the order of clips and of every draw, >= 0.
+            ``trainer.val_check_interval``, which counts parts, is multiplied). None takes the share unsplit.
+        num_workers: number of worker processes of the training loader, per training process.
+        seed: seed of the order of clips and of all random draws, >= 0.
         pin_memory: copy batches into page-locked memory (for GPUs).
         predict_root: folder with ``JPEGImages/<video>/<frame>.jpg`` and ``Annotations/<video>/<frame>.png`` (at least the first
             mask of every object) to predict; None predicts the test videos.
@@ -78,9 +78,9 @@ DEFAULT_LOADING = Loading()
 class VOSDataModule(lightning.LightningDataModule, ABC):
     """Clips for training and whole videos for validation, test and prediction.
 
-    The whole training is one Lightning epoch of ``trainer.max_steps`` optimiser steps; validate with
-    ``trainer.val_check_interval`` in batches and ``trainer.check_val_every_n_epoch: null``. Loaders shard themselves over the
-    processes, so ``trainer.use_distributed_sampler`` must be false when there are several.
+    The whole training is one Lightning epoch of ``trainer.max_steps`` optimiser steps. To validate, set
+    ``trainer.val_check_interval`` in batches and ``trainer.check_val_every_n_epoch: null``. Loaders divide clips and videos among
+    the processes themselves, so ``trainer.use_distributed_sampler`` must be false if there are several processes.
 
     Args:
         loading: batches, workers and seed.
@@ -88,8 +88,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
     """
 
     proposals_option = "wrap the data module in data_modules.proposals.ProposalsDataModule"
-    """How a user gives this data module proposals."""
-    # A process may get no video when there are more processes than videos.
+    """How a user adds proposals to this data module; part of an error message."""
+    # A process may get no video if there are more processes than videos.
     allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
@@ -101,9 +101,9 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         self.loading = loading
         self.recipe = recipe
         self.has_proposals: bool | None = None
-        """Whether all clips and videos of the stage that was set up have object proposals; None before."""
+        """Whether all clips and videos of the current stage have object proposals; None before ``setup``."""
         self.num_parts = 1
-        """Parts of a step that a process takes one after the other."""
+        """Number of parts of a step that a process takes one after the other."""
 
     # What a data set provides ------------------------------------------------------------------------------------------
 
@@ -128,12 +128,12 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         return [(self.clip_source(), self.recipe)]
 
     def setup(self, stage: str) -> None:
-        """Look for the data of a stage, so that a wrong path shows before anything is computed."""
+        """Check the data of a Lightning stage, so that a wrong path is reported before anything is computed."""
         clips: list[ClipSource] = []
         videos: list[LazySequence[VideoSample]] = []
         if stage == "fit":
             clips = [source for source, _ in self.clip_parts()]
-            for source in {id(source): source for source in clips}.values():  # some are listed repeatedly
+            for source in {id(source): source for source in clips}.values():  # a source may be listed several times
                 source.check_objects()
             if self.trainer is not None and self.loading.max_device_batch is not None:
                 self._accumulate(self.trainer, self.loading.max_device_batch)
@@ -156,28 +156,28 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         self.num_parts = parts
 
     def state_dict(self) -> dict[str, Any]:
-        """In how many parts a step was taken and of how many clips: the trainer's position counts them."""
+        """Numbers of parts and clips of a step, on which the meaning of the trainer's position depends."""
         return {"num_parts": self.num_parts, "batch_size": self.loading.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on in other parts or with other batches."""
+        """Refuse to continue with another number of parts or clips in a step."""
         clips = state_dict.get("batch_size", self.loading.batch_size)
         if clips != self.loading.batch_size:
             raise ValueError(
-                f"the run was started with {clips} clips a step, now {self.loading.batch_size}: go on with "
+                f"the run was started with {clips} clips a step, now {self.loading.batch_size}: continue with "
                 f"data.init_args.loading.batch_size={clips}, or with --scale_batch=true on as many devices as before"
             )
         before = state_dict.get("num_parts", 1)
         if before != self.num_parts:
             raise ValueError(
-                f"the run was started with a batch in {before} parts, now in {self.num_parts}: go on with as many devices, "
+                f"the run was started with a batch in {before} parts, now in {self.num_parts}: continue with as many devices, "
                 f"or set data.init_args.loading.max_device_batch so that there are {before} again"
             )
 
     # Loaders -----------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches from the one that the trainer needs next to the last of the training."""
+        """Batches from the next one that the trainer needs to the last one of the training."""
         trainer = self._trainer()
         if trainer.max_steps < 1:
             raise ValueError(f"trainer.max_steps must be positive, not {trainer.max_steps}: training is counted in steps")
@@ -188,8 +188,8 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
             global_batch_size=self.loading.batch_size,
             seed=self.loading.seed,
             swap_probability=self.recipe.swap_probability,
-            # `processed` counts a batch whose end was not reached before the checkpoint (they are saved in on_train_batch_end),
-            # and not one that was interrupted; it is what Lightning's counters become when the loop restarts.
+            # `processed` counts a batch whose end was not reached before the checkpoint (checkpoints are saved in
+            # on_train_batch_end), but not an interrupted one; Lightning's counters get this value when the loop restarts.
             start_batch=trainer.fit_loop.epoch_loop.batch_progress.current.processed,  # type: ignore[attr-defined]
             rank=trainer.global_rank,
             world_size=trainer.world_size,
@@ -206,21 +206,21 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> DataLoader[VideoSample]:
-        """One video at a time, this process's share."""
+        """This process's share of the videos, one at a time."""
         return self._video_loader(self.val_videos())
 
     def test_dataloader(self) -> DataLoader[VideoSample]:
-        """One video at a time, this process's share."""
+        """This process's share of the videos, one at a time."""
         return self._video_loader(self.test_videos())
 
     def predict_dataloader(self) -> DataLoader[VideoSample]:
-        """One video at a time, this process's share."""
+        """This process's share of the videos, one at a time."""
         return self._video_loader(self.predict_videos())
 
     def _video_loader(self, videos: LazySequence[VideoSample]) -> DataLoader[VideoSample]:
         trainer = self._trainer()
-        # No video twice: ranks may have different numbers of videos, unlike with a padding DistributedSampler. Frames are
-        # decoded on access in this process, so there is nothing for workers to do.
+        # No video is repeated: ranks may have different numbers of videos, unlike with a padding DistributedSampler. Frames are
+        # decoded on access in this process, so workers would have nothing to do.
         share = _Share(videos, range(trainer.global_rank, len(videos), trainer.world_size))
         return DataLoader(dataset=share, batch_size=None, collate_fn=_identity, num_workers=0)
 
@@ -233,7 +233,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
 
 def split_batch(batch_size: int, world_size: int, max_device_batch: int) -> int:
-    """Fewest equal parts of a process's share of a batch that have at most ``max_device_batch`` clips each.
+    """Smallest number of equal parts of a process's share of a batch that have at most ``max_device_batch`` clips each.
 
     Raises:
         ValueError: the processes cannot share the batch equally.
@@ -245,9 +245,9 @@ def split_batch(batch_size: int, world_size: int, max_device_batch: int) -> int:
 
 
 def _one_thread(worker: int) -> None:  # noqa: ARG001
-    """Workers are processes: a thread a core in each of them would fight over the cores (PyTorch sees to its own).
+    """Limit OpenCV to one thread in a worker: a thread for each core in every worker would overload the cores.
 
-    Not ``setNumThreads(1)``: that would wait forever for the threads of the parent, which a forked worker does not have.
+    ``setNumThreads(1)`` is not used: it would wait forever for the threads of the parent, which a forked worker does not have.
     """
     cv2.setNumThreads(0)
 

@@ -27,7 +27,7 @@ DEFAULT_NOISE = TruthNoise()
 
 
 class LazyProposals(Mapping[int, Proposals]):
-    """Frame index -> proposals of one row, made when they are accessed."""
+    """Proposals with one row by frame index, made when they are accessed."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -43,16 +43,17 @@ class LazyProposals(Mapping[int, Proposals]):
 
 
 class StoredProposals(ProposalSource):
-    """Proposals that were computed before, see ``python -m vos_lightning precompute-proposals``.
+    """Proposals that were computed earlier by ``python -m vos_lightning precompute-proposals``.
 
     Args:
-        roots: folders with one file a video, ``<video>.npz`` (of still images one an image), searched in order.
-        num_proposals: the best ones of every frame.
-        truth_probability: how often a training clip gets its true objects as further proposals, in place of the last ones.
-        generator: what the files must say of where they come from; None takes any.
+        roots: folders with one file ``<video>.npz`` for each video (or for each still image), searched in order.
+        num_proposals: number of proposals of a frame; the best ones are taken.
+        truth_probability: probability that a training clip gets its true objects as additional proposals, in place of the last
+            ones.
+        generator: origin that the files must record; None accepts any.
 
     Raises:
-        ValueError: there is no folder, or the probability is none.
+        ValueError: no folder is given, or the probability is not in [0, 1].
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class StoredProposals(ProposalSource):
         self.truth_probability = truth_probability
 
     def check(self, items: Iterable[ItemNames]) -> None:
-        """Look for the files, and in those of videos for the frames; nothing but their headers is read."""
+        """Look for the files, and for the frames in the files of videos; only their headers are read."""
         wanted = {item.name: item for item in items}
         there: set[str] = set()
         for root in self.roots:
@@ -98,7 +99,7 @@ class StoredProposals(ProposalSource):
 
         Raises:
             FileNotFoundError: it is missing.
-            ValueError: it comes from another generator.
+            ValueError: the file comes from another generator.
         """
         places = [root / f"{video}.npz" for root in self.roots]
         file = ProposalFile(next((place for place in places if place.is_file()), places[-1]))
@@ -107,7 +108,7 @@ class StoredProposals(ProposalSource):
         return file
 
     def of_clip(self, clip: RawClip, frame_names: Sequence[str] | None) -> ClipProposals:
-        """Read the frames of the clip; they are moved with the clip."""
+        """Read the frames of the clip, and move the proposals with the clip."""
         file = self.file(clip.video_name)
         if frame_names is None:
             # A still image has one frame, whatever its name.
@@ -130,7 +131,7 @@ class StoredProposals(ProposalSource):
         return move
 
     def of_video(self, video: VideoSample) -> Mapping[int, Proposals]:
-        """Read frame by frame."""
+        """Read the proposals frame by frame."""
         file = self.file(video.name)
         file.check(video.frame_names, video.original_size)
         return _StoredVideo(file, video.frame_names, self.num_proposals)
@@ -146,7 +147,7 @@ class _StoredVideo(LazyProposals):
 
 
 def _put_last(proposals: Proposals, others: Proposals) -> Proposals:
-    """Other proposals in the last places, where they exist."""
+    """Put other proposals in the last places, where they exist."""
     exists = others.scores.flip(1) > 0
     return Proposals(
         torch.where(exists[..., None], others.boxes.flip(1), proposals.boxes),
@@ -159,12 +160,13 @@ def _put_last(proposals: Proposals, others: Proposals) -> Proposals:
 
 
 class ProposalsFromTruth(ProposalSource):
-    """Noisy proposals from the true label maps, of evaluation too: what is reached with them is no result of a system.
+    """Noisy proposals from the true label maps, also in evaluation: scores that use them are not results of a system.
 
     Args:
-        num_proposals: places; those that the noise leaves free stay empty.
-        noise: recall, jitter, distractors.
-        seed: of the noise in evaluation, which is the same in every run; that of training comes from the clip.
+        num_proposals: number of proposals of a frame; missing ones are padding.
+        noise: noise of the proposals.
+        seed: seed of the noise in evaluation, which is the same in every run; the noise in training comes from the clip's
+            generator.
     """
 
     def __init__(self, num_proposals: int = 30, noise: TruthNoise = DEFAULT_NOISE, seed: int = 0) -> None:
@@ -173,10 +175,10 @@ class ProposalsFromTruth(ProposalSource):
         self.seed = seed
 
     def check(self, items: Iterable[ItemNames]) -> None:
-        """Nothing: they are made."""
+        """Check nothing, because the proposals are made on demand."""
 
     def of_clip(self, clip: RawClip, frame_names: Sequence[str] | None) -> ClipProposals:  # noqa: ARG002
-        """Make them from the label maps of the transformed clip."""
+        """Make the proposals from the label maps of the transformed clip."""
 
         def make(rng: np.random.Generator, label_maps: UInt8[Tensor, "T H W"], maps: Maps) -> Proposals:  # noqa: ARG001
             return batch_proposals([proposals_from_truth(m, self.noise, rng) for m in label_maps], self.num_proposals)
@@ -184,12 +186,12 @@ class ProposalsFromTruth(ProposalSource):
         return make
 
     def of_video(self, video: VideoSample) -> Mapping[int, Proposals]:
-        """Make them from the targets.
+        """Make the proposals from the targets.
 
         Raises:
             ValueError: a frame has no target; without proposals nothing would be matched in it.
         """
-        there = set(video.targets)  # names alone: asking for a target would read it
+        there = set(video.targets)  # the indices only: accessing a target would read its file
         missing = [index for index in range(len(video.frames)) if index not in there]
         if missing:
             raise ValueError(
@@ -241,23 +243,23 @@ class ProposalsDataModule(VOSDataModule):
         self.proposals = proposals
 
     def clip_source(self) -> ClipSource:
-        """Not one: see :meth:`clip_parts`."""
+        """Not available, as there may be several sources: see :meth:`clip_parts`."""
         raise NotImplementedError("the source may have several parts: use clip_parts")
 
     def clip_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
-        """Those of the source, with proposals."""
+        """Parts of the source, with proposals."""
         return add_proposals(self.source.clip_parts(), self.proposals)
 
     def val_videos(self) -> LazySequence[VideoSample]:
-        """Those of the source, with proposals."""
+        """Validation videos of the source, with proposals."""
         return ProposalVideos(self.source.val_videos(), self.proposals)
 
     def test_videos(self) -> LazySequence[VideoSample]:
-        """Those of the source, with proposals."""
+        """Test videos of the source, with proposals."""
         return ProposalVideos(self.source.test_videos(), self.proposals)
 
     def predict_videos(self) -> LazySequence[VideoSample]:
-        """Those under ``predict_root``, or of the test split, with proposals."""
+        """Videos under ``predict_root``, or test videos of the source, with proposals."""
         return ProposalVideos(
             super().predict_videos() if self.loading.predict_root else self.source.test_videos(), self.proposals
         )

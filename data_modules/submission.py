@@ -11,9 +11,9 @@ mose               ``<video>/<frame>.png``     every frame
 lvos               ``Annotations/<video>/...``  every frame
 =================  ==========================  ==========================================================================
 
-Masks are indexed PNGs in the ids of the given masks, at the size of the video. Predictions that are grey, black and white
-(object 1) or coloured by the palette are written with indices; frames that the server does not ask for are left out; anything
-else that does not fit is refused.
+Masks are indexed PNGs in the ids of the given masks, at the size of the video. Predictions that are grey, black and white (object
+1) or coloured by the palette are converted to indices. Frames that the server does not need are left out. Anything else that does
+not fit is refused.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from vos_lightning.mask_ops import as_object_map, object_ids_in
 
 Server = Literal["davis17-testdev", "youtube-vos18", "youtube-vos19", "mose", "lvos"]
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
-"""Of every entry, so that equal predictions give equal files."""
+"""Date of every entry, so that equal predictions give equal files."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a server takes."""
+    """Rules of a server."""
 
     kind: str
     """Layout of its data set."""
     splits: tuple[str, ...]
-    """Names of the split that it scores."""
+    """Names of the split that the server scores."""
     num_videos: int | None
     top: str
-    """Folder of the videos in the zip."""
+    """Folder of the videos inside the zip file."""
     stem: str
     """Pattern of the frames' names."""
 
@@ -69,16 +69,16 @@ SERVERS: dict[Server, Rules] = {
 
 
 class SubmissionError(ValueError):
-    """Predictions that a server would reject or score wrongly; the message names the file and the mend."""
+    """Predictions that a server would reject or score wrongly; the message names the file and what to do about it."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a video needs."""
+    """Frames, size and ids that a video needs."""
 
     frames: tuple[str, ...]
     size: tuple[int, int]
-    """Width and height."""
+    """Width and height of the video."""
     ids: frozenset[int]
 
 
@@ -86,13 +86,13 @@ def write_submission(server: Server, predictions: Path, output: Path, data: Path
     """Check a folder of predictions and zip it.
 
     Args:
-        server: see the module.
+        server: name of the server, see the module.
         predictions: folder of video folders of PNGs.
-        output: the zip file; it appears whole or not at all.
-        data: root of the data set, to check frames, sizes and ids against; without it the predictions are checked by themselves.
+        output: the zip file, which is written atomically.
+        data: root of the data set, with which frames, sizes and ids are compared; None checks the predictions alone.
 
     Returns:
-        Names in the zip.
+        Names of the files in the zip file.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -131,7 +131,7 @@ def check_archive(path: Path, server: Server) -> None:
     """Check the structure of a zip file, whoever wrote it.
 
     Raises:
-        SubmissionError: a damaged entry, or one in the wrong place.
+        SubmissionError: an entry is damaged or in the wrong place.
     """
     rules = SERVERS[server]
     pattern = re.compile(rf"{rules.top}[^/.][^/]*/{rules.stem}\.png")
@@ -234,7 +234,7 @@ def _checked(folder: Path, expected: Expected | None, rules: Rules) -> Iterator[
 
 
 def _consecutive(folder: Path, stems: tuple[str, ...], rules: Rules) -> tuple[str, ...]:
-    """Frames without a hole, where a data set numbers them one by one; elsewhere only the data set could tell."""
+    """Frames without a hole, if the data set numbers them consecutively; otherwise only the data set could show holes."""
     numbers = [int(stem) for stem in stems]
     if rules.kind in ("davis17", "mose"):
         first = 0 if 0 in numbers else 1
@@ -261,7 +261,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--server", choices=get_args(Server), required=True)
     parser.add_argument("--predictions", type=Path, required=True, help="folder of video folders of PNGs")
-    parser.add_argument("--data", type=Path, help="root of the data set: checks frames, sizes and ids against it")
+    parser.add_argument("--data", type=Path, help="root of the data set, with which frames, sizes and ids are compared")
     parser.add_argument("--output", type=Path, required=True, help="the zip file")
     parser.add_argument("--overwrite", action="store_true", help="replace the zip file where it exists")
     known = parser.parse_args(argv)

@@ -22,23 +22,22 @@ from vos_lightning.mask_ops import as_object_map, object_ids_in
 from vos_lightning.structures import IGNORE_LABEL, VideoRecord, VideoSample
 
 REFERENCE_ATTEMPTS = 5
-"""Draws of a clip whose first frame shows no object before the last one is taken as it is (STCN)."""
+"""Number of draws of a clip without an object in its first frame before the last one is accepted (STCN)."""
 CHECKED_ITEMS = 100
-"""Videos or images, evenly spread, in which a source of clips looks for an object before it is trained on."""
+"""Number of evenly spread videos or images in which a source of clips looks for an object before training."""
 
 
 # Finding --------------------------------------------------------------------------------------------------------------
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
-    """Names in a split file, one a line, without repetition.
+    """Names in a split file with one name a line, without repetition.
 
-    A line of the DAVIS 2016 kind (``/JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png``) names the folder of its
-    image.
+    A line as in DAVIS 2016 (``/JPEGImages/480p/bear/00000.jpg /Annotations/480p/bear/00000.png``) names the folder of its image.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it lists nothing.
+        ValueError: the file lists nothing.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"split file {path} does not exist")
@@ -54,7 +53,7 @@ def folders_in(folder: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it has no folders.
+        ValueError: there are no folders in it.
     """
     names = list_folders(folder)
     if not names:
@@ -100,7 +99,7 @@ def find_record(
 
 
 def folder_videos(root: str | os.PathLike[str]) -> RecordVideos:
-    """Videos to predict: ``JPEGImages/<video>`` with frames, ``Annotations/<video>`` with the masks that are given.
+    """Videos to predict: ``JPEGImages/<video>`` has the frames, ``Annotations/<video>`` the given masks.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -118,10 +117,10 @@ def folder_videos(root: str | os.PathLike[str]) -> RecordVideos:
 
 
 def read_labels(record: VideoRecord, index: int) -> UInt8[Tensor, "H W"]:
-    """Label map of frame ``index`` as it is meant: objects merged, or with void pixels (255), if the record says so.
+    """Label map of frame ``index`` in its meaning for the record: with merged objects or void pixels (255) where it says so.
 
     Raises:
-        ValueError: the file cannot be read, or holds 255 beside ids though there is no void.
+        ValueError: the file cannot be read, or holds 255 beside ids although the data set has no void.
     """
     path = record.label_paths[index]
     label_map = read_label_map(path)
@@ -129,12 +128,12 @@ def read_labels(record: VideoRecord, index: int) -> UInt8[Tensor, "H W"]:
 
 
 def without_ignored(label_map: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "H W"]:
-    """Label map with void (255) as background: what networks are given and what is scored."""
+    """Label map with void (255) as background, as it is given to networks and scored."""
     return label_map.masked_fill(label_map == IGNORE_LABEL, 0)
 
 
 def _introductions(record: VideoRecord, first_frame: Mapping[int, int]) -> dict[int, Tensor]:
-    """Label maps of the new objects alone. An object may be listed from a frame that does not show it."""
+    """Label maps of new objects only. An object may be listed from a frame on that does not show it."""
     annotations = {}
     waiting: set[int] = set()
     for i in sorted(record.label_paths):
@@ -161,12 +160,12 @@ def evenly_spread(length: int, count: int) -> list[int]:
 
 
 def shows_object(record: VideoRecord) -> bool:
-    """Whether a label map of a video shows an object; they are read up to the first that does."""
+    """Whether any label map of a video shows an object; they are read up to the first one that does."""
     return any(bool(without_ignored(read_labels(record, i)).any()) for i in sorted(record.label_paths))
 
 
 def no_object_in(record: VideoRecord, others: int = 0) -> ValueError:
-    """What to raise for a training video without any object, where ``others`` have none either."""
+    """The error for a training video without any object, if ``others`` more videos have none either."""
     folder = Path(next(iter(record.label_paths.values()))).parent
     void = " (255 is void in this data set)" if record.has_void else ""
     more = f", and none those of {others} other videos" if others else ""
@@ -182,7 +181,7 @@ class RecordClips(ClipSource):
     """Training clips from the labelled frames of videos.
 
     Args:
-        records: videos.
+        records: records of the videos.
     """
 
     def __init__(self, records: Sequence[VideoRecord]) -> None:
@@ -193,15 +192,15 @@ class RecordClips(ClipSource):
         return len(self.records)
 
     def names(self, index: int) -> ItemNames:
-        """Of a video and its labelled frames."""
+        """Names of a video and its labelled frames."""
         record = self.records[index]
         return ItemNames(record.name, {i: record.frame_names[i] for i in self.labelled[index]})
 
     def check_objects(self) -> None:
-        """Look for an object in up to :data:`CHECKED_ITEMS` videos, evenly spread; the first one that is found is enough.
+        """Look for an object in up to :data:`CHECKED_ITEMS` evenly spread videos, until one is found.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no object is found.
         """
         if not self.records:
             raise ValueError("there is no video to train on: the lists of videos leave none")
@@ -210,7 +209,7 @@ class RecordClips(ClipSource):
             raise no_object_in(self.records[0], len(looked_at) - 1)
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
-        """Draw frames, again if the first one shows no object."""
+        """Draw frames, and draw again if the first one shows no object."""
         record, labelled = self.records[index], self.labelled[index]
         for _ in range(REFERENCE_ATTEMPTS):
             chosen = choose_by_recipe(rng, len(labelled), recipe)
@@ -233,7 +232,7 @@ class RecordClips(ClipSource):
 def _read_pair(
     record: VideoRecord, index: int, label_map: Tensor | None
 ) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
-    """Frame and label map, which is read unless it is at hand."""
+    """Frame and label map; the label map is read unless it is given."""
     frame = read_pixels(record.frame_paths[index])
     label_map = read_labels(record, index) if label_map is None else label_map
     check_size(record.label_paths[index], label_map.shape, record.frame_paths[index], frame.shape[:2])
@@ -247,9 +246,9 @@ class LazyFrames(Sequence[Tensor]):
     """Frames of a video, decoded when they are accessed.
 
     Args:
-        record: the video.
+        record: record of the video.
         size: height and width that every frame must have.
-        size_path: file that has this size, for the message.
+        size_path: path of the file that has this size, for the message.
     """
 
     def __init__(self, record: VideoRecord, size: tuple[int, int], size_path: str) -> None:
@@ -271,9 +270,9 @@ class LazyTargets(Mapping[int, Tensor]):
     """Label maps for the metrics, decoded when they are accessed; void (255) is background.
 
     Args:
-        record: the video.
+        record: record of the video.
         size: height and width that every label map must have.
-        size_path: file that has this size, for the message.
+        size_path: path of the file that has this size, for the message.
     """
 
     def __init__(self, record: VideoRecord, size: tuple[int, int], size_path: str) -> None:
@@ -297,7 +296,7 @@ class RecordVideos(Sequence[VideoSample]):
     """Whole videos, opened when they are accessed.
 
     Args:
-        records: videos.
+        records: records of the videos.
         with_targets: whether their label maps are ground truth for metrics.
     """
 
@@ -313,7 +312,7 @@ class RecordVideos(Sequence[VideoSample]):
 
 
 def _has_truth(record: VideoRecord, num_given: int) -> bool:
-    """Label maps of given frames alone (DAVIS test-dev), or of some required frames (YouTube-VOS), leave nothing to score."""
+    """Whether there is truth to score: more label maps than the given ones (unlike DAVIS test-dev), for all required frames."""
     required = record.required_frames or ()
     return len(record.label_paths) > num_given and all(i in record.label_paths for i in required)
 
@@ -322,7 +321,7 @@ def open_video(record: VideoRecord, with_targets: bool) -> VideoSample:
     """Whole video of a record.
 
     The network is given: every object of ``record.first_frame``, if that is known, in the first label map from there on that
-    shows it; every label map, if they are not exhaustive; otherwise the label map of the first frame.
+    shows it; otherwise all label maps, if they are not exhaustive; otherwise the label map of the first frame.
 
     Raises:
         FileNotFoundError: the first frame has no label map.
@@ -343,7 +342,7 @@ def open_video(record: VideoRecord, with_targets: bool) -> VideoSample:
     for i, label_map in annotations.items():
         check_size(record.label_paths[i], label_map.shape, first_path, size)
     frames = LazyFrames(record, size, first_path)
-    frames[first]  # a mismatch of sizes shows now, not in the middle of a run
+    frames[first]  # a mismatch of sizes is reported now, not in the middle of a run
     return VideoSample(
         name=record.name,
         frames=frames,

@@ -1,4 +1,4 @@
-"""Label maps, masks, soft aggregation and padding: the small operations that every VOS system shares."""
+"""Label maps, masks, soft aggregation and padding: the small operations that all VOS systems share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Aggregation = Literal["none", "product", "minimum"]
 PadMode = Literal["zero", "mean", "reflect"]
 
 PROBABILITY_EPSILON = 1e-7
-"""Probabilities are clamped to [eps, 1 - eps] before odds are taken (STM, STCN, PMVOS, EMVOS alike)."""
+"""Probabilities are clamped to [eps, 1 - eps] before odds are taken (in STM, STCN, PMVOS and EMVOS)."""
 MAX_LOGIT = math.log((1 - PROBABILITY_EPSILON) / PROBABILITY_EPSILON)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,8 +41,8 @@ def masks_from_label_map(label_map: UInt8[Tensor, "*batch H W"], num_objects: in
 
 def label_map_from_probabilities(probabilities: Float[Tensor, "*batch N1 H W"]) -> UInt8[Tensor, "*batch H W"]:
     """Slot label map: the most probable channel (0 = background); ties go to the lower slot."""
-    # argmax over a dimension that is not the last walks pixel by pixel on processors (50 times the time of this, which is
-    # elementwise); the first of the largest has the highest rank.
+    # On CPUs, argmax over a dimension that is not the last walks pixel by pixel and takes 50 times as long as these elementwise
+    # operations. The first of the largest values has the highest rank.
     count = probabilities.shape[-3]
     rank = torch.arange(count, 0, -1, device=probabilities.device, dtype=torch.uint8).view(-1, 1, 1)
     largest = probabilities.amax(dim=-3, keepdim=True)
@@ -76,21 +76,21 @@ def object_ids_in(label_map: UInt8[Tensor, "*shape"]) -> tuple[int, ...]:
 
 
 def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False, name: object = "") -> UInt8[Tensor, "*shape"]:
-    """What a label map means wherever it is read or given: ids 1..254 are objects, and 0 is background.
+    """A label map in its one meaning, wherever it was read or given: ids 1..254 are objects and 0 is background.
 
-    A map of 0 and 255 alone is a black and white mask, whose white is object 1. In data sets that have void pixels, which are
-    neither trained nor scored, 255 is always void.
+    A map that holds only 0 and 255 is a black and white mask, whose white is object 1. In data sets that have void pixels, which
+    are neither trained nor scored, 255 is always void.
 
     Args:
         label_map: ids as they are stored.
-        has_void: whether 255 means void; it stays as it is then.
-        name: of the file, for the message.
+        has_void: whether 255 means void; it then stays 255.
+        name: name of the file, for the message.
 
     Returns:
-        The same map, or object 1 where it was black and white.
+        The same map; for a black and white mask, object 1 where it was white.
 
     Raises:
-        ValueError: 255 beside other ids without ``has_void``.
+        ValueError: the map holds 255 beside other ids and ``has_void`` is False.
     """
     if has_void or not label_map.numel() or int(label_map.max()) < 255:
         return label_map
@@ -114,8 +114,8 @@ def soft_aggregate(
 ) -> tuple[Float[Tensor, "B N1 H W"], Float[Tensor, "B N1 H W"]]:
     r"""Merge per-object foreground logits into one distribution over background and objects.
 
-    With :math:`p_k = \sigma(l_k)` clamped to [1e-7, 1 - 1e-7], every object and the background enter a softmax with their
-    log-odds; the modes differ in the background:
+    With :math:`p_k = \sigma(l_k)` clamped to [1e-7, 1 - 1e-7], the log-odds of every object and of the background enter a
+    softmax. The modes differ in the background:
 
     - ``product``: :math:`p_0 = \prod_k (1 - p_k)` (STM, STCN);
     - ``minimum``: :math:`p_0 = \min_k (1 - p_k)` (PMVOS, EMVOS, A-GAME);
@@ -126,8 +126,8 @@ def soft_aggregate(
 
     Args:
         logits: foreground log-odds of each object, any finite value.
-        valid: slots that exist; the others get probability 0 exactly.
-        mode: see above.
+        valid: object slots that exist; the others get a probability of exactly 0.
+        mode: aggregation mode, see above.
 
     Returns:
         Logits and probabilities, ``(B, N+1, H, W)``, channel 0 background, float32. The softmax of the logits is the
@@ -149,14 +149,14 @@ def soft_aggregate(
         probability = own.sigmoid()
         background = (1 - probability).amin(dim=1, keepdim=True)
         return torch.cat([torch.zeros_like(own[:, :1]), own], dim=1), torch.cat([background, probability], dim=1)
-    # In log-odds the clamp of p to [eps, 1 - eps] is a clamp of the logit, and min(1 - p) is -max(logit): nothing under- or
-    # overflows, in half precision either.
+    # In log-odds, clamping p to [eps, 1 - eps] clamps the logit, and min(1 - p) is -max(logit). Nothing under- or overflows, even
+    # in half precision.
     clamped = logits.clamp(-MAX_LOGIT, MAX_LOGIT)
     if mode == "minimum":
         background = -clamped.masked_fill(absent, -MAX_LOGIT).amax(dim=1, keepdim=True)
     else:
         log_p0 = F.logsigmoid(-clamped).masked_fill(absent, 0.0).sum(dim=1, keepdim=True)
-        # log(p0 / (1 - p0)); the inner clamp keeps log(1 - p0) finite where no object is present at all.
+        # log(p0 / (1 - p0)); the inner clamp keeps log(1 - p0) finite if no object is present at all.
         log_p0 = log_p0.clamp(max=-PROBABILITY_EPSILON)
         background = (log_p0 - torch.log(-torch.expm1(log_p0))).clamp(-MAX_LOGIT, MAX_LOGIT)
     merged = torch.cat([background, clamped.masked_fill(absent, lowest)], dim=1)
@@ -173,14 +173,15 @@ def logits_from_masks(masks: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]
 
 @dataclass(frozen=True)
 class PaddingRule:
-    """How a network wants frames padded to a multiple of its stride.
+    """How a network expects frames to be padded to a multiple of its stride.
 
     Attributes:
         mode: ``reflect`` (EMVOS, PMVOS), ``zero`` before normalisation (STM), or ``mean``: the ImageNet mean colour, which is
             zero after normalisation (STCN). Masks are padded by reflection or with zeros.
         larger_half_first: for an odd amount, put the larger half on the left and top (EMVOS, PMVOS) or on the right and
             bottom (STM, STCN).
-        repad_masks: feed masks back cropped and padded anew (STM) instead of as predicted on the padded frame.
+        repad_masks: crop predicted masks and pad them again before they are remembered (STM), instead of keeping them as
+            predicted.
     """
 
     mode: PadMode = "reflect"
@@ -206,7 +207,7 @@ def padding_for(height: int, width: int, stride: int, larger_half_first: bool) -
 
 
 def _reflected_index(size: int, before: int, after: int, device: torch.device) -> Int64[Tensor, " padded"]:
-    # A triangle wave, so that any amount of padding works, more than the size too (where F.pad refuses).
+    # A triangle wave allows any amount of padding, also more than the size (where F.pad fails).
     period = max(2 * (size - 1), 1)
     position = torch.arange(-before, size + after, device=device) % period
     return torch.where(position < size, position, period - position)
@@ -237,5 +238,5 @@ def unpad(x: Float[Tensor, "*batch H2 W2"], padding: Padding) -> Float[Tensor, "
 
 def pool_to_stride(masks: Float[Tensor, "B N H W"], stride: int) -> Float[Tensor, "B N h w"]:
     """Average of the masks in every ``stride x stride`` cell; H and W are multiples of the stride."""
-    # Objects go to the batch dimension, the only one that pooling lets be empty.
+    # Objects move to the batch dimension, the only one that may be empty in pooling.
     return F.avg_pool2d(masks.flatten(0, 1).unsqueeze(1), stride).squeeze(1).unflatten(0, masks.shape[:2])

@@ -1,9 +1,9 @@
 """Data contracts: what travels between data sets, networks, the propagation engine and the metrics.
 
-Everything here is a frozen dataclass without behaviour beyond ``.to`` and ``.pin_memory``. Legend used in every file of the
+Everything here is a frozen dataclass without behaviour beyond ``.to`` and ``.pin_memory``. Dimensions in all files of the
 library: ``B`` clips, ``T`` frames, ``N`` object slots (padded), ``M`` bank frames, ``H W`` input pixels, ``h w`` cells at the
-network's stride, ``C`` channels, ``CK CV`` key and value channels, ``S = M*h*w`` memory pixels, ``Q = h*w`` query pixels,
-``K`` proposals or points.
+network's stride, ``C`` channels, ``CK CV`` key and value channels, ``S = M*h*w`` memory pixels, ``Q = h*w`` query pixels, ``K``
+proposals or points.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def per_object() -> Any:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: T_) -> T_:
-    """Apply ``function`` to every tensor inside nested dataclasses, tuples, lists and mappings; leave the rest as it is."""
+    """Apply ``function`` to every tensor inside nested dataclasses, tuples, lists and mappings; other values stay unchanged."""
     if isinstance(value, Tensor):
         return function(value)  # type: ignore[return-value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # Fields that a constructor does not take (cached values) are derived again, not mapped.
+        # Fields that a constructor does not take (cached values) are computed again, not mapped.
         changed = {f.name: map_tensors(function, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return dataclasses.replace(value, **changed)  # type: ignore[type-var, return-value]
     if isinstance(value, (tuple, list)):
@@ -70,7 +70,7 @@ class FrameInput(_Transferable):
     """One frame of ``B`` clips, the argument of ``VOSNetwork.encode``."""
 
     image: Float[Tensor, "B 3 H W"]
-    """RGB in [0, 1], not normalised: each backbone owns its statistics."""
+    """RGB in [0, 1], not normalised, as each backbone has its own statistics."""
     proposals: Proposals | None = None
 
 
@@ -90,7 +90,7 @@ class Given(_Transferable):
     masks: Float[Tensor, "B N H W"]
     """Binary masks; planes of objects that are not given are ignored."""
     which: Bool[Tensor, "B N"]
-    """Which slots are given in this frame."""
+    """Object slots that are given in this frame."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ClipSample:
     """One training clip on the CPU, before collation."""
 
     frames: UInt8[Tensor, "T 3 H W"]
-    """RGB."""
+    """RGB frames."""
     label_maps: UInt8[Tensor, "T H W"]
     """0 background, 1..N object slots, 255 ignore."""
     object_ids: tuple[int, ...]
@@ -106,7 +106,7 @@ class ClipSample:
     video_name: str
     frame_indices: tuple[int, ...]
     proposals: Proposals | None = None
-    """With ``B = T``: one row of proposals a frame."""
+    """Proposals with ``B = T``: one row for each frame."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ClipBatch(_Transferable):
     """A training batch."""
 
     frames: Float[Tensor, "B T 3 H W"]
-    """RGB in [0, 1]."""
+    """RGB frames in [0, 1]."""
     label_maps: UInt8[Tensor, "B T H W"]
     """0 background, 1..N object slots, 255 ignore."""
     object_valid: Bool[Tensor, "B N"]
@@ -122,14 +122,14 @@ class ClipBatch(_Transferable):
     video_names: tuple[str, ...]
     frame_indices: Int64[Tensor, "B T"]
     proposals: Proposals | None = None
-    """With ``B*T`` rows, time-major (row ``t*B + b``)."""
+    """Proposals in ``B*T`` rows, time-major (row ``t*B + b``)."""
 
 
 @runtime_checkable
 class LazySequence(Protocol[LazyT]):
-    """A sequence whose items are made when they are accessed; a list is one.
+    """A sequence whose items are made when they are accessed; a list is one too.
 
-    Not a ``Sequence``: checks of types in the tests would make some item of it.
+    It is not a ``Sequence``, because type checks in the tests would then create some of its items.
     """
 
     def __len__(self) -> int: ...
@@ -141,68 +141,70 @@ class LazySequence(Protocol[LazyT]):
 
 @dataclass(frozen=True)
 class VideoSample:
-    """One whole video for validation, test or prediction. The batch size is one, always."""
+    """One whole video for validation, test or prediction. The batch size is always one."""
 
     name: str
     frames: LazySequence[UInt8[Tensor, "3 H W"]]
-    """Decoded lazily; stays on the host."""
+    """Frames, decoded when they are accessed; they stay on the host."""
     annotations: Mapping[int, UInt8[Tensor, "H W"]]
-    """Frame index -> label map in original ids, given to the network. Non-zero pixels introduce or re-annotate an object."""
+    """Label maps in original ids by frame index, which the network is given. Non-zero pixels introduce or re-annotate an
+    object."""
     targets: Mapping[int, UInt8[Tensor, "H W"]]
-    """Frame index -> label map in original ids, for metrics only; may be empty."""
+    """Label maps in original ids by frame index, for metrics only; may be empty."""
     object_ids: tuple[int, ...]
-    """Original ids of every object that is annotated somewhere."""
+    """Original ids of all objects that are annotated in any frame."""
     required_frames: tuple[int, ...]
     """Frames whose prediction is to be written."""
     original_size: tuple[int, int]
     """Height and width of the written predictions."""
     frame_names: tuple[str, ...]
-    """File stems, one a frame: predictions are written under the same stems."""
+    """File stems of all frames; predictions are written under the same stems."""
     proposals: Mapping[int, Proposals] | None = None
-    """Frame index -> proposals of one row, in pixels of the frame as it is; made or read when they are accessed."""
+    """Proposals by frame index, with one row, in pixels of the original frame; made or read when they are accessed."""
     unseen_ids: tuple[int, ...] = ()
-    """Ids whose category is not in the training set, where that is known (YouTube-VOS)."""
+    """Ids whose category is not in the training set, if that is known (YouTube-VOS)."""
 
     def to(self, *args: Any, **kwargs: Any) -> VideoSample:  # noqa: ARG002
-        """Itself: a video stays on the host, from where the engine takes a frame at a time. Lightning asks for this method."""
+        """Return itself: a video stays on the host, and the engine moves one frame at a time. Lightning calls this method."""
         return self
 
 
 @dataclass(frozen=True)
 class FramePrediction:
-    """What the engine returns for a frame: original size, original ids."""
+    """Result of the engine for a frame, in original size and ids."""
 
     frame_index: int
     label_map: UInt8[Tensor, "H0 W0"]
     probabilities: Float[Tensor, "N H0 W0"]
-    """One plane an object, in the order of ``object_ids``."""
+    """One plane for each object, in the order of ``object_ids``."""
     object_ids: tuple[int, ...]
     processed_size: tuple[int, int] | None = None
-    """Height and width at which the network worked, before padding; None for those of the label map."""
+    """Height and width at which the network worked, before padding; None if they equal those of the label map."""
     aux: Mapping[str, Any] = field(default_factory=dict)
-    """What ``segment`` returned beside the logits, on the network's grid and device; empty where nothing was predicted."""
+    """Auxiliary outputs of ``segment``, on the network's grid and device; empty if nothing was predicted."""
 
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """Where a video lies on disk and what is known of it before any file is read."""
+    """Files of a video on disk, and what is known of it before any file is read."""
 
     name: str
     frame_names: tuple[str, ...]
     """File stems in time order."""
     frame_paths: tuple[str, ...]
     label_paths: Mapping[int, str]
-    """Frame index -> label-map file. A frame without an entry is not annotated, which is not the same as empty."""
+    """Label-map files by frame index. A frame without an entry is not annotated, which is not the same as an empty mask."""
     first_frame: Mapping[int, int] | None = None
-    """Object id -> index of the frame that introduces it. None: every object of the first frame, found when it is read."""
+    """Index of the frame that introduces each object, by object id. None: every object of the first frame, found when it is
+    read."""
     required_frames: tuple[int, ...] | None = None
-    """Frames to predict; None means all."""
+    """Frames to predict; None means all frames."""
     exhaustive: bool = True
     """Whether 0 in a label map means background (True) or possibly unlabelled (YouTube-VOS validation)."""
     merge_objects: bool = False
-    """Any non-zero label is object 1 (DAVIS 2016, saliency sets)."""
+    """Whether any non-zero label is object 1 (DAVIS 2016, saliency sets)."""
     has_void: bool = False
-    """Whether 255 marks pixels that are neither trained nor scored (DAVIS 2017, VOST). Elsewhere it is the white of a black and
-    white mask, see :func:`vos_lightning.mask_ops.as_object_map`."""
+    """Whether 255 marks pixels that are neither trained nor scored (DAVIS 2017, VOST). Otherwise it is the white of a black and
+    white     mask, see :func:`vos_lightning.mask_ops.as_object_map`."""
     unseen_ids: tuple[int, ...] = ()
-    """Ids whose category is not in the training set, where that is known (YouTube-VOS)."""
+    """Ids whose category is not in the training set, if that is known (YouTube-VOS)."""

@@ -1,4 +1,4 @@
-"""Training clips addressed by their position in the training: the same for any number of processes, workers and restarts."""
+"""Training clips, addressed by their position in the training: the same for any number of processes, workers and restarts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vos_lightning.structures import IGNORE_LABEL, ClipBatch, ClipSample, Propos
 
 
 class ItemNames(NamedTuple):
-    """Names of a video or an image, without opening it."""
+    """Names of a video or an image, which are known without opening it."""
 
     name: str
     """``video_name`` of its clips."""
     frames: Mapping[int, str] | None
-    """Index -> name of the frames that clips are drawn from; None for a still image."""
+    """Names of the frames that clips are drawn from, by index; None for a still image."""
 
 
 class ClipSource(ABC):
-    """Where raw clips come from: videos, images, or a generator of scenes."""
+    """Source of raw clips: videos, images, or a generator of scenes."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -41,37 +41,37 @@ class ClipSource(ABC):
         """Draw a clip of ``recipe.num_frames`` frames from item ``index``."""
 
     def names(self, index: int) -> ItemNames:
-        """How item ``index`` and its frames are called, for files that lie elsewhere (proposals)."""
+        """Names of item ``index`` and its frames, for files that are stored elsewhere (proposals)."""
         raise NotImplementedError(f"{type(self).__name__} has no names for its items, so no proposals can be found for them")
 
-    def check_objects(self) -> None:  # noqa: B027, as most sources make their objects
-        """Raise a ValueError if there is no object to train on, as far as a quick look tells; called before training."""
+    def check_objects(self) -> None:  # noqa: B027, as most sources draw their objects themselves
+        """Raise a ValueError if a quick check finds no object to train on; called before training."""
 
 
 class Draw(NamedTuple):
-    """Which item of the data set, in which pass over it."""
+    """An item of the data set in one pass over it."""
 
     epoch: int
     item: int
 
 
 class ClipKey(NamedTuple):
-    """What a sampler asks a :class:`ClipDataset` for."""
+    """Request of a sampler to a :class:`ClipDataset`."""
 
     draw: Draw
     partner: Draw | None = None
-    """Clip whose objects are pasted over this one (swap-and-attach); None for most."""
+    """Clip whose objects are pasted over this one (swap-and-attach); None for most clips."""
     progress: float = 0.0
-    """Share of the training's steps that lie before this clip."""
+    """Share of the training's steps before this clip."""
 
 
 class ClipDataset(Dataset[ClipSample]):
-    """Map-style data set of clips; a sample depends on the seed and its key only.
+    """Map-style data set of clips; a sample depends only on the seed and its key.
 
     Args:
-        parts: sources with the recipe of each; the data set is their concatenation, and a source that is listed twice is drawn
+        parts: sources with the recipe of each. The data set is their concatenation, and a source that is listed twice is drawn
             twice as often.
-        seed: of the run, >= 0.
+        seed: seed of the run, >= 0.
     """
 
     def __init__(self, parts: Sequence[tuple[ClipSource, ClipRecipe]], seed: int) -> None:
@@ -100,7 +100,7 @@ class ClipDataset(Dataset[ClipSample]):
 
 
 def attach_objects(sample: ClipSample, occluder: ClipSample) -> ClipSample:
-    """Paste the objects of another clip at the same places of every frame, where they become background (swap-and-attach).
+    """Paste the objects of another clip at the same places of every frame, where they count as background (swap-and-attach).
 
     Reference: EMVOS section 3.7 and TBD (Cho et al., 2022).
     """
@@ -118,24 +118,24 @@ def attach_objects(sample: ClipSample, occluder: ClipSample) -> ClipSample:
 
 
 class ClipBatchSampler(Sampler[list[ClipKey]]):
-    """Batches by their number in the training, which is counted in batches, not in passes over the data.
+    """Batches addressed by their number in the training, which is counted in batches and not in passes over the data.
 
-    A step has ``accumulate`` batches, together ``global_batch_size`` clips. Position ``p = step * global_batch_size +
-    (part * world_size + rank) * m + j``, with ``m`` clips a batch and process, is item ``permutation(seed, epoch)[p mod n]`` of
-    epoch ``p div n``. The clips of a step are therefore the same for any number of processes and parts, and a training that goes
-    on at any batch sees what it would have seen.
+    A step has ``accumulate`` batches, together ``global_batch_size`` clips. Position ``p = step * global_batch_size + (part *
+    world_size + rank) * m + j``, with ``m`` clips for each batch and process, is item ``permutation(seed, epoch)[p mod n]`` of
+    epoch ``p div n``. The clips of a step are therefore the same for any number of processes and parts, and a resumed training
+    gets the batches that it would have got without the interruption.
 
     Args:
-        num_items: ``n``, length of the data set.
-        num_batches: length of the whole training, which is the length of the sampler, also when it starts later.
-        global_batch_size: clips of a step over all processes.
-        seed: of the run.
-        swap_probability: how often a step gets swap-and-attach: each clip then has its predecessor in the step (cyclically) as
-            partner.
+        num_items: length ``n`` of the data set.
+        num_batches: length of the whole training, which is the length of the sampler, also if it starts later.
+        global_batch_size: number of clips of a step over all processes.
+        seed: seed of the run.
+        swap_probability: probability that a step gets swap-and-attach: each clip then has its predecessor in the step
+            (cyclically) as partner.
         start_batch: first batch to yield.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
-        accumulate: batches a step; ``accumulate * world_size`` divides ``global_batch_size``.
+        accumulate: number of batches of a step; ``accumulate * world_size`` divides ``global_batch_size``.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class ClipBatchSampler(Sampler[list[ClipKey]]):
         self.rank = rank
         self.world_size = world_size
         self.accumulate = accumulate
-        # A batch touches few epochs, so the last permutations are enough.
+        # A batch belongs to few epochs, so only the last permutations are kept.
         self._permutation = functools.lru_cache(maxsize=4)(self._draw_permutation)
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ def collate_clips(samples: Sequence[ClipSample], num_slots: int) -> ClipBatch:
 
 
 def _collate_proposals(samples: Sequence[Proposals | None]) -> Proposals | None:
-    """Rows of all frames, time-major."""
+    """Proposals of all frames as time-major rows."""
     known = [sample for sample in samples if sample is not None]
     if not known:
         return None

@@ -1,7 +1,7 @@
 """Resampling of frames and label maps: boxes, affine warps and thin-plate splines.
 
-It is explicit because it needs what Albumentations cannot say: parameters that accumulate over the frames, a crop that is redrawn
-until it shows an object, and Pillow's anti-aliased bicubic filter, which the published recipes used.
+It is written explicitly because Albumentations cannot express it: parameters that accumulate over the frames, a crop that is
+drawn again until it shows an object, and Pillow's anti-aliased bicubic filter, which the published systems used.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def random_resized_box(
     ratio: tuple[float, float],
     attempts: int = 10,
 ) -> Box:
-    """Box of random area and aspect ratio inside the frame; the centre box of the nearest allowed ratio if none fits.
+    """Box of random area and aspect ratio inside the frame; if none fits, the centre box of the nearest allowed ratio.
 
     Args:
-        rng: generator of the sample.
-        height: of the frame.
-        width: of the frame.
-        area: share of the frame's area, uniform; shares above 1 can only fail.
-        ratio: width / height, log-uniform.
-        attempts: draws before the fallback.
+        rng: random generator of the sample.
+        height: height of the frame.
+        width: width of the frame.
+        area: range of the share of the frame's area, uniform; shares above 1 always fail.
+        ratio: range of width / height, log-uniform.
+        attempts: number of draws before the fallback.
 
     Returns:
         Left, top, width, height.
@@ -67,7 +67,7 @@ def random_resized_box(
 def resize_box(
     frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"], box: Box, height: int, width: int
 ) -> tuple[UInt8[np.ndarray, "T H2 W2 3"], UInt8[np.ndarray, "T H2 W2"]]:
-    """Cut a box out of every frame and resize it, images bicubic with anti-aliasing, label maps nearest."""
+    """Cut a box out of every frame and resize it: images bicubically with anti-aliasing, label maps to the nearest pixel."""
     left, top, box_width, box_height = box
     if (box_height, box_width) == (height, width):
         window = (slice(None), slice(top, top + height), slice(left, left + width))
@@ -89,7 +89,7 @@ def resize_label_map(label_map: UInt8[np.ndarray, "H W"], box: Box, height: int,
 def pad_to(
     frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"], size: int
 ) -> tuple[UInt8[np.ndarray, "T H2 W2 3"], UInt8[np.ndarray, "T H2 W2"]]:
-    """Frames of at least ``size`` pixels each way: what a side lacks is added at both of its ends, as torchvision's crop does."""
+    """Pad frames to at least ``size`` pixels in each direction, at both ends of a side, as torchvision's crop does."""
     y, x = (max(size - side, 0) for side in frames.shape[1:3])
     if not (x or y):
         return frames, label_maps
@@ -103,7 +103,7 @@ def pad_to(
 
 
 def draw_affine_matrices(rng: np.random.Generator, num_frames: int, recipe: AffineRecipe) -> Float[np.ndarray, "T 2 2"]:
-    r"""Forward matrices of the warps, one a frame.
+    r"""Forward matrices of the warps, one for each frame.
 
     With rotation :math:`\theta`, shear angles :math:`\phi_x, \phi_y` and scale :math:`s`,
 
@@ -111,13 +111,13 @@ def draw_affine_matrices(rng: np.random.Generator, num_frames: int, recipe: Affi
                         \begin{pmatrix} 1 & -\tan\phi_x \\ 0 & 1 \end{pmatrix}.
 
     Args:
-        rng: generator of the sample.
-        num_frames: ``T``.
-        recipe: ranges; with ``accumulate`` angles and shears are summed and scales multiplied over the frames, the first
-            frame included; with ``shared`` all frames have the first one's.
+        rng: random generator of the sample.
+        num_frames: number ``T`` of frames.
+        recipe: ranges of the parameters. With ``accumulate``, angles and shears are summed and scales multiplied over the frames,
+            the first frame included; with ``shared``, all frames have the parameters of the first one.
 
     Returns:
-        ``(T, 2, 2)``: positions relative to the image centre are multiplied by them.
+        Matrices ``(T, 2, 2)``, by which positions relative to the image centre are multiplied.
 
     Reference: EMVOS released code; the matrix is torchvision's ``affine``.
     """
@@ -163,7 +163,7 @@ def warp(
     image_interpolation: Literal["nearest", "bicubic"] = "nearest",
     mask_interpolation: Literal["nearest", "soft"] = "nearest",
 ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
-    """Warp every frame about its centre and shift it; :class:`data_modules.clips.recipe.AffineRecipe` has the interpolations."""
+    """Warp every frame about its centre and shift it; :class:`data_modules.clips.recipe.AffineRecipe` sets the interpolations."""
     height, width = frames.shape[1:3]
     centre = np.array([(width - 1) / 2, (height - 1) / 2])
     warped_frames, warped_maps = np.empty_like(frames), np.empty_like(label_maps)
@@ -182,7 +182,7 @@ def warp(
 
 
 def _warp_soft(label_map: UInt8[np.ndarray, "H W"], full: Float[np.ndarray, "2 3"]) -> UInt8[np.ndarray, "H W"]:
-    """Warp every id's mask bicubically; a pixel takes the id that covers more than half of it."""
+    """Warp every id's mask bicubically; a pixel gets the id that covers more than half of it."""
     size = label_map.shape[::-1]
     warped = np.zeros_like(label_map)
     for object_id in np.unique(label_map[label_map > 0]):
@@ -215,20 +215,20 @@ def random_thin_plate(
 def thin_plate_field(
     sources: Float[np.ndarray, "K 2"], targets: Float[np.ndarray, "K 2"], height: int, width: int
 ) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
-    r"""Where every pixel comes from under the thin-plate spline that brings ``sources`` to ``targets``.
+    r"""Source of every pixel under the thin-plate spline that maps ``sources`` to ``targets``.
 
     .. math:: f(p) = p + a_0 + A p + \sum_k w_k\, U(|p - t_k|), \quad U(r) = r^2 \log r, \quad f(t_k) = s_k,
 
     with :math:`\sum_k w_k = 0` and :math:`\sum_k w_k t_k = 0`.
 
     Args:
-        sources: ``s_k``, as shares of width and height.
-        targets: ``t_k``, likewise.
-        height: of the frame.
-        width: of the frame.
+        sources: control points ``s_k``, as shares of width and height.
+        targets: control points ``t_k``, as shares of width and height.
+        height: height of the frame.
+        width: width of the frame.
 
     Returns:
-        x and y of the source in pixels, as ``cv2.remap`` wants them.
+        x and y of the source in pixels, as ``cv2.remap`` expects them.
 
     Reference: Bookstein, "Principal warps: thin-plate splines and the decomposition of deformations", PAMI 1989.
     """

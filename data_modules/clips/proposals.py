@@ -1,4 +1,4 @@
-"""Clips and videos of any source, each with its proposals."""
+"""Clips and videos of any source, together with their proposals."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vos_lightning.structures import LazySequence, Proposals, VideoSample
 
 
 class ProposalSource(ABC):
-    """Where proposals come from."""
+    """Source of proposals."""
 
     num_proposals: int
 
     @abstractmethod
     def of_clip(self, clip: RawClip, frame_names: Sequence[str] | None) -> ClipProposals:
-        """What makes the proposals of a clip once it is transformed.
+        """Return the function that makes the proposals of a clip after its transforms.
 
         Args:
-            clip: as read.
-            frame_names: of its frames; None for a still image.
+            clip: the clip as read.
+            frame_names: names of its frames; None for a still image.
         """
 
     @abstractmethod
@@ -37,20 +37,20 @@ class ProposalSource(ABC):
 
     @abstractmethod
     def check(self, items: Iterable[ItemNames]) -> None:
-        """Whether there are proposals of all these videos and images, before anything is computed.
+        """Check that all these videos and images have proposals, before anything is computed.
 
         Raises:
-            FileNotFoundError: those of a video or an image are missing; the message says of which, and how they are made.
-            ValueError: those of a frame are missing.
+            FileNotFoundError: proposals of a video or an image are missing; the message names it and the command that makes them.
+            ValueError: proposals of a frame are missing.
         """
 
 
 class ProposalClips(ClipSource):
-    """Clips of another source, each with what makes its proposals.
+    """Clips of another source, each with a function that makes its proposals.
 
     Args:
-        source: of the clips.
-        proposals: of the proposals.
+        source: source of the clips.
+        proposals: source of the proposals.
     """
 
     def __init__(self, source: ClipSource, proposals: ProposalSource) -> None:
@@ -61,11 +61,11 @@ class ProposalClips(ClipSource):
         return len(self.source)
 
     def names(self, index: int) -> ItemNames:
-        """Those of the source."""
+        """Names of the source's item."""
         return self.source.names(index)
 
     def check_objects(self) -> None:
-        """That of the source."""
+        """Check the objects of the source."""
         self.source.check_objects()
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
@@ -80,8 +80,8 @@ class ProposalVideos(Sequence[VideoSample]):
     """Videos of another sequence, each with its proposals.
 
     Args:
-        videos: opened when they are accessed.
-        proposals: of the proposals.
+        videos: the videos, which are opened when they are accessed.
+        proposals: source of the proposals.
     """
 
     def __init__(self, videos: LazySequence[VideoSample], proposals: ProposalSource) -> None:
@@ -96,7 +96,7 @@ class ProposalVideos(Sequence[VideoSample]):
         return dataclasses.replace(video, proposals=self.proposals.of_video(video))
 
     def names(self) -> Iterator[ItemNames]:
-        """Of every video and its frames; videos on disk are not opened."""
+        """Names of every video and its frames; videos on disk are not opened."""
         for video in self.videos.records if isinstance(self.videos, RecordVideos) else self.videos:
             yield ItemNames(video.name, dict(enumerate(video.frame_names)))
 
@@ -104,7 +104,7 @@ class ProposalVideos(Sequence[VideoSample]):
 def add_proposals(
     parts: Iterable[tuple[ClipSource, ClipRecipe]], proposals: ProposalSource
 ) -> list[tuple[ClipSource, ClipRecipe]]:
-    """Sources with proposals, each with its recipe.
+    """Add proposals to sources, each of which comes with its recipe.
 
     Raises:
         ValueError: see :func:`refuse_pasting`.
@@ -112,33 +112,33 @@ def add_proposals(
     parts = list(parts)
     for _, recipe in parts:
         refuse_pasting(recipe)
-    wrapped = {id(source): ProposalClips(source, proposals) for source, _ in parts}  # some are listed repeatedly
+    wrapped = {id(source): ProposalClips(source, proposals) for source, _ in parts}  # a source may be listed several times
     return [(wrapped[id(source)], recipe) for source, recipe in parts]
 
 
 def refuse_pasting(recipe: ClipRecipe) -> None:
-    """Refuse recipes that paste the objects of other clips, which proposals would not follow.
+    """Refuse recipes that paste objects of other clips, because proposals do not follow them.
 
     Raises:
-        ValueError: the recipe does.
+        ValueError: the recipe pastes objects.
     """
     if recipe.swap_probability:
         raise ValueError("proposals do not follow objects into other clips: set recipe.swap_probability of the source to 0")
 
 
 def check_proposals(clips: Sequence[ClipSource], videos: Sequence[LazySequence[VideoSample]]) -> bool:
-    """Look for the proposals of everything that is going to be used.
+    """Check the proposals of everything that is going to be used.
 
     Args:
         clips: sources of training clips.
-        videos: to evaluate.
+        videos: videos to evaluate.
 
     Returns:
         Whether all clips and all videos have proposals.
 
     Raises:
         FileNotFoundError: see :meth:`ProposalSource.check`.
-        ValueError: likewise.
+        ValueError: see :meth:`ProposalSource.check`.
     """
     wanted: dict[int, tuple[ProposalSource, list[Iterable[ItemNames]]]] = {}
     for source in clips:

@@ -8,7 +8,7 @@ from typing import Literal
 CropMode = Literal["none", "balanced", "random_resized", "released", "padded"]
 FrameChoice = Literal["repeat_last", "inside", "stcn", "shuffled"]
 FILL = (124, 116, 104)
-"""RGB of pixels that come from outside, the mean of ImageNet."""
+"""RGB of pixels that come from outside the image; the mean of ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,19 @@ class AffineRecipe:
     The defaults are EMVOS's for static images (released code).
 
     Attributes:
-        degrees: rotation, uniform in ``[-degrees, degrees]``.
+        degrees: largest rotation; the angle is uniform in ``[-degrees, degrees]``.
         scale: smallest and largest factor, uniform.
-        shear: shear angles along x and y in degrees, each uniform in ``[-shear, shear]``.
-        accumulate: add angles and shears and multiply scales from frame to frame, so that a clip drifts away from its first
-            frame (EMVOS); False draws every frame anew (STCN).
-        fill: RGB of image pixels that come from outside; masks get 0.
+        shear: largest shear angle along x and y in degrees; each angle is uniform in ``[-shear, shear]``.
+        accumulate: add angles and shears and multiply scales from frame to frame, so that a clip moves away from its first frame
+            (EMVOS); False draws every frame independently (STCN).
+        fill: RGB of image pixels that come from outside the image; masks get 0.
         shared: one draw for all frames of a clip, instead of ``accumulate``.
-        shear_axes: ``xy``: both angles are drawn (EMVOS); ``x``: the second is 0 (STCN: torchvision with a single number).
+        shear_axes: ``xy``: both angles are drawn (EMVOS); ``x``: the second angle is 0 (STCN, which passes torchvision a single
+            number).
         translate: largest shift along each axis, as a share of the width and the height; uniform, rounded to pixels.
-        image_interpolation: of the frames.
-        mask_interpolation: ``nearest``; or ``soft``: every object's mask is interpolated bicubically and cut at one half.
+        image_interpolation: interpolation of the frames.
+        mask_interpolation: interpolation of the masks: ``nearest``, or ``soft``: every object's mask is interpolated bicubically
+            and cut at one half.
     """
 
     degrees: float = 10.0
@@ -45,15 +47,15 @@ class AffineRecipe:
 
 @dataclass(frozen=True)
 class ColorRecipe:
-    """Random colours, as torchvision's colour jitter; 0 turns a part off.
+    """Random colours, as in torchvision's colour jitter; 0 turns a part off.
 
     Attributes:
-        brightness: factor uniform in ``[1 - brightness, 1 + brightness]``.
-        contrast: likewise.
-        saturation: likewise.
-        hue: shift uniform in ``[-hue, hue]``, of a full turn.
-        gray_probability: how often the colours are dropped.
-        per_frame: draw for every frame instead of once a clip.
+        brightness: strength; the brightness factor is uniform in ``[1 - brightness, 1 + brightness]``.
+        contrast: strength; the contrast factor is uniform in ``[1 - contrast, 1 + contrast]``.
+        saturation: strength; the saturation factor is uniform in ``[1 - saturation, 1 + saturation]``.
+        hue: largest shift as a share of a full turn; the shift is uniform in ``[-hue, hue]``.
+        gray_probability: probability that the colours are removed.
+        per_frame: draw colours for every frame instead of once a clip.
     """
 
     brightness: float = 0.1
@@ -66,13 +68,13 @@ class ColorRecipe:
 
 @dataclass(frozen=True)
 class ThinPlateRecipe:
-    """Random thin-plate-spline warp of a frame: smooth bumps that no affine map makes. The defaults are STCN's.
+    """Random thin-plate-spline warp of a frame: smooth local deformations, unlike affine maps. The defaults are STCN's.
 
     Attributes:
-        probability: how often a frame is warped.
-        num_points: control points, on distinct rows and distinct columns of the frame.
+        probability: probability that a frame is warped.
+        num_points: number of control points, which lie on distinct rows and distinct columns of the frame.
         sigma: standard deviation of their displacements along each axis, as a share of the frame's width and height.
-        fill: RGB of pixels that come from outside; masks get 0.
+        fill: RGB of pixels that come from outside the image; masks get 0.
     """
 
     probability: float = 0.33
@@ -85,41 +87,44 @@ class ThinPlateRecipe:
 class ClipRecipe:
     """Everything that decides how a training clip is drawn and transformed.
 
-    Order: frames are chosen; the geometry and the colours of the clip: ``affine``, resizing, crop, flips, ``color``; those of
-    every frame by itself: ``frame_affine``, ``frame_color``, ``thin_plate``. Objects are chosen among those visible in the first
-    frame that results. All frames share resizing, crop and flips, unless ``crop_per_frame`` moves resizing and crop to those that
-    are drawn for every frame, after ``frame_affine``.
+    The order is: frames are chosen; the geometry and the colours of the clip are applied (``affine``, resizing, crop, flips,
+    ``color``); then those of each single frame (``frame_affine``, ``frame_color``, ``thin_plate``). Objects are chosen among
+    those visible in the resulting first frame. All frames share resizing, crop and flips, unless ``crop_per_frame`` is set: then
+    every frame is resized and cropped by itself, after ``frame_affine``.
 
     Attributes:
-        num_frames: length of a clip, ``T``.
-        max_gap: step from frame to frame, uniform in 1..max_gap; 1 takes consecutive frames.
-        frame_stride: all steps are multiplied by it.
-        gap_curriculum: pairs ``(share, max_gap)`` in ascending order: from that share of the training's steps on, ``max_gap`` is
-            another (STCN). It follows the position in the training, so it is the same after a restart and for any workers.
+        num_frames: length ``T`` of a clip.
+        max_gap: largest step from frame to frame; steps are uniform in 1..max_gap; 1 takes consecutive frames.
+        frame_stride: factor of all steps.
+        gap_curriculum: pairs ``(share, max_gap)`` in ascending order; each sets ``max_gap`` from that share of the training's
+            steps on (STCN). It follows the position in the training, so it is the same after a restart and for any number of
+            workers.
         frame_choice: ``repeat_last``: the start is any frame, and past the end the last one repeats (EMVOS); ``inside``: the
             start leaves room for the clip where the video is long enough; ``stcn``: STCN's choice of three frames, whose start
             keeps ``max_gap`` from the end; ``shuffled``: any frames in any order, distinct if there are enough (AFB-URR).
-        reverse_probability: how often a video is read backwards.
-        clip_attempts: draws of a whole clip, frames and geometry, before one that shows no object in its first frame is taken.
-        horizontal_flip_probability: once a clip.
-        vertical_flip_probability: once a clip.
+        reverse_probability: probability that a video is read backwards.
+        clip_attempts: number of draws of a whole clip, with frames and geometry, before a clip without an object in its first
+            frame is accepted.
+        horizontal_flip_probability: probability of a horizontal flip, drawn once a clip.
+        vertical_flip_probability: probability of a vertical flip, drawn once a clip.
         short_side: resize frames to this short side in pixels (long side truncated to an integer); None keeps the size.
-        size: resize frames to this height and width instead, whatever their shape (A-GAME, PMVOS); None follows ``short_side``.
+        size: resize frames to this height and width instead, whatever their shape (A-GAME, PMVOS); None uses ``short_side``.
         crop: ``balanced``: a window of ``crop_size`` pixels, redrawn until it shows enough of a chosen object;
-            ``random_resized``: a box of random area and aspect ratio, squeezed to ``crop_size``, redrawn likewise;
-            ``released``: the same with the areas of EMVOS's released code, which for wide frames always fall back to the centre
-            box; ``padded``: a window of ``crop_size`` pixels in frames that are padded where they are smaller; ``none``: whole
-            frames, which must then all have one size.
+            ``random_resized``: a box of random area and aspect ratio, resized to ``crop_size`` and also redrawn; ``released``:
+            the same with the areas of EMVOS's released code, which for wide frames always fall back to the centre box;
+            ``padded``: a window of ``crop_size`` pixels in frames that are padded if they are smaller; ``none``: whole frames,
+            which must then all have one size.
         crop_size: side of the square crop in pixels.
         crop_area: smallest and largest share of the frame's area, for ``random_resized``.
         crop_ratio: smallest and largest width / height, log-uniform, for ``random_resized``.
-        crop_attempts: draws of the crop before the last one is taken as it is.
-        min_object_pixels: pixels that a chosen object needs in the cropped first frame.
-        max_objects: object slots of a clip; more objects than that are chosen from at random, the others are background.
-        late_objects: fill free slots with objects that are not in the first frame but appear in a later one; without it they are
+        crop_attempts: number of draws of the crop before the last one is accepted.
+        min_object_pixels: number of pixels that a chosen object needs in the cropped first frame.
+        max_objects: number of object slots of a clip; from more objects, so many are chosen at random, and the others are
             background.
+        late_objects: fill free slots with objects that are not in the first frame but appear in a later one; otherwise such
+            objects are background.
         ignore_as_background: read label 255 as background instead of leaving those pixels out of the loss (EMVOS).
-        swap_probability: how often, for a whole batch, the objects of each clip are pasted over the next clip as occluders
+        swap_probability: probability, for a whole batch, that the objects of each clip are pasted over the next clip as occluders
             (swap-and-attach, EMVOS and TBD).
         affine: random warp of every frame; None for none.
         color: random colours; None for none.
@@ -176,7 +181,7 @@ class ClipRecipe:
 
     @property
     def frame_geometry(self) -> bool:
-        """Whether frames are moved after the crop, so that objects can only be chosen in the end."""
+        """Whether frames are moved after the crop, so that objects can only be chosen at the end."""
         return self.crop_per_frame or self.frame_affine is not None or self.thin_plate is not None
 
     def at(self, progress: float) -> ClipRecipe:
@@ -185,7 +190,7 @@ class ClipRecipe:
         return self if gap == self.max_gap else replace(self, max_gap=gap)
 
     def in_steps_of(self, frame_step: int) -> ClipRecipe:
-        """The same gaps for videos of which every ``frame_step``-th frame is stored: divided and rounded down, but at least 1."""
+        """The same gaps for videos that store every ``frame_step``-th frame: divided and rounded down, but at least 1."""
         return replace(
             self,
             max_gap=max(1, self.max_gap // frame_step),

@@ -11,7 +11,7 @@ from data_modules.clips.recipe import ClipRecipe, FrameChoice
 
 
 class Stream(IntEnum):
-    """What a generator is for, so that two uses of the same numbers stay independent."""
+    """Purpose of a random generator, so that two uses of the same numbers stay independent."""
 
     CLIP = 0
     ORDER = 1
@@ -20,13 +20,13 @@ class Stream(IntEnum):
 
 
 def sample_generator(seed: int, epoch: int, index: int, stream: Stream = Stream.CLIP) -> np.random.Generator:
-    """Generator of one sample: a function of its arguments only, whichever worker, process or run asks.
+    """Random generator of one sample: it depends only on its arguments, not on the worker, process or run.
 
     Args:
-        seed: of the run, >= 0.
-        epoch: pass over the data, >= 0.
-        index: of the sample in the data set, >= 0.
-        stream: what the draws are for.
+        seed: seed of the run, >= 0.
+        epoch: number of the pass over the data, >= 0.
+        index: index of the sample in the data set, >= 0.
+        stream: purpose of the draws.
     """
     return np.random.Generator(np.random.PCG64([seed, epoch, index, stream]))
 
@@ -43,16 +43,16 @@ def choose_frames(
     """Frame indices of a clip.
 
     Args:
-        rng: generator of the sample.
-        num_available: frames of the video.
-        num_frames: frames of the clip; may exceed ``num_available``.
+        rng: random generator of the sample.
+        num_available: number of frames of the video.
+        num_frames: number of frames of the clip; may exceed ``num_available``.
         max_gap: largest step; steps are uniform in 1..max_gap.
-        reverse_probability: in [0, 1]; a reversed clip is a clip of the reversed video.
-        choice: see :class:`data_modules.clips.recipe.ClipRecipe`, as for the next.
+        reverse_probability: probability of a reversed clip, in [0, 1]; it is a clip of the reversed video.
+        choice: how frames are chosen, see ``frame_choice`` of :class:`data_modules.clips.recipe.ClipRecipe`.
         stride: factor of every step.
 
     Returns:
-        ``num_frames`` indices in 0..num_available-1, monotone but for ``shuffled``.
+        ``num_frames`` indices in 0..num_available-1, monotone except for ``shuffled``.
 
     Reference: EMVOS released code (``repeat_last`` with max_gap = 1), STCN released code (``stcn``), AFB-URR (``shuffled``).
     """
@@ -86,7 +86,7 @@ def choose_by_recipe(rng: np.random.Generator, num_available: int, recipe: ClipR
 
 
 def _stcn_frames(rng: np.random.Generator, num_available: int, max_gap: int) -> tuple[int, int, int]:
-    """STCN's three frames. Its caps, kept here, let the second one fall on the first (whenever that is the last one allowed)."""
+    """STCN's three frames. Its limits are kept: the second frame may equal the first if that is the last allowed one."""
     jump = min(num_available, max_gap)
     first = int(rng.integers(num_available - jump + 1))
     second = min(first + int(rng.integers(1, jump + 2)), num_available - jump, num_available - 1)
@@ -95,7 +95,7 @@ def _stcn_frames(rng: np.random.Generator, num_available: int, max_gap: int) -> 
 
 
 def choose_objects(rng: np.random.Generator, object_ids: Sequence[int], max_objects: int) -> tuple[int, ...]:
-    """At most ``max_objects`` of the ids, uniformly, in ascending order."""
+    """At most ``max_objects`` of the ids, drawn uniformly, in ascending order."""
     if len(object_ids) > max_objects:
         object_ids = [int(i) for i in rng.choice(np.asarray(object_ids), size=max_objects, replace=False)]
     return tuple(sorted(object_ids))

@@ -31,7 +31,7 @@ from data_modules.clips.recipe import ClipRecipe, ColorRecipe
 from data_modules.clips.sampling import choose_objects
 from vos_lightning.structures import IGNORE_LABEL, ClipSample
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks a server for newer versions
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks a server for newer versions
 import albumentations as A
 
 RELEASED_CROP_AREA = (0.8, 1.25)
@@ -48,14 +48,14 @@ class RawClip:
     video_name: str
     frame_indices: tuple[int, ...]
     proposals: ClipProposals | None = None
-    """Makes the proposals of the transformed clip; None for none."""
+    """Function that makes the proposals of the transformed clip; None without proposals."""
 
 
 class SeededTransforms:
-    """Albumentations transforms whose draws come from the sample's generator.
+    """Albumentations transforms that draw from the sample's generator.
 
-    Albumentations 2.0.8 keeps its own random state, which every forked worker inherits, so that all workers and epochs would
-    draw the same: the state is set anew for every call. One call uses the same parameters for all of its frames.
+    Albumentations 2.0.8 keeps its own random state, which every forked worker inherits, so that all workers and epochs would draw
+    the same values. The state is therefore set for every call. One call uses the same parameters for all of its frames.
     """
 
     def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
@@ -65,24 +65,24 @@ class SeededTransforms:
     def __call__(
         self, rng: np.random.Generator, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
     ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
-        """Transform frames and label maps alike."""
+        """Transform frames and label maps with the same parameters."""
         self._seed = int(rng.integers(2**31))
         return self.again(frames, label_maps)
 
     def again(
         self, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
     ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
-        """Transform others with the draws of the last call."""
+        """Transform further frames and label maps with the parameters of the last call."""
         self.compose.set_random_seed(self._seed)
         result = self.compose(images=frames, masks=label_maps)
         return np.asarray(result["images"]), np.asarray(result["masks"])
 
 
 class ClipTransform:
-    """Turns raw clips into samples as a recipe says.
+    """Turns raw clips into samples by a recipe.
 
     Args:
-        recipe: what to do.
+        recipe: how clips are made.
     """
 
     def __init__(self, recipe: ClipRecipe) -> None:
@@ -94,7 +94,7 @@ class ClipTransform:
         self.frame_colors = SeededTransforms(_color_transforms(recipe.frame_color)) if recipe.frame_color is not None else None
 
     def __call__(self, rng: np.random.Generator, clip: RawClip) -> ClipSample:
-        """Geometry and colours of the clip, then those of every frame; the choice of objects."""
+        """Apply geometry and colours of the clip, then those of every frame, and choose the objects."""
         recipe = self.recipe
         frames, label_maps = clip.frames, clip.label_maps
         if clip.proposals is not None:
@@ -102,7 +102,7 @@ class ClipTransform:
         maps = clip_geometry.identity(len(frames))
         if recipe.ignore_as_background:
             label_maps = np.where(label_maps == IGNORE_LABEL, np.uint8(0), label_maps)
-        # Of the clip.
+        # Transforms of the whole clip.
         if recipe.affine is not None:
             if clip.proposals is not None:
                 matrices = draw_affine_matrices(copy.deepcopy(rng), len(frames), recipe.affine)
@@ -110,7 +110,8 @@ class ClipTransform:
             frames, label_maps = random_warp(rng, frames, label_maps, recipe.affine)
         object_ids: tuple[int, ...] = ()
         if not recipe.crop_per_frame:
-            # The published order is flips, then crop; windows are drawn symmetrically, so this is the same and has fewer pixels.
+            # The published order is flips, then crop. Windows are drawn symmetrically, so this order is equivalent and handles
+            # fewer pixels.
             before = frames.shape[1:3]
             frames, label_maps = self._resize(frames, label_maps)
             maps = clip_geometry.window(maps, (0, 0, before[1], before[0]), *frames.shape[1:3])
@@ -122,7 +123,7 @@ class ClipTransform:
                 frames = _each_by_itself(self.colors, rng, frames, label_maps)
             else:
                 frames, _ = self.colors(rng, frames, label_maps)
-        # Of every frame by itself.
+        # Transforms of each single frame.
         if recipe.frame_affine is not None:
             frames, label_maps = random_warp(rng, frames, label_maps, recipe.frame_affine)
         if recipe.crop_per_frame:
@@ -151,7 +152,7 @@ class ClipTransform:
         )
 
     def _last_flips(self) -> tuple[bool, bool]:
-        """Whether the last clip was mirrored horizontally and vertically."""
+        """Whether the last clip was flipped horizontally and vertically."""
         corners = np.arange(4, dtype=np.uint8).reshape(1, 2, 2)
         _, mirrored = self.flips.again(np.zeros((1, 2, 2, 3), np.uint8), corners)
         return bool(mirrored[0, 0, 0] % 2), bool(mirrored[0, 0, 0] // 2)
@@ -200,7 +201,7 @@ class ClipTransform:
     def _with_late_objects(
         self, rng: np.random.Generator, label_maps: UInt8[np.ndarray, "T H W"], object_ids: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """Fill free slots with objects that appear after the first frame, if the recipe wants them."""
+        """Fill free slots with objects that appear after the first frame, if the recipe asks for them."""
         free = self.recipe.max_objects - len(object_ids)
         if not self.recipe.late_objects or free == 0:
             return object_ids

@@ -25,17 +25,17 @@ from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 
 class CocoClips(ClipSource):
-    """Clips of the images of one annotation file that have at least one instance left.
+    """Clips of the images of one annotation file that have at least one usable instance.
 
     Args:
-        annotation_file: ``instances_*.json``.
-        image_root: folder of its images.
+        annotation_file: annotation file ``instances_*.json``.
+        image_root: folder of the images.
         min_area: instances with a smaller ``area`` (pixels) are left out.
         exclude_crowd: leave out instances with ``iscrowd``.
 
     Raises:
         FileNotFoundError: file or folder is missing.
-        ValueError: the file is no annotation file, or no image is left.
+        ValueError: the file is not an annotation file, or no image is left.
     """
 
     def __init__(self, annotation_file: str, image_root: str, min_area: float = 500.0, exclude_crowd: bool = True) -> None:
@@ -50,7 +50,8 @@ class CocoClips(ClipSource):
                 if instance["area"] >= min_area and not (exclude_crowd and instance["iscrowd"]):
                     segmentations[instance["image_id"]].append(instance["segmentation"])
             images = sorted((image for image in content["images"] if image["id"] in segmentations), key=lambda image: image["id"])
-            # One bytes object an image: as Python objects, the polygons of COCO would be copied page by page into every worker.
+            # Each image is one bytes object: as Python objects, the polygons of COCO would be copied page by page into every
+            # worker.
             self.items = [
                 pickle.dumps((image["file_name"], image["height"], image["width"], segmentations[image["id"]]))
                 for image in images
@@ -65,11 +66,11 @@ class CocoClips(ClipSource):
         return len(self.items)
 
     def names(self, index: int) -> ItemNames:
-        """Of an image."""
+        """Name of an image."""
         return ItemNames(Path(pickle.loads(self.items[index])[0]).stem, None)
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:  # noqa: ARG002
-        """Repeat image ``index``."""
+        """Repeat image ``index`` in every frame."""
         file_name, height, width, segmentations = pickle.loads(self.items[index])
         path = Path(self.image_root) / file_name
         image = read_pixels(path)
@@ -82,10 +83,10 @@ def paint_instances(segmentations: Sequence[Any], height: int, width: int) -> UI
     """Label map with ids 1, 2, ... in the order of the instances; later ones cover earlier ones.
 
     Args:
-        segmentations: polygons ``[[x0, y0, x1, y1, ...], ...]``, or run lengths ``{size, counts}``, compressed or not; at most
-            254, the rest is left out.
-        height: of the image.
-        width: of the image.
+        segmentations: polygons ``[[x0, y0, x1, y1, ...], ...]``, or run lengths ``{size, counts}``, compressed or not; instances
+            after the first 254 are left out.
+        height: height of the image.
+        width: width of the image.
     """
     label_map = np.zeros((height, width), dtype=np.uint8)
     for object_id, segmentation in enumerate(segmentations[: IGNORE_LABEL - 1], start=1):
@@ -106,10 +107,10 @@ class COCODataModule(VOSDataModule):
     """COCO instances as clips of still images. There are no videos to evaluate.
 
     Args:
-        annotation_file: see :class:`CocoClips`, as for the next three.
-        image_root: likewise.
-        min_area: likewise.
-        exclude_crowd: likewise.
+        annotation_file: annotation file ``instances_*.json``.
+        image_root: folder of the images.
+        min_area: instances with a smaller ``area`` (pixels) are left out.
+        exclude_crowd: leave out instances with ``iscrowd``.
         recipe: how clips are made; the default is EMVOS's.
         loading: batches, workers and seed, see :class:`Loading`.
     """
@@ -135,13 +136,13 @@ class COCODataModule(VOSDataModule):
 
     @functools.cached_property
     def _clips(self) -> CocoClips:
-        # The annotation file of the training set takes a while to read.
+        # The annotation file of the training set takes a while to read, so it is read once.
         return CocoClips(self.annotation_file, self.image_root, self.min_area, self.exclude_crowd)
 
     def val_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()
 
     def test_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()

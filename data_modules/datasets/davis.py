@@ -14,8 +14,8 @@ from vos_lightning.structures import VideoRecord
 class DAVISDataModule(VOSDataModule):
     """DAVIS in its published layout: ``JPEGImages/480p/<video>``, ``Annotations/480p/<video>``, ``ImageSets/<year>/<split>.txt``.
 
-    In 2017, label 255 is void: left out of the training loss, background for scoring. The objects are those of the first frame.
-    In 2016, any non-zero label is the object, so that 2017 label maps may serve too.
+    In 2017, label 255 is void: left out of the training loss, and background for scoring. The objects are those of the first
+    frame. In 2016, any non-zero label is the object, so that 2017 label maps can be used too.
 
     Args:
         root: folder that contains ``JPEGImages``.
@@ -23,7 +23,7 @@ class DAVISDataModule(VOSDataModule):
         resolution: folder below ``JPEGImages`` and ``Annotations``.
         train_split: list of training videos.
         val_split: list of validation videos.
-        test_split: list of test videos; those of ``test-dev`` have no targets.
+        test_split: list of test videos; the videos of ``test-dev`` have no targets.
         recipe: how clips are made.
         loading: batches, workers and seed, see :class:`Loading`.
     """
@@ -63,7 +63,7 @@ class DAVISDataModule(VOSDataModule):
         """Videos of a split, in the order of its list.
 
         Raises:
-            FileNotFoundError: the layout is not that of DAVIS.
+            FileNotFoundError: the folder does not have the layout of DAVIS.
             ValueError: a list or a folder is empty.
         """
         images, labels = self.root / "JPEGImages" / self.resolution, self.root / "Annotations" / self.resolution
@@ -71,7 +71,7 @@ class DAVISDataModule(VOSDataModule):
             raise FileNotFoundError(f"DAVIS root {self.root} has no JPEGImages/{self.resolution}: pass --data.init_args.root")
         names = self.root / "ImageSets" / str(self.year) / f"{split}.txt"
         if self.year == 2016 and not names.is_file():
-            # The 2016 download has lists of image and mask paths, by resolution.
+            # The 2016 download has lists of image and mask paths, in folders by resolution.
             names = self.root / "ImageSets" / self.resolution / f"{split}.txt"
         single = self.year == 2016
         return [find_record(n, images / n, labels / n, merge_objects=single, has_void=not single) for n in read_names(names)]

@@ -9,15 +9,17 @@ from vos_lightning.structures import LazySequence, VideoSample
 
 
 class MixedDataModule(VOSDataModule):
-    """Clips of several data modules, and the videos of one.
+    """Clips of several data modules, and the videos of one of them or of another one.
 
     Args:
-        train: data modules whose clips are concatenated. Their recipes must agree in what gives a batch its shape.
-        repeats: how often each of them is listed, e.g. 5 for DAVIS beside YouTube-VOS.
+        train: data modules whose clips are concatenated. Their recipes must agree in everything that decides the shape of a
+            batch.
+        repeats: number of times that each of them is listed, e.g. 5 for DAVIS beside YouTube-VOS.
         evaluation: data module whose videos are validated, tested and predicted.
-        recipe: of every member, with gaps in frames of the video; None leaves each member its own, with gaps in stored frames.
-        frame_steps: for every member, of how many frames one is stored (1 for DAVIS, 5 for YouTube-VOS): the gaps of ``recipe``
-            are divided by it. None is 1 for all.
+        recipe: recipe of every member, with gaps in frames of the video; None keeps each member's own recipe, with gaps in stored
+            frames.
+        frame_steps: for every member, the number n if every n-th frame is stored (1 for DAVIS, 5 for YouTube-VOS); the gaps of
+            ``recipe`` are divided by it. None means 1 for all.
         loading: batches, workers and seed, see :class:`Loading`.
 
     Raises:
@@ -66,7 +68,7 @@ class MixedDataModule(VOSDataModule):
         return parts
 
     def clip_source(self) -> ClipSource:
-        """Not one: see :meth:`clip_parts`."""
+        """Not available, as there are several sources: see :meth:`clip_parts`."""
         raise NotImplementedError("a mixture has several sources: use clip_parts")
 
     def val_videos(self) -> LazySequence[VideoSample]:

@@ -1,4 +1,4 @@
-"""One's own annotated videos."""
+"""The user's own annotated videos."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vos_lightning.proposals.store import NUM_PROPOSALS
 from vos_lightning.structures import LazySequence, VideoRecord, VideoSample
 
 MIN_SCORED = 3
-"""The first annotated frame is given and the last is not scored."""
+"""Fewest masks of a held-out video: the first annotated frame is given and the last is not scored."""
 
 
 OWN_VIDEOS_LOADING = Loading(batch_size=4, num_workers=2)
 
 
 class OwnVideosDataModule(VOSDataModule):
-    """A folder of videos, some frames of which have masks; a part of the videos is held out for scoring.
+    """A folder of videos in which some frames have masks; some of the videos are held out for scoring.
 
     ::
 
@@ -32,20 +32,20 @@ class OwnVideosDataModule(VOSDataModule):
                                                   the first one holds every object that is scored
         <root>/val.txt                            optional: names of the held-out videos, one a line
 
-    A system that matches proposals (DMN-AOA) needs a file ``<video>.npz`` of every video in the folder ``proposals``:
-    ``python -m vos_lightning precompute-proposals --images <root>/JPEGImages --output <proposals> ...``.
+    A system that matches proposals (DMN-AOA) needs a file ``<video>.npz`` for every video in the folder ``proposals``: ``python
+    -m vos_lightning precompute-proposals --images <root>/JPEGImages --output <proposals> ...``.
 
-    What lies before the first mask of a video is not used. Training draws from the annotated frames alone, so their spacing is
-    the step from frame to frame; held-out videos are segmented frame by frame and scored where they are annotated.
+    Frames before the first mask of a video are not used. Training draws from the annotated frames only, so their spacing is the
+    step from frame to frame. Held-out videos are segmented frame by frame and scored where they are annotated.
 
     Args:
-        root: see above.
-        held_out: share of the videos that is held out where there is no ``val.txt``, in (0, 1); at least one video, evenly spaced
+        root: folder of the videos, see above.
+        held_out: share of the videos that is held out if there is no ``val.txt``, in (0, 1); at least one video, evenly spaced
             in the order of their names.
         recipe: how clips are made.
         loading: batches, workers and seed, see :class:`Loading`.
         proposals: folder of proposals; None for none.
-        num_proposals: the best ones of every frame.
+        num_proposals: number of proposals of a frame; the best ones are taken.
     """
 
     proposals_option = "pass --data.init_args.proposals=FOLDER"
@@ -71,7 +71,7 @@ class OwnVideosDataModule(VOSDataModule):
         return _OwnClips(self.records(held_out=False))
 
     def clip_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
-        """The one source, with proposals if there are any."""
+        """The single source, with proposals if there are any."""
         parts = super().clip_parts()
         return parts if self.proposals is None else add_proposals(parts, self.proposals)
 
@@ -84,18 +84,18 @@ class OwnVideosDataModule(VOSDataModule):
         return self.val_videos()
 
     def predict_videos(self) -> LazySequence[VideoSample]:
-        """Those under ``predict_root``, or the held-out ones."""
+        """Videos under ``predict_root``, or the held-out ones."""
         return self.test_videos() if self.loading.predict_root is None else self._with_proposals(super().predict_videos())
 
     def _with_proposals(self, videos: LazySequence[VideoSample]) -> LazySequence[VideoSample]:
         return videos if self.proposals is None else ProposalVideos(videos, self.proposals)
 
     def records(self, held_out: bool) -> list[VideoRecord]:
-        """Videos of a part.
+        """Videos of the held-out part or of the training part.
 
         Raises:
             FileNotFoundError: a folder is missing.
-            ValueError: too few videos, an unknown name in ``val.txt``, or a held-out video with too few masks.
+            ValueError: there are too few videos, an unknown name in ``val.txt``, or a held-out video with too few masks.
         """
         images, labels = self.root / "JPEGImages", self.root / "Annotations"
         if not images.is_dir():
@@ -129,14 +129,14 @@ class OwnVideosDataModule(VOSDataModule):
 
 class _OwnClips(RecordClips):
     def check_objects(self) -> None:
-        """Look for an object in every video: there are few, and each is meant to show one."""
+        """Look for an object in every video, because there are few and each should show one."""
         for record in self.records:
             if not shows_object(record):
                 raise no_object_in(record)
 
 
 def _from_first_mask(record: VideoRecord) -> VideoRecord:
-    """A video that begins where its first mask is."""
+    """The video from the frame of its first mask on."""
     first = min(record.label_paths)
     return dataclasses.replace(
         record,

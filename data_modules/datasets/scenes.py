@@ -18,15 +18,15 @@ _SCENE_ATTEMPTS = 50
 
 @dataclass(frozen=True)
 class SceneRecipe:
-    """What synthetic scenes look like. Lengths are shares of the frame's short side.
+    """Appearance of synthetic scenes. Lengths are shares of the frame's short side.
 
     Attributes:
-        height: of the frames, in pixels.
-        width: of the frames, in pixels.
-        num_frames: length of a video.
-        num_objects: fewest and most objects of a scene.
-        num_distractors: shapes that are no objects, at random depths.
-        late_probability: how often an object (never the first) enters later.
+        height: height of the frames in pixels.
+        width: width of the frames in pixels.
+        num_frames: number of frames of a video.
+        num_objects: smallest and largest number of objects of a scene.
+        num_distractors: number of shapes that are not objects, at random depths.
+        late_probability: probability that an object (never the first one) enters later.
         radius: smallest and largest mean radius of a shape.
         speed: smallest and largest shift from frame to frame.
         rotation: largest rotation from frame to frame, in degrees.
@@ -50,7 +50,7 @@ class SceneRecipe:
 
     @property
     def min_pixels(self) -> int:
-        """Pixels that an object shows when it is introduced."""
+        """Fewest pixels that an object shows when it is introduced."""
         return max(16, self.height * self.width // 400)
 
 
@@ -58,14 +58,14 @@ class Scene:
     """One scene, drawn once and rendered at any of its frames.
 
     Args:
-        rng: generator that decides everything.
-        recipe: what scenes look like.
+        rng: random generator for all draws.
+        recipe: appearance of the scene.
 
     Attributes:
-        num_objects: ids are 1..num_objects.
+        num_objects: number of objects; their ids are 1..num_objects.
 
     Raises:
-        ValueError: so many objects that they hide each other in the first frame, however they are placed.
+        ValueError: there are so many objects that some are hidden in the first frame, however they are placed.
     """
 
     def __init__(self, rng: np.random.Generator, recipe: SceneRecipe) -> None:
@@ -87,7 +87,7 @@ class Scene:
         side = min(recipe.height, recipe.width)
         time = np.arange(frames)
 
-        # Shape s has id s+1 if it is an object, 0 if it is a distractor; depth decides what hides what.
+        # Shape s has id s+1 if it is an object and 0 if it is a distractor; nearer shapes hide farther ones.
         self._ids = [s + 1 if s < self.num_objects else 0 for s in range(shapes)]
         self._depth_order = rng.permutation(shapes)
         self._entry = np.zeros(shapes, dtype=np.int64)
@@ -196,10 +196,10 @@ def _trajectories(
 ) -> Float[np.ndarray, "shapes frames 2"]:
     """Centres on gently curved paths that are reflected before they leave the frame."""
     extent = np.array([recipe.width, recipe.height], dtype=float)
-    inner = np.minimum(radius[:, None], 0.4 * extent)  # shapes are kept this far from the border
+    inner = np.minimum(radius[:, None], 0.4 * extent)  # distance of shapes from the border
     starts = np.empty((shapes, 2))
     for s in range(shapes):
-        # The candidate farthest from all shapes so far, so that the first frame shows every object.
+        # The candidate farthest from all earlier shapes is taken, so that the first frame shows every object.
         candidates = rng.uniform(inner[s], extent - inner[s], (16, 2))
         distances = np.linalg.norm(candidates[:, None] - starts[None, :s], axis=-1).min(axis=1, initial=np.inf)
         starts[s] = candidates[distances.argmax()]

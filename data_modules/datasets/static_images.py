@@ -1,4 +1,4 @@
-"""Single images with masks, made into clips by warping: the pre-training data of many systems."""
+"""Single images with masks, which warping turns into clips: the pre-training data of many systems."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vos_lightning.mask_ops import as_object_map
 from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 IMAGE_RECIPE = ClipRecipe(num_frames=5, affine=AffineRecipe())
-"""EMVOS's clips of still images."""
+"""EMVOS's recipe for clips of still images."""
 
 
 def repeat_image(image: UInt8[np.ndarray, "H W 3"], label_map: UInt8[np.ndarray, "H W"], num_frames: int, name: str) -> RawClip:
-    """A clip that shows the same image in every frame; the transforms make them differ."""
+    """A clip that shows the same image in every frame; transforms then make the frames differ."""
     return RawClip(
         frames=np.repeat(image[None], num_frames, axis=0),
         label_maps=np.repeat(label_map[None], num_frames, axis=0),
@@ -35,16 +35,16 @@ def repeat_image(image: UInt8[np.ndarray, "H W 3"], label_map: UInt8[np.ndarray,
 
 
 MaskRule = Literal["labels", "levels", "voc"]
-"""What mask values mean.
+"""Meaning of mask values.
 
-``labels``: ids, or a black and white mask of one object. ``levels``: every grey level from 128 on is an object of its own, lower
-ones are background (PASCAL-S as AFB-URR reads it). ``voc``: ids, of which those above 20 are background, and 255 is void (PASCAL
-VOC as AFB-URR reads it).
+``labels``: ids, or a black and white mask of one object. ``levels``: every grey level from 128 on is an object, lower levels are
+background (PASCAL-S as AFB-URR reads it). ``voc``: ids, where ids above 20 are background and 255 is void (PASCAL VOC as AFB-URR
+reads it).
 """
 
 
 def objects_from_levels(mask: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-    """Ids 1, 2, ... of the grey levels from 128 on, ascending."""
+    """Ids 1, 2, ... for the grey levels from 128 on, ascending."""
     levels = np.unique(mask[mask >= 128])
     table = np.zeros(256, dtype=np.uint8)
     table[levels] = np.arange(1, len(levels) + 1)
@@ -52,7 +52,7 @@ def objects_from_levels(mask: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H 
 
 
 def voc_objects(mask: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-    """Ids up to 20, and 255."""
+    """Ids up to 20, and 255; other values become background."""
     return np.where((mask > 20) & (mask < IGNORE_LABEL), np.uint8(0), mask)
 
 
@@ -64,10 +64,10 @@ class ImageClips(ClipSource):
 
     Args:
         pairs: name, image path and mask path of every image.
-        threshold: mask values above it are the object, all others background (saliency sets, whose masks are grey); None follows
+        threshold: mask values above it are the object, all others background (for saliency sets, whose masks are grey); None uses
             ``rule``.
-        rule: see :data:`MaskRule`.
-        as_stored: masks lie on the pixels as they are stored: orientation tags of the images are passed over.
+        rule: meaning of mask values, see :data:`MaskRule`.
+        as_stored: masks lie on the stored pixels, so orientation tags of the images are ignored.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class ImageClips(ClipSource):
         return len(self.pairs)
 
     def names(self, index: int) -> ItemNames:
-        """Of an image."""
+        """Name of an image."""
         return ItemNames(self.pairs[index][0], None)
 
     def check_objects(self) -> None:
-        """Look for an object in up to :data:`data_modules.videos.CHECKED_ITEMS` masks; the first one that is found is enough.
+        """Look for an object in up to :data:`data_modules.videos.CHECKED_ITEMS` masks, until one is found.
 
         Raises:
-            ValueError: there is none.
+            ValueError: no object is found.
         """
         looked_at = evenly_spread(len(self.pairs), CHECKED_ITEMS)
         if not any(_shows_object(self._labels(self.pairs[i][2])) for i in looked_at):
@@ -129,10 +129,10 @@ def _shows_object(label_map: UInt8[np.ndarray, "H W"]) -> bool:
 
 
 def find_pairs(image_root: str, mask_root: str, image_ending: str = "", mask_ending: str = "") -> list[tuple[str, str, str]]:
-    """Name, image and mask of every image that has a mask of the same relative path, in the natural order of their names.
+    """Name, image and mask of every image that has a mask with the same relative path, in the natural order of their names.
 
-    The two folders may be one, with ``X.jpg`` beside ``X.png``. Images without a mask are left out; hidden files too. Endings are
-    what the stems of images and masks have after their name (``cat_im.jpg``, ``cat_gt.png``).
+    The two folders may be the same, with ``X.jpg`` beside ``X.png``. Images without a mask and hidden files are left out. Endings
+    are the parts of the stems after the common name (``cat_im.jpg``, ``cat_gt.png``).
 
     Raises:
         FileNotFoundError: a folder is missing, or a mask has no image.
@@ -172,8 +172,8 @@ class StaticImagesDataModule(VOSDataModule):
 
     Args:
         image_root: folder of images, searched with its sub-folders.
-        mask_root: folder of PNG masks; may be the same.
-        threshold: see :class:`ImageClips`; 127 for masks in 0..255.
+        mask_root: folder of PNG masks; may be the same folder.
+        threshold: mask values above it are the object, see :class:`ImageClips`; 127 for masks in 0..255.
         recipe: how clips are made; the default is EMVOS's.
         loading: batches, workers and seed, see :class:`Loading`.
     """
@@ -196,9 +196,9 @@ class StaticImagesDataModule(VOSDataModule):
         return ImageClips(find_pairs(self.image_root, self.mask_root), self.threshold)
 
     def val_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()
 
     def test_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()

@@ -1,4 +1,4 @@
-"""Published sets of still images with masks, each in the layouts that it comes in."""
+"""Published sets of still images with masks, each in the layouts in which it is distributed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ StaticSet = Literal["duts-tr", "duts-te", "msra10k", "ecssd", "hku-is", "pascal-
 
 
 class Layout(NamedTuple):
-    """Where the images and masks of a set lie below its root."""
+    """Folders of the images and masks of a set, relative to its root."""
 
     images: str
     masks: str
     image_ending: str = ""
-    """What the stem of an image has after the name that it shares with its mask."""
+    """Part of an image's stem after the name that it shares with its mask."""
     mask_ending: str = ""
 
 
 FLAT = Layout(".", ".")
-"""``X.jpg`` beside ``X.png``, in sub-folders or not: the copies that STCN, XMem and HQ-SAM hand out."""
+"""``X.jpg`` beside ``X.png``, with or without sub-folders: the copies that STCN, XMem and HQ-SAM distribute."""
 
 LAYOUTS: dict[StaticSet, tuple[Layout, ...]] = {
     "duts-tr": (Layout("DUTS-TR-Image", "DUTS-TR-Mask"), Layout("DUTS-TR/DUTS-TR-Image", "DUTS-TR/DUTS-TR-Mask"), FLAT),
@@ -42,20 +42,20 @@ LAYOUTS: dict[StaticSet, tuple[Layout, ...]] = {
 }
 
 RULES: dict[StaticSet, MaskRule] = {"pascal-s": "levels", "voc2012": "voc"}
-"""Masks of the others are grey: more than half is the object. PASCAL VOC alone has void."""
+"""Rules of sets whose masks are not grey; in grey masks, values above one half are the object. Only PASCAL VOC has void."""
 
 
 def find_static_set(dataset: StaticSet, root: str, split: str | None = None) -> list[tuple[str, str, str]]:
     """Name, image and mask of every image of a set.
 
     Args:
-        dataset: which set.
-        root: its folder.
+        dataset: name of the set.
+        root: folder of the set.
         split: for ``voc2012``, the list ``ImageSets/Segmentation/<split>.txt``; None takes all masks.
 
     Raises:
-        FileNotFoundError: the layout is none of those of the set.
-        ValueError: there is no pair, or a split of a set without lists is asked for.
+        FileNotFoundError: the folder has none of the layouts of the set.
+        ValueError: there is no pair, or the set has no list of the split.
     """
     if not Path(root).is_dir():
         raise FileNotFoundError(f"{root} is not a folder: pass --data.init_args.root of {dataset}")
@@ -83,9 +83,9 @@ class StaticSetDataModule(VOSDataModule):
     """Clips simulated from a published set of still images. There are no videos to evaluate.
 
     Args:
-        dataset: which set; every layout in :data:`LAYOUTS` is recognised.
-        root: its folder.
-        split: see :func:`find_static_set`.
+        dataset: name of the set; every layout in :data:`LAYOUTS` is recognised.
+        root: folder of the set.
+        split: for ``voc2012``, name of a list of images, see :func:`find_static_set`.
         recipe: how clips are made; the default is EMVOS's.
         loading: batches, workers and seed, see :class:`Loading`.
     """
@@ -107,13 +107,13 @@ class StaticSetDataModule(VOSDataModule):
         """Clips of the images."""
         pairs = find_static_set(self.dataset, self.root, self.split)
         rule = RULES.get(self.dataset)
-        # The authors' readers pass over orientation tags, so the masks lie on the pixels as stored.
+        # The authors' readers ignore orientation tags, so masks lie on the stored pixels.
         return ImageClips(pairs, threshold=None if rule else 127, rule=rule or "labels", as_stored=True)
 
     def val_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()
 
     def test_videos(self) -> LazySequence[VideoSample]:
-        """None."""
+        """No videos: still images have none."""
         return ()

@@ -1,4 +1,4 @@
-"""Synthetic videos as a data set: tests, demonstrations and first trainings without any download."""
+"""Synthetic videos as a data set, for tests, demonstrations and first trainings without a download."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SYNTHETIC_RECIPE = ClipRecipe(num_frames=4, short_side=None, crop="none", max_ob
 
 
 class SyntheticClips(ClipSource):
-    """Training clips of synthetic scenes: only the frames of the clip are rendered.
+    """Training clips of synthetic scenes; only the frames of the clip are rendered.
 
     Args:
-        num_videos: scenes of the split.
-        scene: what they look like.
-        scene_seed: decides the scenes.
+        num_videos: number of scenes of the split.
+        scene: appearance of the scenes.
+        scene_seed: seed of the scenes.
     """
 
     def __init__(self, num_videos: int, scene: SceneRecipe = DEFAULT_SCENE, scene_seed: int = 0) -> None:
@@ -38,11 +38,11 @@ class SyntheticClips(ClipSource):
         return self.num_videos
 
     def names(self, index: int) -> ItemNames:
-        """Of a scene and its frames."""
+        """Names of a scene and its frames."""
         return ItemNames(f"synthetic-train-{index:05d}", dict(enumerate(_frame_names(self.scene))))
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:
-        """Render a clip of scene ``index``, of other frames if its first one shows no object."""
+        """Render a clip of scene ``index``; other frames are drawn if the first one shows no object."""
         scene = make_scene(self.scene_seed, TRAIN, index, self.scene)
         for _ in range(5):
             times = choose_by_recipe(rng, self.scene.num_frames, recipe)
@@ -56,10 +56,10 @@ class SyntheticVideos(Sequence[VideoSample]):
     """Whole synthetic videos, rendered when they are accessed. Every object is given in the first frame that shows it.
 
     Args:
-        num_videos: scenes of the split.
+        num_videos: number of scenes of the split.
         split: ``VAL`` or ``TEST`` of this module; splits share no scene.
-        scene: what they look like.
-        scene_seed: decides the scenes.
+        scene: appearance of the scenes.
+        scene_seed: seed of the scenes.
     """
 
     def __init__(self, num_videos: int, split: int = VAL, scene: SceneRecipe = DEFAULT_SCENE, scene_seed: int = 0) -> None:
@@ -107,11 +107,11 @@ class SyntheticDataModule(VOSDataModule):
     """Synthetic scenes.
 
     Args:
-        num_train_videos: scenes of the training split.
-        num_val_videos: scenes of the validation split.
-        num_test_videos: scenes of the test split.
-        scene: what the scenes look like.
-        scene_seed: decides the scenes, apart from ``seed``, so that evaluation does not change with the run.
+        num_train_videos: number of scenes of the training split.
+        num_val_videos: number of scenes of the validation split.
+        num_test_videos: number of scenes of the test split.
+        scene: appearance of the scenes.
+        scene_seed: seed of the scenes, independent of ``seed``, so that evaluation does not change with the run.
         recipe: how clips are made; the default takes whole frames.
         loading: batches, workers and seed, see :class:`Loading`.
     """
@@ -151,5 +151,5 @@ def _frame_names(scene: SceneRecipe) -> tuple[str, ...]:
 
 
 def make_scene(scene_seed: int, split: int, index: int, recipe: SceneRecipe) -> Scene:
-    """Scene ``index`` of a split: always the same for the same numbers."""
+    """Scene ``index`` of a split; always the same for the same numbers."""
     return Scene(sample_generator(scene_seed, split, index, Stream.SCENE), recipe)

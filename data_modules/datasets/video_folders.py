@@ -14,21 +14,21 @@ from vos_lightning.structures import VideoRecord
 
 
 class VideoFoldersDataModule(VOSDataModule):
-    """Videos under ``<split>/JPEGImages/<video>`` and ``<split>/Annotations/<video>``, or with split ``.`` right below the root.
+    """Videos under ``<split>/JPEGImages/<video>`` and ``<split>/Annotations/<video>``; split ``.`` is the root itself.
 
-    MOSE is such a set: its ``train`` is annotated throughout; of ``valid`` only the first frames are, so ``predict`` writes what
-    is submitted.
+    MOSE is such a set. Its ``train`` is fully annotated; of ``valid`` only the first frames are, so ``predict`` writes the files
+    for submission.
 
     Args:
-        root: folder of the splits.
+        root: folder that contains the splits.
         train_split: folder of the training videos.
-        val_split: folder of annotated videos to validate on; None has no validation.
+        val_split: folder of annotated videos to validate on; None for no validation.
         test_split: folder of the videos to test or predict.
         train_list: text file of the training videos, one a line; None takes all.
-        val_list: likewise for validation, also where both splits are one folder.
-        test_list: likewise for test.
-        merge_objects: any non-zero label is the one object. Otherwise masks hold ids 1, 2, ..., or are black and white (0 and
-            255, object 1); such sets have no void.
+        val_list: text file of the validation videos, also if both splits are one folder; None takes all.
+        test_list: text file of the test videos; None takes all.
+        merge_objects: whether any non-zero label is the one object. Otherwise masks hold ids 1, 2, ..., or are black and white (0
+            and 255, object 1); such sets have no void.
         recipe: how clips are made; its gaps count stored frames.
         loading: batches, workers and seed, see :class:`Loading`.
     """
@@ -66,7 +66,7 @@ class VideoFoldersDataModule(VOSDataModule):
         return RecordVideos(records, with_targets=True)
 
     def test_videos(self) -> RecordVideos:
-        """Test videos, with targets where there are label maps beyond those that are given."""
+        """Test videos, with targets if there are label maps besides the given ones."""
         return RecordVideos(self.records(self.test_split, self.test_list), with_targets=True)
 
     def records(self, split: str, names_file: str | None = None) -> list[VideoRecord]:
@@ -74,7 +74,7 @@ class VideoFoldersDataModule(VOSDataModule):
 
         Raises:
             FileNotFoundError: a folder or the list is missing.
-            ValueError: there is no video, or one without frames or label maps.
+            ValueError: there is no video, or a video has no frames or no label maps.
         """
         images, labels = self.root / split / "JPEGImages", self.root / split / "Annotations"
         if not images.is_dir():
@@ -84,15 +84,15 @@ class VideoFoldersDataModule(VOSDataModule):
 
 
 class LVOSDataModule(VideoFoldersDataModule):
-    """LVOS v1 and v2: late objects, every fifth frame of a long video under its original number, all label maps shipped.
+    """LVOS v1 and v2: late objects, every fifth frame of long videos under its original number, and all label maps published.
 
-    The objects, and where they start, come from ``<split>_meta.json``, beside the splits or in the split's folder.
+    The objects and their first frames come from ``<split>_meta.json``, beside the splits or in the split's folder.
 
     Args:
         root: folder of ``train``, ``val`` and ``test``.
         train_split: folder of the training videos.
         val_split: folder of the videos to validate on.
-        test_split: folder of the videos to test; those of ``test`` have no targets.
+        test_split: folder of the videos to test; the videos of ``test`` have no targets.
         recipe: how clips are made; its gaps count stored frames, which are five frames apart.
         loading: batches, workers and seed, see :class:`Loading`.
     """
@@ -116,7 +116,7 @@ class LVOSDataModule(VideoFoldersDataModule):
         )
 
     def records(self, split: str, names_file: str | None = None) -> list[VideoRecord]:
-        """Videos of a split; those of training need no meta file."""
+        """Videos of a split; training videos need no meta file."""
         records = super().records(split, names_file)
         if split == self.train_split:
             return records
@@ -125,7 +125,7 @@ class LVOSDataModule(VideoFoldersDataModule):
 
     def _meta(self, split: str) -> tuple[dict[str, dict[int, int]], Path]:
         """First frame number of every object of every video."""
-        # The scorer says valid where the folders say val.
+        # The official scorer says "valid" where the folders say "val".
         names = [f"{name}_meta.json" for name in (split, *(["valid"] if split == "val" else []))]
         places = [folder / name for folder in (self.root, self.root / split) for name in names]
         path = next((place for place in places if place.is_file()), None)
@@ -142,7 +142,7 @@ class LVOSDataModule(VideoFoldersDataModule):
 
 
 def _starting_at(record: VideoRecord, meta: dict[str, dict[int, int]], path: Path) -> VideoRecord:
-    """The record with its objects, which start in frames that go by their original numbers."""
+    """The record with its objects, whose first frames are given by their original numbers."""
     if record.name not in meta:
         raise ValueError(f"{path} has no video {record.name}: take the meta file of the same release")
     position = {int(stem): i for i, stem in enumerate(record.frame_names) if stem.isdecimal()}

@@ -1,4 +1,4 @@
-"""VOST: objects that change beyond recognition."""
+"""VOST: objects that change their shape and appearance strongly."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vos_lightning.structures import VideoRecord
 class VOSTDataModule(VOSDataModule):
     """VOST as published: ``JPEGImages/<video>``, ``Annotations/<video>`` and ``ImageSets/<split>.txt``.
 
-    Label 255 marks ambiguous pixels: they are left out of the training loss and are background for scoring.
+    Label 255 marks ambiguous pixels: they are left out of the training loss and count as background for scoring.
 
     Args:
         root: folder that contains ``JPEGImages``.
-        frames: folder of the frames to segment; those of ``JPEGImages`` are the annotated ones, ``JPEGImages_10fps`` has more.
+        frames: folder of the frames to segment; ``JPEGImages`` has the annotated ones, ``JPEGImages_10fps`` has more.
         train_split: list of training videos.
         val_split: list of validation videos.
         test_split: list of test videos.
@@ -59,7 +59,7 @@ class VOSTDataModule(VOSDataModule):
         """Videos of a split, in the order of its list.
 
         Raises:
-            FileNotFoundError: the layout is not that of VOST.
+            FileNotFoundError: the folder does not have the layout of VOST.
             ValueError: a list or a folder is empty.
         """
         images, labels = self.root / frames, self.root / "Annotations"

@@ -16,17 +16,17 @@ from vos_lightning.io.files import natural_key
 from vos_lightning.structures import VideoRecord
 
 LEFT_OUT_BY_STCN = frozenset(["01e64dd36a", "04259896e2", "1336440745", "5bc77844da", "5ee23ca60e", "738e5a0a14", "f8af30d4b6"])
-"""Training videos that STCN, XMem and Cutie do not use; they do not say why."""
+"""Training videos that STCN, XMem and Cutie leave out without stating why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectMeta:
-    """What ``meta.json`` says of an object."""
+    """Description of an object in ``meta.json``."""
 
     frames: tuple[str, ...]
-    """Stems from its first appearance to the last annotated frame of the video, whether it is visible or not."""
+    """Stems of the frames from its first appearance to the last annotated frame of the video, whether it is visible or not."""
     category: str | None
-    """None where it is not published."""
+    """Category of the object; None if it is not published."""
 
 
 VideoMeta = dict[int, ObjectMeta]
@@ -37,7 +37,7 @@ def read_meta(path: Path) -> dict[str, VideoMeta]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has another structure.
+        ValueError: the file has another structure.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: every split of YouTube-VOS has a meta.json, copy it there")
@@ -63,13 +63,13 @@ def required_record(
 
     Args:
         record: the video with all of its frames; 0 in its label maps may mean unlabelled.
-        meta: its objects.
+        meta: objects of the video.
         seen: categories of the training set; None if they are not known.
-        meta_path: for messages.
+        meta_path: path of the meta file, for messages.
 
     Raises:
         FileNotFoundError: a frame or a first mask is missing.
-        ValueError: no object is listed.
+        ValueError: the meta file lists no object of the video.
     """
     position = {stem: i for i, stem in enumerate(record.frame_names)}
     if not meta or not all(entry.frames for entry in meta.values()):
@@ -100,21 +100,21 @@ def required_record(
 class YouTubeVOSDataModule(VOSDataModule):
     """YouTube-VOS as published: ``<split>/JPEGImages/<video>``, ``<split>/Annotations/<video>`` and ``<split>/meta.json``.
 
-    Training videos are stored at 6 frames a second with every frame annotated. Of a validation video the label maps show the new
-    objects of a frame alone (0 is not background), and predictions are required at 6 frames a second; their truth is on a server,
-    so ``test`` cannot score them and ``predict`` writes what is submitted. For validation while training, training videos may be
-    held out.
+    Training videos are stored at 6 frames a second with every frame annotated. The label maps of a validation video show only the
+    new objects of a frame (0 is not background), and predictions are required at 6 frames a second. Their truth is on a server,
+    so ``test`` cannot score them and ``predict`` writes the files for submission. For validation during training, some training
+    videos can be held out.
 
     Args:
         root: folder that contains ``train`` and ``valid``; 2018 and 2019 share the videos of ``train``, not its annotations.
-        frames: ``all``: segment the 30 frames a second of ``<split>_all_frames/JPEGImages`` (here or in ``all_frames``);
-            ``6fps``: segment those of ``<split>/JPEGImages``. Results differ: say which was used.
+        frames: ``all`` segments the 30 frames a second of ``<split>_all_frames/JPEGImages`` (here or in ``all_frames``); ``6fps``
+            segments the frames of ``<split>/JPEGImages``. Results differ, so state which was used.
         train_split: folder of the training videos, e.g. ``train_480p`` for a smaller copy.
-        test_split: ``valid`` or ``test``.
-        train_subset: ``stcn`` leaves out the seven videos that STCN does.
+        test_split: folder of the videos to predict, ``valid`` or ``test``.
+        train_subset: ``stcn`` leaves out the seven videos that STCN leaves out.
         train_list: text file of the training videos, one a line; None takes all.
         val_list: text file of training videos that are held out for validation.
-        num_held_out: without ``val_list``, how many training videos are held out, evenly spread over their names in order.
+        num_held_out: number of training videos that are held out without ``val_list``, evenly spread over their names in order.
         recipe: how clips are made; its gaps count annotated frames, which are five frames apart.
         loading: batches, workers and seed, see :class:`Loading`.
     """
@@ -164,7 +164,7 @@ class YouTubeVOSDataModule(VOSDataModule):
         )
 
     def test_videos(self) -> RecordVideos:
-        """Videos to predict, with targets where all label maps are there."""
+        """Videos to predict, with targets if all label maps are there."""
         images, labels = self._folders(self.test_split)
         if self.frames == "all":
             images = self._all_frames(self.test_split)
@@ -198,7 +198,7 @@ class YouTubeVOSDataModule(VOSDataModule):
     def _train_meta(self) -> tuple[dict[str, VideoMeta], Path]:
         path = self.root / self.train_split / "meta.json"
         if not path.is_file():
-            path = self.root / "train" / "meta.json"  # copies of another size come without one
+            path = self.root / "train" / "meta.json"  # copies of another size have no meta file
         return read_meta(path), path
 
     def _folders(self, split: str) -> tuple[Path, Path]:

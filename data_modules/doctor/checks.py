@@ -1,4 +1,4 @@
-"""Looking into the files of a split."""
+"""Checks of the files of a split."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.structures import IGNORE_LABEL
 
 MAX_IDS = 32
-"""More different values than this in a label map are grey levels, not ids."""
+"""A label map with more different values than this holds grey levels, not ids."""
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-LEFT_BEHIND = "a file manager left it; readers that list folders take it for data"
+LEFT_BEHIND = "a file manager left it; programs that list folders take it for data"
 VOID = ("davis17", "vost")
-"""Layouts in which 255 is void, as their data modules say too."""
+"""Layouts in which 255 is void, as in their data modules."""
 DENSE = ("davis16", "davis17", "vost", "videos", "mose")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (``problem``) or worth knowing (``note``)."""
+    """Something that is wrong (``problem``) or worth knowing (``note``)."""
 
     kind: str
     path: str
@@ -45,14 +45,14 @@ class Finding:
 
 @dataclass
 class Report:
-    """What a split, or a video of it, holds."""
+    """Content of a split, or of one of its videos."""
 
     frames: int = 0
     masks: int = 0
     objects: int = 0
     findings: list[Finding] = field(default_factory=list)
     order: str = ""
-    """The first frames of the video and its last one, where other programs may sort its names in another way."""
+    """First frames and last frame of the video, if other programs may sort its names differently."""
 
     def add(
         self, kind: str, path: Path, message: str, level: Literal["problem", "note"] = "problem", fixable: bool = False
@@ -63,7 +63,7 @@ class Report:
 
 @dataclass
 class SplitReport:
-    """A checked split beside the figures of the release that it agrees with."""
+    """A checked split and the figures of the release that matches it best."""
 
     split: Split
     videos: int
@@ -75,9 +75,9 @@ def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bo
     """Check every video of a split.
 
     Args:
-        split: see :func:`data_modules.doctor.layouts.recognise`.
-        workers: threads.
-        deep: decode every frame instead of looking at its header and its end.
+        split: the split, see :func:`data_modules.doctor.layouts.recognise`.
+        workers: number of threads.
+        deep: decode every frame instead of reading only its header and its end.
         progress: show a bar on stderr.
     """
     total = Report()
@@ -99,7 +99,7 @@ def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bo
         total.findings += report.findings
     orders = [f"{name}: {report.order}" for name, report in zip(split.videos, reports, strict=False) if report.order]
     if orders:
-        more = f", and {len(orders) - 1} more videos likewise" if len(orders) > 1 else ""
+        more = f", and {len(orders) - 1} more videos" if len(orders) > 1 else ""
         total.add(
             "frame-order", split.images, f"names are no zero-padded numbers and are read in the order {orders[0]}{more}", "note"
         )
@@ -112,7 +112,7 @@ def check_split(split: Split, workers: int = 1, deep: bool = False, progress: bo
 
 
 def _compare(split: Split, total: Report, known: Figures | None) -> None:
-    """Figures of the release beside what was found."""
+    """Compare the figures of the release with what was found."""
     if known is None:
         if split.kind not in ("videos", "images"):
             total.add("own-selection", split.root, f"{split.name}: {len(split.videos)} videos are no published split", "note")
@@ -124,7 +124,7 @@ def _compare(split: Split, total: Report, known: Figures | None) -> None:
 
 
 def _check_folders(split: Split, report: Report) -> None:
-    """What lies beside the video folders."""
+    """Check what lies beside the video folders."""
     for folder in (split.images, split.labels):
         if not folder.is_dir():
             report.add("missing-folder", folder, "there is no such folder")
@@ -174,7 +174,7 @@ def _check_video(split: Split, name: str, deep: bool) -> Report:
 
 
 def _files(folder: Path, report: Report) -> dict[str, Path]:
-    """Image files by stem in natural order; everything else is a finding."""
+    """Image files by stem in natural order; every other file is reported."""
     files: dict[str, Path] = {}
     for path in list_everything(folder):
         if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
@@ -189,7 +189,7 @@ def _files(folder: Path, report: Report) -> dict[str, Path]:
 
 
 def _order_of(stems: Sequence[str]) -> str:
-    """The first frames and the last one; nothing for names that differ in their digits alone, which all sort alike."""
+    """The first frames and the last one; empty if names differ only in their digits, because all programs sort these alike."""
     if len({re.sub(r"\d", "0", stem) for stem in stems}) <= 1:
         return ""
     return ", ".join(stems[:3]) + (f", ..., {stems[-1]}" if len(stems) > 3 else "")
@@ -207,7 +207,7 @@ def _labels(folder: Path, report: Report) -> dict[str, Path]:
 
 
 def _check_numbers(split: Split, name: str, frames: dict[str, Path], report: Report) -> None:
-    """Frames that a description names, that leave a hole in the numbers, or that a known video lacks at its end."""
+    """Report missing frames: those that a description names, holes in the numbers, and those at the end of a known video."""
     missing = [stem for stem in split.required.get(name, ()) if stem not in frames]
     numbers = sorted(int(stem) for stem in frames if stem.isdecimal())
     if split.kind in DENSE and not missing and len(numbers) > 1:
@@ -226,7 +226,7 @@ def _check_numbers(split: Split, name: str, frames: dict[str, Path], report: Rep
 
 
 def _check_labelled(split: Split, name: str, frames: dict[str, Path], labels: dict[str, Path], report: Report) -> None:
-    """Frames that should have a mask, and masks that should have a frame."""
+    """Report frames without the mask that they should have, and masks without a frame."""
     folder = split.labels / name
     orphans = [stem for stem in labels if stem not in frames]
     if orphans and frames:
@@ -250,7 +250,7 @@ def _check_labelled(split: Split, name: str, frames: dict[str, Path], labels: di
 
 
 def _check_image(path: Path, report: Report, deep: bool) -> Header | None:
-    """What an image says of itself, None if it is damaged. Only the header and the end are read unless they look cut off."""
+    """Header of an image, None if it is damaged. Only the header and the end are read, unless the file looks truncated."""
     try:
         header = read_header(path)
         with path.open("rb") as file:
@@ -300,7 +300,7 @@ def _check_label(path: Path, binary: bool, report: Report) -> tuple[tuple[int, i
 
 
 def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[int]], report: Report) -> int:
-    """Number of objects; ids that leave gaps, come late or are not there."""
+    """Number of objects; reports ids that leave gaps, appear late or are missing."""
     if not ids:
         return 0
     first = next(iter(labels))
@@ -333,7 +333,7 @@ def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[i
 
 
 def _as_objects(path: Path, values: frozenset[int], report: Report) -> frozenset[int]:
-    """Ids of a label map without void: white alone is object 1, and nothing beside ids."""
+    """Ids of a label map without void: white alone is object 1, and white beside ids is reported."""
     if IGNORE_LABEL not in values:
         return values
     beside = values - {0, IGNORE_LABEL}
@@ -344,7 +344,7 @@ def _as_objects(path: Path, values: frozenset[int], report: Report) -> frozenset
 
 
 def _check_still_images(split: Split, deep: bool) -> Report:
-    """Pairs of image and mask."""
+    """Check the pairs of images and masks."""
     report = Report()
     flat = split.images == split.labels and not split.endings[0]
     folders = dict.fromkeys((split.images / name).parent for name in split.videos)
@@ -358,7 +358,7 @@ def _check_still_images(split: Split, deep: bool) -> Report:
             images[path.relative_to(split.images).with_suffix("").as_posix()] = path
     for name in split.videos:
         mask = split.labels / f"{name}.png"
-        found = _check_label(mask, False, Report())  # grey levels are meant: saliency
+        found = _check_label(mask, False, Report())  # grey levels are allowed: saliency
         if found is None:
             _check_image(mask, report, deep=True)
         report.masks += 1
@@ -368,7 +368,7 @@ def _check_still_images(split: Split, deep: bool) -> Report:
             continue
         report.frames += 1
         header = _check_image(image, report, deep)
-        # Masks of published sets lie on the image as stored, one's own on the upright one.
+        # Masks of published sets lie on the stored image, the user's own masks on the upright one.
         if found and header and found[0] not in (header.size, header.stored_size):
             width, height = header.size
             report.add("size-mismatch", mask, f"{found[0][0]} x {found[0][1]} pixels, its image has {width} x {height}")

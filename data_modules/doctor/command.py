@@ -19,14 +19,14 @@ from data_modules.doctor.fixes import fix
 from data_modules.doctor.layouts import recognise
 
 SHOWN = 5
-"""Findings of a kind that are printed in full; the others are counted (``--all`` prints them)."""
+"""Number of findings of a kind that are printed in full; the others are counted (``--all`` prints them)."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command.
 
     Returns:
-        0 if there is no problem, 1 if there is one. Notes are no problems.
+        0 if there is no problem, 1 if there is one. Notes do not count as problems.
 
     Raises:
         FileNotFoundError: a folder does not exist.
@@ -34,15 +34,15 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning doctor",
-        description="Check data sets on disk: counts beside the published figures, missing, damaged and hidden files, masks that "
-        "are no label maps, sizes, ids. Exit code 1 if there is a problem.",
+        description="Check data sets on disk: counts beside the published figures, missing, damaged and hidden files, files that "
+        "are not valid masks, sizes, ids. Exit code 1 if there is a problem.",
     )
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="root of a data set, or a folder of data sets")
     parser.add_argument("--fix", action="store_true", help="repair what is safe; originals are kept beside the data set")
     parser.add_argument("--deep", action="store_true", help="decode every frame (default: its header and its end)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--all", action="store_true", help="print every finding")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: all processors)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: number of CPUs)")
     known = parser.parse_args(argv)
     console = Console(stderr=known.json)
     reports: list[SplitReport] = []

@@ -1,4 +1,4 @@
-"""Repairs that cannot lose anything: the original of every file that is touched is kept."""
+"""Repairs that cannot lose data: the original of every changed file is kept."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vos_lightning.io.label_maps import read_label_map, write_label_map
 
 
 def backup_folder(root: Path) -> Path:
-    """Where originals go: beside the data set, so that no reader takes them for data."""
+    """Folder of the originals: beside the data set, so that no program takes them for data."""
     root = root.resolve()
     return root.with_name(f"{root.name}.before-doctor")
 
 
 def _free(path: Path) -> Path:
-    """The path, or one beside it that nothing has yet: an earlier repair may have kept a file of the same name."""
+    """The path, or a free one beside it, because an earlier repair may have kept a file of the same name."""
     candidates = itertools.chain([path], (path.with_name(f"{path.name}.{number}") for number in itertools.count(1)))
     return next(candidate for candidate in candidates if not candidate.exists())
 
@@ -28,16 +28,16 @@ def fix(root: Path, findings: Iterable[Finding]) -> list[str]:
     """Repair what is safe.
 
     - ``hidden-file``: moved into the backup folder;
-    - ``colour-mask``: a mask whose colours are all palette colours becomes an indexed PNG with the same ids, in one step.
+    - ``colour-mask``: a mask that has only palette colours becomes an indexed PNG with the same ids, atomically.
 
-    Everything else needs a decision, or another copy of the data.
+    Everything else needs a decision of the user, or another copy of the data.
 
     Args:
-        root: of the data set.
-        findings: of any kind.
+        root: folder of the data set.
+        findings: findings of any kind.
 
     Returns:
-        What was done, one line a file.
+        One line for each repaired file.
     """
     done = []
     for path in dict.fromkeys(Path(finding.path) for finding in findings if finding.fixable):

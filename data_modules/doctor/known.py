@@ -10,13 +10,13 @@ Kind = Literal["davis16", "davis17", "youtube_vos", "mose", "lvos", "vost", "vid
 
 @dataclass(frozen=True)
 class Figures:
-    """A split of a release; None where no figure is published."""
+    """Figures of a split of a release; None if a figure is not published."""
 
     kind: Kind
     release: str
     split: str
     videos: int
-    """Videos, or images of a still-image set."""
+    """Number of videos, or of images in a set of still images."""
     frames: int | None = None
     objects: int | None = None
 
@@ -63,22 +63,22 @@ DAVIS_2016_VAL_FRAMES = {
     "dance-twirl": 90, "dog": 60, "drift-chicane": 52, "drift-straight": 50, "goat": 90, "horsejump-high": 50, "kite-surf": 50,
     "libby": 49, "motocross-jump": 40, "paragliding-launch": 80, "parkour": 100, "scooter-black": 43, "soapbox": 99,
 }  # fmt: skip
-"""Frames of the videos of DAVIS 2016 val, which are in DAVIS 2017 too: a copy that lacks the end of a video shows."""
+"""Numbers of frames of the videos of DAVIS 2016 val, which are in DAVIS 2017 too; they reveal copies with truncated videos."""
 
 
 def release_of(kind: Kind, split: str, name: str, videos: int, frames: int, objects: int) -> Figures | None:
-    """The release that a split agrees with best.
+    """The release that matches a split best.
 
     Args:
-        kind: recognised layout.
-        split: its name on disk; ``valid`` and ``val`` are the same.
-        name: of the folder, which tells sets of still images apart.
-        videos: found or listed.
-        frames: found.
-        objects: found.
+        kind: recognised layout of the data set.
+        split: name of the split on disk; ``valid`` and ``val`` are the same.
+        name: name of the folder, which distinguishes sets of still images.
+        videos: number of videos that are found or listed.
+        frames: number of frames that are found.
+        objects: number of objects that are found.
 
     Returns:
-        Figures of a release with as many videos, of those the one that agrees in more figures; None if there is none.
+        Figures of the release that has equally many videos and agrees in most other figures; None if there is none.
     """
     alike = {"valid": "val"}
     folder = "".join(filter(str.isalnum, name.lower()))

@@ -1,4 +1,4 @@
-"""From a folder on disk to the splits of a data set."""
+"""Recognises the splits of a data set from a folder on disk."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ IMAGE_FOLDERS = (
     ("images", "masks"), ("images", "ground_truth_mask"), ("imgs", "gt"), ("Imgs", "Imgs"), ("DUTS-TR-Image", "DUTS-TR-Mask"),
     ("DUTS-TE-Image", "DUTS-TE-Mask"), ("datasets/imgs/pascal", "datasets/masks/pascal"), ("JPEGImages", "SegmentationObject"),
 )  # fmt: skip
-"""Folders of images and of masks that sets of still images come in."""
+"""Pairs of folders of images and of masks in which sets of still images are distributed."""
 ALL_FRAMES = ("valid_all_frames", "all_frames/valid_all_frames")
 
 
 @dataclass(frozen=True)
 class Split:
-    """A part of a data set that is checked as one."""
+    """A part of a data set that is checked as a unit."""
 
     root: Path
     kind: Kind
     name: str
     images: Path
-    """Folder of video folders; of still images, the folder of the images."""
+    """Folder of video folders; for still images, the folder of the images."""
     labels: Path
     videos: tuple[str, ...]
-    """As a list or a description names them, else as found; of still images, masks relative to their folder without suffix."""
+    """Videos that a list or a description names, else those that are found; for still images, paths of masks without suffix."""
     listed: bool = False
     annotated: Literal["all", "first", "some"] = "all"
     """Whether every frame, the first one, or some frames have a mask."""
     required: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Frames that a description names."""
+    """Frames that a description names, by video."""
     first_frames: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Frames in which a description lets objects begin; their masks must be there."""
+    """Frames in which objects begin according to a description, by video; their masks must exist."""
     num_objects: int | None = None
-    """As a description counts them."""
+    """Number of objects in a description; None without a description."""
     remarks: tuple[str, ...] = ()
     endings: tuple[str, str] = ("", "")
-    """What the names of still images and of their masks end in."""
+    """Endings of the names of still images and of their masks."""
 
     def image_of(self, mask: str) -> str:
         """Name of the still image that a mask belongs to."""
@@ -54,11 +54,11 @@ class Split:
 
 
 def recognise(root: Path, depth: int = 2) -> list[Split]:
-    """Splits of the data set in a folder, or of the data sets in its sub-folders; empty if there is none.
+    """Splits of the data set in a folder, or of the data sets in its sub-folders; empty if there are none.
 
     Args:
         root: a data set, or a folder of data sets.
-        depth: how many levels below the folder are looked at (``data/YouTube-VOS/2018`` lies two below ``data``).
+        depth: number of levels below the folder that are searched (``data/YouTube-VOS/2018`` lies two below ``data``).
     """
     splits = list(_recognise(root))
     if not splits and depth:
@@ -67,12 +67,12 @@ def recognise(root: Path, depth: int = 2) -> list[Split]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the visible folders in a folder, in natural order; none if it does not exist."""
+    """Names of the visible folders in a folder, in natural order; empty if the folder does not exist."""
     return list_folders(folder) if folder.is_dir() else []
 
 
 def _visible(folder: Path, suffix: str) -> list[Path]:
-    """Visible files of a folder in natural order; none if it does not exist. Two for one frame are a finding, not an error."""
+    """Visible files of a folder in natural order; empty if it does not exist. Two files for one frame are no error here."""
     everything = list_everything(folder) if folder.is_dir() else []
     return [path for path in everything if path.suffix.lower() == suffix and not path.name.startswith(".")]
 
@@ -105,7 +105,7 @@ def _davis(root: Path) -> Iterator[Split]:
         if not images.is_dir():
             continue
         suffix = "" if resolution == "480p" else f" ({resolution})"
-        # The 2016 download keeps its lists by resolution, later ones by year.
+        # The 2016 download keeps its lists by resolution, later downloads by year.
         years = [name for name in subfolders(root / "ImageSets") if name.startswith("20")]
         lists = [path for folder in (*years, resolution) for path in _visible(root / "ImageSets" / folder, ".txt")]
         lists = [path for path in lists if not path.stem.startswith("trainval")]
@@ -127,7 +127,7 @@ def _davis(root: Path) -> Iterator[Split]:
 
 
 def _split_folder(folder: Path, name: str) -> Split:
-    """``JPEGImages/<video>`` and ``Annotations/<video>`` with or without a description: YouTube-VOS, LVOS, MOSE, one's own."""
+    """``JPEGImages/<video>`` and ``Annotations/<video>``, with or without a description: YouTube-VOS, LVOS, MOSE, own videos."""
     images, labels = folder / "JPEGImages", folder / "Annotations"
     split = Split(folder, "videos", name, images, labels, tuple(subfolders(images)), annotated="some")
     if name not in SPLIT_FOLDERS:
@@ -170,7 +170,7 @@ def _lvos(split: Split, videos: Mapping[str, Any]) -> Split:
         kind="lvos",
         videos=tuple(sorted(videos, key=natural_key)),
         listed=True,
-        # Numbers of the original 30 fps are kept, so that frames are 5 apart.
+        # The numbers of the original 30 fps are kept, so frames are 5 apart.
         required={
             name: _in_order(f"{n:08d}" for r in entries for n in range(int(r["start"]), int(r["end"]) + 1, 5))
             for name, entries in ranges.items()

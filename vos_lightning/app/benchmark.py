@@ -26,7 +26,15 @@ from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.structures import Proposals
 
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "32-true": None,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Autocast types by name: Lightning's names, then short ones."""
 SECTION_PREFIX = "vos/"
 """Networks mark their parts with ``torch.profiler.record_function("vos/<part>")``."""
 
@@ -37,13 +45,13 @@ class Options:
 
     size: tuple[int, int] = (480, 854)
     objects: tuple[int, ...] = (1, 3)
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: tuple[str, ...] = ("32-true",)
     frames: int = 10
     """Timed frames of a round. Networks whose memory grows need enough of them: their time depends on the length."""
     warmup: int = 2
     """Frames after the annotated one that are not timed."""
     rounds: int = 2
-    """Every network takes its turn this often, so that a change of the machine's load meets all of them."""
+    """How often every network takes its turn. Taking turns spreads a change of the machine's load over all networks."""
     sections: bool = False
     """Also profile a round and sum the marked parts of the networks."""
 
@@ -68,23 +76,23 @@ class Result:
     third_quartile: float = 0.0
     mean: float = 0.0
     cpu: float = 0.0
-    """Mean processor time a thread: what the time would be if nothing else ran on the machine, for work that scales."""
+    """Mean CPU time a thread, in seconds: for work that scales over threads, the time on an otherwise idle machine."""
     ratio: float = 1.0
-    """Of the median to that of the first network."""
+    """This network's median divided by the median of the first network."""
     peak_memory: int | None = None
-    """Bytes, see :class:`PeakMemory`."""
+    """Most memory in use, in bytes, see :class:`PeakMemory`."""
     times: list[float] = field(default_factory=list)
     cpu_times: list[float] = field(default_factory=list)
     sections: dict[str, float] = field(default_factory=dict)
-    """Seconds a frame of each marked part; parts may contain each other."""
+    """Seconds a frame of each marked part; a part may lie inside another one."""
 
 
 def run(modules: Mapping[str, VOSModule], options: Options) -> list[Result]:
     """Measure every network with every number of objects in every precision.
 
     Args:
-        modules: name -> module in evaluation mode, on its device; its evaluation propagation is used.
-        options: see there.
+        modules: modules by name, in evaluation mode and on their device; each runs with its evaluation propagation.
+        options: what is measured, and how.
 
     Returns:
         Results in the order of precisions, objects, networks.
@@ -110,7 +118,7 @@ def run(modules: Mapping[str, VOSModule], options: Options) -> list[Result]:
 def synthetic_video(
     size: tuple[int, int], length: int, objects: int
 ) -> tuple[list[UInt8[Tensor, "3 H W"]], UInt8[Tensor, "H W"]]:
-    """A texture that drifts, and rectangles that say which parts of its first frame are the objects."""
+    """A drifting texture as frames, and rectangles as object masks of the first frame."""
     height, width = size
     generator = torch.Generator().manual_seed(0)
     texture = torch.rand(1, 3, height // 8 + 1, width // 8 + 1, generator=generator)
@@ -128,10 +136,10 @@ def synthetic_video(
 
 
 class PeakMemory:
-    """Most memory at a time inside the ``with`` block.
+    """Peak memory inside the ``with`` block.
 
-    On an accelerator what PyTorch has allocated, the parameters with it. On the processor the growth of the resident memory of
-    the process over its start, without the parameters; None where the system (other than Linux) does not say.
+    On an accelerator: the memory that PyTorch has allocated, parameters included. On the CPU: how much the resident memory of the
+    process has grown, without the parameters; None where the system (other than Linux) does not report it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -144,7 +152,7 @@ class PeakMemory:
             torch.accelerator.reset_peak_memory_stats(self.device)
             return self
         try:
-            ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or it would not have to be asked for again
+            ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, else its reuse would not count as growth
             Path("/proc/self/clear_refs").write_text("5")
             self._start = _status("VmRSS")
         except (OSError, AttributeError):
@@ -160,7 +168,7 @@ class PeakMemory:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a measurement depends on beside the network."""
+    """Everything beside the network that a measurement depends on."""
     name = torch.get_device_module(device).get_device_name(device) if device.type != "cpu" else _processor()
     return {
         "device": str(device),
@@ -176,7 +184,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 def convolution_rate(device: torch.device) -> float:
     """Best of a few 3 x 3 convolutions of 256 float32 channels in channels-last order, in GFLOP/s.
 
-    Times of different machines are comparable after multiplication with it, as far as networks are limited by arithmetic.
+    Networks are mostly limited by arithmetic, so multiplying times with this rate makes different machines comparable.
     """
     height, width, channels = 60, 108, 256
     frame = torch.ones(1, channels, height, width, device=device).to(memory_format=torch.channels_last)
@@ -195,12 +203,12 @@ def convolution_rate(device: torch.device) -> float:
 
 def _engine(module: VOSModule, precision: str) -> InferenceEngine:
     engine = module.engine(PRECISIONS[precision])
-    engine.short_side = None  # the size that was asked for
+    engine.short_side = None  # frames are made at the requested size
     return engine
 
 
 def random_proposals(size: tuple[int, int], count: int = 30) -> Proposals:
-    """Boxes anywhere, for the networks that read proposals; the others do not look at them."""
+    """Random boxes with masks, for networks that read proposals."""
     generator = torch.Generator().manual_seed(0)
     limit = torch.tensor([size[1], size[0]])
     low = torch.rand(1, count, 2, generator=generator) * limit * 0.7
@@ -242,7 +250,7 @@ def _profile(engine: InferenceEngine, objects: int, options: Options) -> dict[st
     return {
         event.key.removeprefix(SECTION_PREFIX): getattr(event, total) * 1e-6 / options.frames
         for event in profile.key_averages()
-        # The same range appears a second time as seen from the device.
+        # The profiler lists the same range a second time, with the device's time.
         if event.key.startswith(SECTION_PREFIX) and event.device_type == torch.profiler.DeviceType.CPU
     }
 
@@ -280,16 +288,18 @@ def _processor() -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command, with the defaults of :class:`Options`."""
     default = Options()
-    parser.add_argument("--size", type=int, nargs=2, default=default.size, metavar=("H", "W"), help="of the frames: 480 854")
+    parser.add_argument("--size", type=int, nargs=2, default=default.size, metavar=("H", "W"), help="size of the frames")
     parser.add_argument("--objects", type=int, nargs="+", default=default.objects, metavar="N", help="default: 1 3")
-    parser.add_argument("--precision", nargs="+", choices=sorted(PRECISIONS), default=default.precisions, help="default: fp32")
+    parser.add_argument("--precision", nargs="+", choices=sorted(PRECISIONS), default=default.precisions, help="default: 32-true")
     parser.add_argument("--frames", type=int, default=default.frames, help=f"timed frames of a round: {default.frames}")
-    parser.add_argument("--warmup", type=int, default=default.warmup, help=f"frames before them: {default.warmup}")
-    parser.add_argument("--rounds", type=int, default=default.rounds, help=f"turns of every network: {default.rounds}")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads on the processor; default: PyTorch's")
+    parser.add_argument("--warmup", type=int, default=default.warmup, help=f"frames before the timed ones: {default.warmup}")
+    parser.add_argument(
+        "--rounds", type=int, default=default.rounds, help=f"how often every network takes its turn: {default.rounds}"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as PyTorch chooses)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu ...")
     parser.add_argument("--sections", action="store_true", help="also sum the marked parts of each network")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements as JSON")
 
 
 def options_of(known: argparse.Namespace) -> Options:
@@ -313,7 +323,7 @@ def report(results: Sequence[Result], options: Options, device: torch.device, fi
         *("network", "parameters", "objects", "precision", "s/frame", "quartiles", "cpu", "ratio", "MiB"),
         title=f"{height}x{width}, {about['device_name']}, {about['threads']} threads, torch {about['torch']}, "
         f"convolutions at {about['convolution_gflops']:.0f} GFLOP/s",
-        caption="s/frame: median; cpu: processor time a thread; ratio: to the first network; MiB: peak memory",
+        caption="s/frame: median; cpu: CPU time a thread; ratio: median over that of the first network; MiB: peak memory",
     )
     for r in results:
         table.add_row(

@@ -48,12 +48,12 @@ def _evaluation(stage: Stage, argv: Sequence[str]) -> int:
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--checkpoint", type=Path, help="default: that of the run, see --select")
+    weights.add_argument("--checkpoint", type=Path, help="default: the run's checkpoint, see --select")
     weights.add_argument(
         "--select",
         choices=("last", "best"),
-        help="the run's last weights, or the best of its validations (which flatters where the same videos are scored); default: "
-        "what the experiment says, else last",
+        help="the run's last weights, or those with the best validation score (an optimistic choice where the same videos are "
+        "scored); default: what the experiment says, else last",
     )
 
 
@@ -68,7 +68,7 @@ class _Trained:
 
 
 def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) -> _Trained:
-    """Build an experiment and load the checkpoint that is named, or the last or best one of its run."""
+    """Build an experiment and load its checkpoint: the one that is named, else the last or best one of its run."""
     asked = experiment = load_experiment(known.experiment)
     run = Run(known.run_dir or Path("runs") / experiment.name)
     checkpoint = known.checkpoint or _checkpoint_of(experiment, run.directory, known.select)
@@ -92,18 +92,18 @@ def _trained(known: argparse.Namespace, overrides: Sequence[str], stage: Stage) 
 
 
 def _checkpoint_of(experiment: Experiment, directory: Path, select: Which | None) -> Path:
-    """The last or best checkpoint of an experiment's run, of its last stage, or of the experiment that it evaluates."""
+    """The last or best checkpoint of the run that an experiment evaluates: its own, its last stage's, or another experiment's."""
     return trained_run(experiment, directory).checkpoint(select or selection(experiment))
 
 
 def _require_same_system(checkpoint: Path, experiment: Experiment, overrides: Sequence[str], name: str) -> None:
-    """Refuse a checkpoint whose system computes other things than the experiment says.
+    """Refuse a checkpoint whose system differs from what the experiment describes.
 
-    Meant, and so allowed, is what the command line sets, and what an experiment that evaluates another one's checkpoint sets
-    otherwise than that one.
+    Differences are allowed where the command line sets a value, or where an experiment that evaluates another experiment's
+    checkpoint overrides that experiment.
 
     Raises:
-        ValueError: they differ in anything else; the message names it, with both values.
+        ValueError: there is any other difference; the message names it with both values.
     """
     from vos_lightning.app.experiments import differing_keys, value_at
     from vos_lightning.app.lightning_cli import condense
@@ -142,7 +142,7 @@ def _require_same_system(checkpoint: Path, experiment: Experiment, overrides: Se
 
 
 def _classes(section: Any, where: str = "") -> dict[str, str]:
-    """Place -> class path of every class that a section names."""
+    """Class paths that a section names, by their place in it."""
     if not isinstance(section, dict):
         return {}
     found = {where: section["class_path"]} if isinstance(section.get("class_path"), str) else {}
@@ -152,7 +152,7 @@ def _classes(section: Any, where: str = "") -> dict[str, str]:
 
 
 def _plain(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as it is written on the command line."""
     return json.dumps(value, separators=(",", ":")) if isinstance(value, (dict, list, bool)) or value is None else str(value)
 
 
@@ -191,7 +191,7 @@ def _report(trained: _Trained, stage: Stage, baselines: bool) -> None:
 
 
 def predict(argv: Sequence[str]) -> int:
-    """``predict EXP`` for an experiment's videos, ``predict --checkpoint FILE --video FILE ...`` for one's own."""
+    """``predict EXP`` for an experiment's videos, ``predict --checkpoint FILE --video FILE ...`` for the user's own videos."""
     if argv and not argv[0].startswith("-"):
         return _evaluation("predict", argv)
     from vos_lightning.app.predict import main as predict_video
@@ -200,27 +200,29 @@ def predict(argv: Sequence[str]) -> int:
 
 
 def visualize(argv: Sequence[str]) -> int:
-    """Draw what a network computes inside for frames of a video."""
+    """Draw intermediate results of a network for frames of a video."""
     from vos_lightning.app.given_masks import GivenMasks, add_arguments
     from vos_lightning.io.outputs import OutputFolder
 
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning visualize",
-        allow_abbrev=False,  # what is left over are options of the experiment
-        description="Draw what a network computes inside (score maps ...) for frames of a video: of an experiment's test or "
-        "validation videos, or of your own.",
+        allow_abbrev=False,  # unknown arguments are options of the experiment
+        description="Draw intermediate results of a network (score maps ...) for frames of a video: one of an experiment's "
+        "test or validation videos, or your own.",
         epilog="With EXP, every other option overrides the experiment, as in `train`.",
     )
-    parser.add_argument("experiment", metavar="EXP", nargs="?", help="name from `list`, or a YAML file; none for your own video")
+    parser.add_argument(
+        "experiment", metavar="EXP", nargs="?", help="name from `list`, or a YAML file; leave it out for your own video"
+    )
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
     _add_weights(parser)
-    parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP a file or folder")
+    parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP: a file or folder")
     parser.add_argument("--masks", type=Path, help="without EXP: PNG for the first frame, or folder of PNGs, as for `predict`")
     parser.add_argument("--proposals", type=Path, metavar="FILE", help="without EXP: as for `predict`")
     parser.add_argument("--detector", metavar="FILE", help="without EXP: as for `predict`")
-    parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="indices, from 0")
+    parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="frame indices, counted from 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run of visualize has written there")
+    parser.add_argument("--overwrite", action="store_true", help="remove the output of an earlier run of visualize")
     add_arguments(parser)
     known, overrides = parser.parse_known_args(argv)
     if min(known.frame) < 0:
@@ -269,14 +271,18 @@ def benchmark(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning benchmark",
-        allow_abbrev=False,  # what is left over are options of the experiments
-        description="Step networks with random weights over synthetic frames: seconds a frame and peak memory. Several networks "
-        "take turns; ratios are to the first.",
+        allow_abbrev=False,  # unknown arguments are options of the experiments
+        description="Run networks with random weights on synthetic frames: seconds a frame and peak memory. Several networks "
+        "take turns; ratios compare with the first one.",
         epilog="Every other option overrides the experiments: --model.init_args.network.init_args.attention=false ...",
     )
     parser.add_argument("experiments", metavar="EXP", nargs="*", help="names from `list`, or YAML files")
     parser.add_argument(
-        "--network", nargs="+", default=[], metavar="CLASS", help="classes with their defaults, beside experiments"
+        "--network",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="network classes with their default arguments, in addition to experiments",
     )
     add_arguments(parser)
     known, overrides = parser.parse_known_args(argv)
@@ -312,16 +318,16 @@ def benchmark(argv: Sequence[str]) -> int:
 
 
 def _copier_start(experiment: Experiment) -> list[str]:
-    """Overrides by which the masks of networks with random weights follow the objects.
+    """Overrides with which networks of random weights produce masks that follow the objects.
 
-    What a part costs may depend on the masks: PMNet refines a share of each object's box.
+    The cost of a part may depend on the masks: PMNet refines a share of each object's box.
     """
     places = _taking("copier_start", experiment.config["model"]["init_args"]["network"], "model.init_args.network")
     return [f"--{place}.init_args.copier_start=true" for place in places]
 
 
 def _taking(argument: str, section: Mapping[str, Any], where: str) -> list[str]:
-    """Places of the classes in a section whose constructors take an argument."""
+    """Places in a section whose classes take an argument in their constructor."""
     import importlib
     import inspect
 
@@ -337,7 +343,7 @@ def _taking(argument: str, section: Mapping[str, Any], where: str) -> list[str]:
 
 
 def show(argv: Sequence[str]) -> int:
-    """The composed configuration of an experiment."""
+    """Print the composed configuration of an experiment."""
     parser = argparse.ArgumentParser(prog="python -m vos_lightning show", description=show.__doc__)
     parser.add_argument("experiment", metavar="EXP")
     parser.add_argument("--options", action="store_true", help="every argument with its value, as --trainer... accepts them")
@@ -367,15 +373,15 @@ def _module_main(module: str) -> Callable[[Sequence[str]], int]:
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "train": (train, "train an experiment, or go on where it stopped"),
+    "train": (train, "train an experiment, or continue where it stopped"),
     "test": (lambda argv: _evaluation("test", argv), "score an experiment's test videos with its checkpoint"),
     "validate": (lambda argv: _evaluation("validate", argv), "score an experiment's validation videos with its checkpoint"),
     "predict": (predict, "segment an experiment's videos, or your own: predict --checkpoint C --video V --masks M --output D"),
     "visualize": (
         visualize,
-        "draw score maps and the like: visualize EXP --video NAME --frame T --output D",
+        "draw score maps and other intermediate results: visualize EXP --video NAME --frame T --output D",
     ),
-    "benchmark": (benchmark, "seconds a frame and peak memory: benchmark EXP ... --objects 1 3 --precision fp32 bf16"),
+    "benchmark": (benchmark, "seconds a frame and peak memory: benchmark EXP ... --objects 1 3 --precision 32-true bf16-mixed"),
     "evaluate": (
         _module_main("vos_lightning.evaluation.folders"),
         "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis17|...",
@@ -392,12 +398,12 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _module_main("vos_lightning.app.precompute"),
         "find object proposals, one file a video: precompute-proposals --images D --output D --pretrained COCO_V1",
     ),
-    # Data sets are known by name only, as in experiments: the library does not import them.
+    # Data sets are referred to by name only, as in experiments: the library does not import them.
     "doctor": (_module_main("data_modules.doctor.command"), "check data sets on disk: doctor DIR ... [--fix] [--json]"),
     "submit": (_module_main("data_modules.submission"), "check predictions and zip them for an evaluation server"),
     "results": (
         _module_main("vos_lightning.app.results.command"),
-        "published rows beside the runs' scores, as Markdown and HTML",
+        "compare published results with the runs' scores, as Markdown and HTML",
     ),
     "list": (
         _module_main("vos_lightning.app.results.listing"),
@@ -422,7 +428,7 @@ def main(argv: Sequence[str]) -> int:
         return COMMANDS[name][0](rest)
     try:
         return COMMANDS[name][0](rest)
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush
         return 141
     except (ValueError, OSError) as error:
@@ -432,7 +438,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """The message of an error; of one that a data loader's worker passed on, its last line."""
+    """The message of an error; for one that a data loader's worker passed on, the last line of its traceback."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""How many devices a training takes: as many as share its batch equally."""
+"""How many devices a training uses: as many as can share its batch equally."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vos_lightning.app.experiments import ExperimentError
 
 @dataclass(frozen=True)
 class Share:
-    """What a training runs with."""
+    """Devices, batch size and learning rate with which a training runs."""
 
     devices: int | None
-    """Of every node; None leaves what was asked for."""
+    """Number of devices on every node; None leaves what was asked for."""
     batch_size: int
-    """Clips of a step, over all processes."""
+    """Number of clips of a step, over all processes."""
     rate_factor: float
-    """For every learning rate."""
+    """Factor that multiplies every learning rate."""
     note: str | None = None
-    """What differs from what was asked for, in a line."""
+    """One line that says what differs from what was asked for; None if nothing does."""
 
 
 def share_batch(
@@ -33,28 +33,28 @@ def share_batch(
 ) -> Share:
     """Choose the devices of a training, so that its processes share the batch equally.
 
-    Where all devices are asked for (``auto``, ``-1``), it gets the most that divide the batch.
+    Where all devices are asked for (``auto``, ``-1``), the training gets the largest number of devices that divides the batch.
 
-    With ``scale``, all devices are used: the batch becomes the smallest multiple of their number that is not below the recipe's,
-    and learning rates grow with its square root, which is the rule for Adam, as that divides gradients by their root mean square.
-    The number of steps stays.
+    With ``scale``, all devices are used: the batch becomes the smallest multiple of their number that is not below the
+    experiment's batch, and learning rates are multiplied by the square root of its growth. That is the rule for Adam, which
+    divides gradients by their root mean square. The number of steps stays the same.
 
     Args:
         trainer: the ``trainer`` section: ``devices``, ``num_nodes``, ``accelerator``.
-        batch_size: clips of a step in the recipe, >= 1.
+        batch_size: number of clips of a step in the experiment, >= 1.
         scale: allow a larger batch.
-        available: number of devices of a node, given the ``accelerator``.
-        launched: number of processes that a cluster has started already; None if the training starts them itself.
+        available: function that gives the number of devices of a node for an ``accelerator``.
+        launched: number of processes that a cluster has already started; None if the training starts them itself.
 
     Raises:
-        ExperimentError: what was asked for cannot share the batch.
+        ExperimentError: the requested devices cannot share the batch equally.
 
     Reference:
         Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022: the square root.
     """
     nodes = trainer.get("num_nodes") or 1
     asked = _number(trainer.get("devices", "auto"))
-    if asked == 0:  # which the trainer refuses
+    if asked == 0:  # the trainer refuses this value itself
         return Share(None, batch_size, 1.0)
     started = max(1, launched // nodes) if launched else None
     most = asked or started or max(1, available(trainer.get("accelerator", "auto")))
@@ -66,7 +66,7 @@ def share_batch(
     if batch_size % (nodes * most) == 0:
         return Share(chosen, batch_size, 1.0)
     fitting = [devices for devices in range(1, most + 1) if batch_size % (nodes * devices) == 0]
-    larger = "--scale_batch=true enlarges the batch, which is not the published recipe any more"
+    larger = "--scale_batch=true enlarges the batch, which departs from the published training"
     if not fitting:
         raise ExperimentError(f"{clips} cannot be shared by {nodes} nodes: start fewer, or {larger}")
     if asked or launched:
@@ -86,13 +86,13 @@ def _scaled(batch_size: int, processes: int, devices: int | None, before: str) -
         return Share(devices, batch, 1.0, f"--scale_batch changes nothing: {before}")
     note = (
         f"--scale_batch: {batch} clips a step instead of {before}; learning rates times {factor:.4g} (the square root, the rule "
-        "for Adam), as many steps as before; not the published recipe any more"
+        "for Adam), as many steps as before; this departs from the published training"
     )
     return Share(devices, batch, factor, note)
 
 
 def _number(devices: Any) -> int | None:
-    """How many devices ``trainer.devices`` names; None for all that there are."""
+    """How many devices ``trainer.devices`` asks for; None for all of them."""
     if devices in ("auto", "-1", -1, [-1]):
         return None
     if isinstance(devices, str):

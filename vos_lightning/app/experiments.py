@@ -3,19 +3,20 @@
 ``emvos_davis17`` names ``experiments/emvos/davis17.yaml``. Beside the sections of LightningCLI (``model``, ``data``, ``trainer``
 ...), an experiment file may have
 
-- ``extends``: files it builds on, in order, relative to the experiments folder and without suffix (``_shared/trainer``,
+- ``extends``: files that it builds on, in order, relative to the experiments folder and without suffix (``_shared/trainer``,
   ``emvos/davis17``). Mappings merge key by key, anything else is replaced. No file may change a ``class_path``: its
   ``init_args`` would be meaningless;
 - ``stages``: names of experiments that run one after the other, each from the weights of the one before;
-- ``hand_over``: which weights a stage passes on, its ``last`` (default) or its ``best``;
-- ``select``: which weights are evaluated, the ``last`` (default) or the ``best`` of all validations, whose score flatters where
-  the validation videos are the reported ones. One that evaluates the checkpoint of another experiment takes what that says;
+- ``hand_over``: which weights a stage passes on: its ``last`` (default) or its ``best``;
+- ``select``: which weights are evaluated, the ``last`` (default) or the ``best`` of all validations. The score of the best ones
+  is optimistic where the validation videos are the reported ones. An experiment that evaluates the checkpoint of another one
+  uses the ``select`` of that experiment;
 - ``checkpoint_of``: the experiment whose checkpoint this one evaluates; it is not trained itself;
 - ``published``: the row of the paper that the experiment reproduces, for listings and the results table;
 - ``description``: one sentence.
 
 An experiment without a ``model.class_path`` fine-tunes: ``train EXP --checkpoint FILE`` takes the system from the checkpoint, and
-``model.init_args`` changes what the checkpoint says.
+``model.init_args`` overrides the arguments that the checkpoint describes.
 
 ``${VOS_DATA}`` in a value is the folder of data sets: that environment variable, else ``data``. Files and folders that start with
 ``_`` are fragments, not experiments.
@@ -50,12 +51,12 @@ NEUTRAL_OPTIONS = (
     "data.init_args.loading.seed", "data.init_args.loading.num_workers", "data.init_args.loading.pin_memory",
     "data.init_args.loading.predict_root", "data.init_args.loading.max_device_batch",
 )  # fmt: skip
-"""Options that say where and how comfortably an experiment runs, not what it computes. A run that changes any other one is not a
-reproduction of the experiment."""
+"""Options that decide where and how conveniently an experiment runs, but not what it computes. A run that changes any other
+option is not a reproduction of the experiment."""
 
 
 class ExperimentError(ValueError):
-    """An experiment that does not exist or does not compose; the message is one line for the user."""
+    """An experiment that does not exist or cannot be composed; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Experiment:
     name: str
     path: Path
     config: Mapping[str, Any]
-    """What LightningCLI gets."""
+    """The configuration that LightningCLI gets."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """The same before ``${VOS_DATA}`` is replaced."""
+    """The same configuration, before ``${VOS_DATA}`` is replaced."""
     stages: tuple[str, ...] = ()
     hand_over: Which = "last"
     select: Which | None = None
@@ -75,7 +76,7 @@ class Experiment:
     published: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
     fingerprint: str = ""
-    """Of everything that decides the result, wherever the data lie."""
+    """Digest of everything that decides the result, independent of where the data lie."""
 
     @property
     def fine_tunes(self) -> bool:
@@ -86,7 +87,7 @@ class Experiment:
 def experiments_folder() -> Path:
     """The folder of experiment files: ``$VOS_EXPERIMENTS``, else the one that comes with the library.
 
-    A folder called ``experiments`` where a command is started does not stand in its place; name it with ``VOS_EXPERIMENTS``.
+    A folder called ``experiments`` in the working directory is not used instead; to use another folder, set ``VOS_EXPERIMENTS``.
     """
     named = os.environ.get("VOS_EXPERIMENTS")
     # In a checkout, this is a link to the folder `experiments` at its top.
@@ -175,12 +176,12 @@ def selection(experiment: Experiment) -> Which:
 
 
 def training_identity(experiment: Experiment, overrides: Sequence[str] = (), start: Any = None) -> str:
-    """What a training computes, as 16 hexadecimal digits: trainings that agree in it end with the same weights.
+    """What a training computes, as 16 hexadecimal digits: trainings with equal digits end with the same weights.
 
     Args:
-        experiment: one that is trained, without stages.
+        experiment: an experiment that is trained and has no stages.
         overrides: options of the command line. Unlike in the fingerprint of the experiment, the seeds count.
-        start: what it starts from, see :func:`vos_lightning.app.runs.starting_point`; None for what its configuration says.
+        start: where the training starts, see :func:`vos_lightning.app.runs.starting_point`; None takes it from the configuration.
     """
     config = with_overrides(experiment.source, overrides)
     arguments = (config.get("data") or {}).get("init_args") or {}
@@ -202,7 +203,7 @@ def _expand(value: Any) -> Any:
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The same language as that of `SafeLoader`, ten times as fast where PyYAML has its C library."""
+"""Loader for the same YAML as ``SafeLoader``, ten times as fast where PyYAML has its C library."""
 
 
 def _compose(path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -214,7 +215,7 @@ def _compose(path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[st
 
 
 def _combine(content: dict[str, Any], path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An experiment's own keys, and its sections and options on top of what it extends."""
+    """An experiment's own keys, and its sections and options merged over the files that it extends."""
     own = {key: content.pop(key) for key in (*OWN_KEYS, "set") if key in content}
     config: dict[str, Any] = {}
     for base in own.get("extends", ()):
@@ -277,14 +278,14 @@ def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, wher
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """A configuration with command-line options on top.
 
-    They are merged here and not by the argument parser, so that ``--a.b.c=null`` means what it means in a file, at any depth.
+    They are merged here and not by the argument parser, so that ``--a.b.c=null`` has the same meaning as in a file, at any depth.
 
     Args:
         config: a composed configuration.
         arguments: ``--key=value`` or ``--key value`` with dotted keys and YAML values.
 
     Raises:
-        ExperimentError: an argument that is no option, or a value that is not YAML.
+        ExperimentError: an argument is not an option, or a value is not YAML.
     """
     overlay: dict[str, Any] = {}
     rest = list(arguments)
@@ -301,7 +302,7 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ExperimentError(f"--{key}={value} is not valid YAML") from error
-        # YAML 1.1 reads 1e-4 as text.
+        # YAML 1.1 takes 1e-4 for a text.
         if isinstance(parsed, str):
             with contextlib.suppress(ValueError):
                 parsed = float(parsed)
@@ -327,7 +328,7 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str 
 
 
 def value_at(section: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """The value of a dotted key; None if there is no such key."""
     value: Any = section
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

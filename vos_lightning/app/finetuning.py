@@ -1,4 +1,4 @@
-"""Fine-tuning of any system from any checkpoint on one's own videos, with the scores before and after."""
+"""Fine-tuning of any system from any checkpoint on the user's own videos, with the scores before and after."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vos_lightning.app.runs import Run, run_command, write_text
 
 
 def with_model_of(checkpoint: str | Path, experiment: Experiment) -> Experiment:
-    """An experiment that fine-tunes, with the system of a checkpoint; what the experiment says of the model overrides it.
+    """A fine-tuning experiment with the system of a checkpoint; the experiment's own model arguments override it.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -40,14 +40,14 @@ def fine_tune(
 ) -> int:
     """Score a checkpoint on the held-out videos, train from it, score again; print and write the comparison.
 
-    Started again, it goes on where it was: what was done is not repeated.
+    If it is started again, it continues where it stopped; finished steps are not repeated.
 
     Args:
-        experiment: one without a model class.
-        run: gets ``before/scores/test.json``, the training, ``scores/test.json`` and ``comparison.json``.
-        checkpoint: where to start; None for the one that the run was started from.
+        experiment: an experiment without a model class.
+        run: receives ``before/scores/test.json``, the training, ``scores/test.json`` and ``comparison.json``.
+        checkpoint: checkpoint to start from; None for the one that the run was started from.
         overrides: options of the command line.
-        train: runs a training in this process.
+        train: function that runs a training in this process.
 
     Returns:
         The exit code of the step that failed, or 0.
@@ -61,9 +61,9 @@ def fine_tune(
         raise ExperimentError(f"{run.directory} was started from {known}: choose another --run-dir")
     if run.directory.resolve() in checkpoint.resolve().parents:
         raise ExperimentError(f"{checkpoint} lies in {run.directory}, which the training writes into: choose another --run-dir")
-    complete = with_model_of(checkpoint, experiment)  # an unusable checkpoint shows before anything is written
+    complete = with_model_of(checkpoint, experiment)  # an unusable checkpoint is reported before anything is written
     write_text(source, f"{checkpoint}\n")
-    environment = dict(os.environ)  # a training over several devices changes it
+    environment = dict(os.environ)  # a training on several devices changes it
     name = experiment.name if experiment.name in experiment_files() else str(experiment.path)
     before = Run(run.directory / "before")
 
@@ -87,14 +87,14 @@ def fine_tune(
 
 
 def _first_process() -> bool:
-    """Whether this is not one of the processes that the training has started beside it."""
+    """Whether this is the process that was started first, and not one that the training started beside it."""
     from lightning.pytorch.utilities import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def compare(before: Run, after: Run) -> dict[str, Any]:
-    """J&F of every held-out video and of all objects: first mask copied, before and after the training."""
+    """J&F of every held-out video and of all objects: with the first mask copied, before and after the training."""
     old, new = (json.loads(_scores(run).read_text()) for run in (before, after))
     columns = {"copy": old["baseline_rows"]["copy"], "before": old["rows"], "after": new["rows"]}
     videos = list(dict.fromkeys(row["video"] for row in old["rows"]))

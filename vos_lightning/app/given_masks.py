@@ -1,4 +1,4 @@
-"""The masks that a person has drawn for a video: all of them are read and checked before the first frame is segmented."""
+"""The masks that a user draws for a video: all of them are read and checked before the first frame is segmented."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vos_lightning.io.videos import FrameSource, count_frames
 from vos_lightning.mask_ops import as_object_map, object_ids_in
 
 RIM_RULES = ((4.0, 0.25), (6.0, 0.5))
-"""Mean width in pixels up to which an id is thin, and the share of an object's outline from which on such ids beside it mean that
-the mask was smoothed; see :func:`find_rims`."""
+"""Pairs of a mean width in pixels, up to which an id counts as thin, and the share of an object's outline from which thin ids
+along it mean that the mask was smoothed; see :func:`find_rims`."""
 WARNED_SHARE = 0.1
-"""Of an object's outline; where thin ids cover more, the user is told."""
+"""Share of an object's outline; if thin ids cover more than this, the user is warned."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Rims:
     object_id: int
     ids: tuple[int, ...]
     share: float
-    """Of the object's outline that they cover."""
+    """Share of the object's outline that the thin ids cover."""
     smoothed: bool
-    """Whether that is more than true objects do."""
+    """Whether the share is larger than true objects reach."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class GivenMask:
 
     path: Path
     index: int
-    """Of the frame, from 0."""
+    """Index of the frame, counted from 0."""
     frame: str
     """Name of the frame."""
     areas: Mapping[int, int]
-    """Object id -> pixels."""
+    """Pixels of every object, by id."""
     rims: tuple[Rims, ...] = ()
 
     def __str__(self) -> str:
@@ -63,30 +63,30 @@ class GivenMask:
 class GivenMasks:
     """The masks of a video: one file for the first frame, or a folder of files that belong to frames.
 
-    In a folder, a file belongs to the frame of the same name. A number as a name belongs to the frame with that number: to
-    ``00007.jpg`` or ``frame_7.png`` if it is ``7.png``. Where frames have no numbers, as in a video file, they are counted from 0
-    or from 1:
+    In a folder, a file belongs to the frame of the same name. A file whose name is a number belongs to the frame with that
+    number: ``7.png`` belongs to ``00007.jpg`` or ``frame_7.png``. Where frames have no numbers, as in a video file, frames are
+    counted from 0 or from 1:
 
     - from 0, as ``predict`` names what it writes, if there is a mask 0;
-    - from 1, as FFmpeg names the frames that it extracts, if the last possible number, that of the last frame counted from 1, is
-      there, or if 1 is the lowest one: whoever draws a first mask draws it on the first frame;
+    - from 1, as FFmpeg names the frames that it extracts, if there is a mask with the number of the last frame counted from 1, or
+      if 1 is the lowest number: the first mask is usually drawn on the first frame;
     - from 0 otherwise.
 
     Args:
         path: a PNG file or a folder of them.
         frames: the video.
-        first_number: number of the first frame; None decides as above.
+        first_number: number of the first frame; None decides by the rules above.
         allow_rims: accept masks that look smoothed, see :func:`find_rims`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a mask is damaged, of another size than the frames, smoothed, or belongs to no frame; two belong to one
-            frame; the first one is empty, or there is none. The message names the file.
+        ValueError: a mask is damaged, smoothed, of another size than the frames, or belongs to no frame; two masks belong to one
+            frame; the first mask is empty, or there is no mask. The message names the file.
     """
 
     def __init__(self, path: Path, frames: FrameSource, first_number: int | None = None, allow_rims: bool = False) -> None:
         self.numbering: str | None = None
-        """How numbers were taken for frames, where there was something to decide."""
+        """How numbers were assigned to frames, where there was a choice; for the user."""
         if path.is_dir():
             files = {stem: _must_be_png(file) for stem, file in list_files(path, IMAGE_SUFFIXES).items()}
             if not files:
@@ -107,7 +107,7 @@ class GivenMasks:
             self._masks[index] = mask
 
     def __iter__(self) -> Iterator[GivenMask]:
-        """The masks in the order of their frames."""
+        """Iterate over the masks in the order of their frames."""
         return iter(self._masks.values())
 
     def read(self, index: int) -> UInt8[Tensor, "H W"] | None:
@@ -120,7 +120,7 @@ class GivenMasks:
         return [*([self.numbering] if self.numbering else []), *map(str, self)]
 
     def finish(self, num_frames: int) -> None:
-        """Complain about masks of frames that did not come, where a video file is shorter than it claims.
+        """Report masks of frames that did not come, where a video file is shorter than its container claims.
 
         Raises:
             ValueError: there is such a mask.
@@ -189,7 +189,7 @@ def _is_number(stem: str) -> bool:
 
 
 def _numbers_of(names: tuple[str, ...]) -> dict[int, int] | None:
-    """Number at the end of a frame's name -> index; None if names have none, or one twice."""
+    """Number at the end of a frame's name -> index; None if a name has no number, or two names have the same number."""
     numbers = []
     for name in names:
         digits = name[len(name.rstrip("0123456789")) :]
@@ -209,15 +209,15 @@ def _must_be_png(file: Path) -> Path:
 
 
 def read_given(path: Path, size: tuple[int, int], first: bool) -> UInt8[Tensor, "H W"]:
-    """Read a mask that a person has drawn. A black and white mask is object 1.
+    """Read a mask that a user has drawn. A black and white mask is object 1.
 
     Args:
         path: a PNG file, see :func:`vos_lightning.io.label_maps.read_label_map`.
         size: height and width of the frames.
-        first: whether it is the first mask, which may not be empty.
+        first: whether this is the first mask, which must not be empty.
 
     Raises:
-        ValueError: it is damaged, coloured, of another size, or empty, or has id 255 beside others.
+        ValueError: the mask is damaged, coloured, empty or of another size, or has id 255 beside others.
     """
     label_map = read_label_map(path)
     if tuple(label_map.shape) != size:
@@ -236,19 +236,20 @@ def areas_of(label_map: UInt8[Tensor, "H W"]) -> dict[int, int]:
 
 
 def find_rims(label_map: UInt8[Tensor, "H W"]) -> tuple[Rims, ...]:
-    """Ids that look like the rims which smoothing leaves around an object when its grey values become ids.
+    """Ids that look like the rims that smoothing leaves around an object when its grey values become ids.
 
-    A rim is thin, lies between an object and something else, and follows the object's outline. So, of the ids with a small mean
-    width (:data:`RIM_RULES`), connected pieces count that touch an object (anything wider) and also another one or the
-    background; what decides is the share of the object's outline that they cover. A small true object (a ball, a leash) is beside
-    a small part of the outline, or is surrounded by one thing.
+    A rim is thin, lies between an object and something else, and follows the object's outline. Among the ids with a small mean
+    width (:data:`RIM_RULES`), those connected pieces count that touch an object (any wider id) and also another object or the
+    background. The share of the object's outline that these pieces cover decides. A small true object (a ball, a leash) lies
+    along a small part of the outline only, or is surrounded by a single object.
 
     The rules were chosen by measurement. True masks: every tenth one of ten videos of DAVIS 2016, 497 maps of up to 5 regions
     from BSDS500, 120 maps of 3 videos with several objects. Ids up to 4 pixels wide cover nothing of an outline in any of them;
-    up to 6 pixels 0.36 in one, 0.008 in two and nothing in 673; up to 8 pixels 0.63. So none is refused. Smoothed masks: 16
-    objects of the same sources, blurred by a Gaussian of 0.7 to 3 pixels, enlarged 2 to 8 times bilinearly, or anti-aliased, and
-    quantised to 3 to 8 levels, by equal steps or to a palette of the image: 15 or 16 of 16 are refused in every case. What is
-    blurred by 5 pixels and more has levels as wide as true objects unless there are many, and passes.
+    ids up to 6 pixels wide cover 0.36 in one, 0.008 in two and nothing in 673; ids up to 8 pixels wide cover up to 0.63. So no
+    true mask is refused. Smoothed masks: 16 objects of the same sources, blurred by a Gaussian of 0.7 to 3 pixels, enlarged 2 to
+    8 times bilinearly, or anti-aliased, and quantised to 3 to 8 levels, by equal steps or to a palette of the image: 15 or 16 of
+    16 are refused in every case. Masks that are blurred by 5 pixels and more have levels as wide as true objects unless there are
+    many, and are accepted.
 
     Args:
         label_map: ids, 0 background.
@@ -275,7 +276,7 @@ def _covered_outlines(
     if not thin_ids:
         return
     thin = np.isin(array, thin_ids)
-    # Everything wide, grown by a pixel: where it meets a thin piece, it touches it.
+    # Every wide object is grown by a pixel, so that it overlaps the thin pieces that it touches.
     contacts = {i: _grow(array == i) & thin for i in wide_ids}
     count, pieces = cv2.connectedComponents(thin.astype(np.uint8), connectivity=8)
     touched = np.zeros((count, 256), dtype=bool)
@@ -296,9 +297,9 @@ def _grow(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 
 def _mean_width(region: Bool[np.ndarray, "H W"]) -> float:
-    """Twice the area over the length of the border: about the width of a line, the radius of a disc."""
+    """Twice the area divided by the length of the border: about the width of a line, or the radius of a disc."""
     plane = region.astype(np.uint8)
-    # The border of the image is no edge: what it cuts off is taken to go on.
+    # The border of the image is no edge: an object that it cuts off is assumed to continue outside.
     inner = cv2.erode(plane, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), borderType=cv2.BORDER_REPLICATE)
     area = int(plane.sum())
     return 2 * area / max(area - int(inner.sum()), 1)
@@ -323,7 +324,7 @@ def _listed(ids: tuple[int, ...], areas: Mapping[int, int]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options about the masks, which ``predict`` and ``visualize`` share."""
+    """Options about given masks, which ``predict`` and ``visualize`` share."""
     parser.add_argument(
         "--first-number",
         type=int,
@@ -332,5 +333,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mask is the number of frames or the lowest is 1, as FFmpeg extracts frames; else 0)",
     )
     parser.add_argument(
-        "--allow-rims", action="store_true", help="accept masks with thin ids around an object, which look like smoothed ones"
+        "--allow-rims", action="store_true", help="accept thin ids around an object, which usually come from a smoothed mask"
     )

@@ -46,18 +46,18 @@ class VOSCommandLine(LightningCLI):
     def __init__(self, file: Path, run: Run, name: str, stage: Stage | None) -> None:
         """Parse and instantiate.
 
-        Pretrained weights are loaded where a training starts from them, and nowhere else: an evaluation would overwrite them at
-        once, as would a training that starts or goes on from a checkpoint. The data are looked for before anything is downloaded.
+        Pretrained weights are loaded only where a training starts from them: an evaluation would overwrite them at once, as would
+        a training that starts or continues from a checkpoint. The data are looked for before anything is downloaded.
 
         Args:
             file: the composed configuration.
-            run: where the run lives.
-            name: of the experiment.
-            stage: what is going to be done; None only parses (``.parser``, ``.config``).
+            run: the directory of the run.
+            name: name of the experiment.
+            stage: Lightning's stage that follows; None only parses (``.parser``, ``.config``).
 
         Raises:
-            ExperimentError: in one line, what the argument parser says; or that pretrained weights are neither in the cache nor
-                can be downloaded; or, where they would be downloaded, that the data are not where they should be.
+            ExperimentError: the message of the argument parser, in one line; or pretrained weights are not in the cache and
+                cannot be downloaded; or, where they would be downloaded, the data are not where they should be.
         """
         self.run_folder, self.name, self.stage = run, name, stage
         self.stop_on_signal = StopOnSignal()
@@ -87,11 +87,11 @@ class VOSCommandLine(LightningCLI):
             raise ExperimentError(condense(str(error))) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Callbacks that every run has, addressable by name, and our own options."""
+        """Callbacks that every run has, addressable by name, and the project's own options."""
         parser.add_argument("--wandb.mode", type=WandbMode, default="auto", help="auto: online with an API key, else offline")
         parser.add_argument("--wandb.project", type=str, default="vos_lightning")
         parser.add_argument(
-            "--wandb.group", type=str | None, default=None, help="default: the experiment, so that seeds stand together"
+            "--wandb.group", type=str | None, default=None, help="default: the experiment's name, which groups its seeds"
         )
         parser.add_argument(
             "--initial_weights", type=str | None, default=None, help="checkpoint whose weights training starts from"
@@ -100,8 +100,8 @@ class VOSCommandLine(LightningCLI):
             "--scale_batch",
             type=bool,
             default=False,
-            help="use devices that cannot share the batch of the recipe: a larger batch, and learning rates times the square "
-            "root of its growth; not the published recipe",
+            help="use devices that cannot share the experiment's batch: a larger batch, and learning rates times the square "
+            "root of its growth; departs from the published training",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
@@ -118,7 +118,8 @@ class VOSCommandLine(LightningCLI):
                 "last_checkpoint.filename": "last",
                 "last_checkpoint.every_n_train_steps": 200,
                 "last_checkpoint.enable_version_counter": False,
-                # Training is one long epoch of max_steps steps (see data_modules.base); nothing is read twice or repeated.
+                # Training is one long epoch of max_steps steps (see data_modules.base); no clip is read twice and no epoch
+                # repeats.
                 "trainer.max_epochs": 1,
                 "trainer.use_distributed_sampler": False,
                 "trainer.check_val_every_n_epoch": None,
@@ -128,11 +129,11 @@ class VOSCommandLine(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Training needs a number of steps, and devices that share its batch."""
+        """Check that a training has a number of steps and devices that can share its batch."""
         if self.stage != "fit":
             return
         if int(self.config["trainer"]["max_steps"]) <= 0 and not self.config["trainer"]["fast_dev_run"]:
-            raise ExperimentError("trainer.max_steps is not set: recipes count steps, e.g. --trainer.max_steps=64000")
+            raise ExperimentError("trainer.max_steps is not set: trainings are counted in steps, e.g. --trainer.max_steps=64000")
         self._share_batch()
 
     def _share_batch(self) -> None:
@@ -160,7 +161,7 @@ class VOSCommandLine(LightningCLI):
             with before_download(self._look_for_data) if fresh else weights_are_overwritten():
                 super().instantiate_classes()
         except Exception as error:
-            # jsonargparse puts an error of its own, as long as the whole configuration, around what a constructor raises.
+            # Around what a constructor raises, jsonargparse puts an error of its own that is as long as the whole configuration.
             causes = list(_causes(error))
             for cause in causes:
                 if isinstance(cause, _WrongDataError):
@@ -172,7 +173,7 @@ class VOSCommandLine(LightningCLI):
             raise
 
     def _look_for_data(self) -> None:
-        """Raise what the data module raises where its folders are not there."""
+        """Raise the error of the data module if its folders are missing."""
         data = self.parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
         try:
             data.setup("fit")
@@ -180,7 +181,7 @@ class VOSCommandLine(LightningCLI):
             raise _WrongDataError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add loggers, the signal callback, and a SLURM environment that leaves requeueing to the scheduler."""
+        """Add loggers, the signal callback, and a SLURM environment that does not requeue jobs itself."""
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
@@ -203,7 +204,7 @@ class VOSCommandLine(LightningCLI):
 
     def _loggers(self) -> list[Logger]:
         run = self.run_folder
-        # One folder a start: CSVLogger deletes the metrics of a folder that exists.
+        # Every start has its own folder: CSVLogger deletes the metrics of a folder that exists.
         csv = CSVLogger(run.directory, name="logs", version=f"start_{run.start_number()}")
         mode: WandbMode = self.config_init["wandb"]["mode"]
         if self.stage != "fit" or mode == "disabled" or not has_wandb():
@@ -221,7 +222,7 @@ class VOSCommandLine(LightningCLI):
                 job_type="train",
                 project=self.config_init["wandb"]["project"],
                 save_dir=run.directory,
-                # Only one process writes the file, and only that one logs.
+                # One process alone writes the file, and only that process logs.
                 id=run.wandb_id() if getattr(rank_zero_only, "rank", 0) == 0 else None,
                 resume="allow",
                 offline=mode == "offline",
@@ -231,10 +232,10 @@ class VOSCommandLine(LightningCLI):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there.
+    """Writes a checkpoint to a temporary file in the same folder and renames it.
 
-    Lightning writes to the system's temporary folder first; where that is another file system, as on many clusters, the move is a
-    copy, and a kill in the middle of it leaves half a checkpoint.
+    Lightning writes to the system's temporary folder first. Where that is another file system, as on many clusters, the move is a
+    copy, and a process that is killed during it leaves an incomplete checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:  # noqa: ARG002
@@ -249,24 +250,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def available_devices(accelerator: str) -> int:
     """How many devices of this machine ``trainer.devices=auto`` takes."""
     names = {"auto": ("tpu", "mps", "cuda"), "gpu": ("mps", "cuda")}.get(accelerator, (accelerator,))
-    # Classes: to make an object of an accelerator fails where its library is not installed.
+    # Lightning's classes are asked, as constructing an accelerator fails where its library is not installed.
     known = [AcceleratorRegistry[name]["accelerator"] for name in (*names, "cpu") if name in AcceleratorRegistry]
     return next(int(kind.auto_device_count()) for kind in known if kind.is_available())
 
 
 def launched_processes() -> int | None:
-    """How many processes a cluster has started, of which this is one; None if a training starts its own."""
+    """How many processes a cluster has started, this one included; None if a training starts its own processes."""
     kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
     found = next((kind() for kind in kinds if kind.detect()), None)
     return found.world_size() if found else None
 
 
 class _WrongDataError(ValueError):
-    """What is wrong with the data, before anything is downloaded."""
+    """The data are wrong; raised before anything is downloaded."""
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it was raised from."""
+    """An error and the errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -301,7 +302,7 @@ def has_wandb_key() -> bool:
 
 
 def condense(message: str) -> str:
-    """The parser's message in one line: the complaint and the key it is about, without the values around it."""
+    """The parser's message in one line: the complaint and the key that it concerns, without the values around it."""
     unknown = re.search(
         r"Key '(?P<a>[^']+)' is not expected"
         r"|[Oo]ption '(?P<b>[^']+)' is not accepted"
@@ -324,8 +325,8 @@ def condense(message: str) -> str:
 
 
 def _quiet() -> None:
-    """Drop notes that are about what is meant here, so that those that are left get read."""
-    # Lightning 2.6.6 calls what jsonargparse has deprecated since.
+    """Silence warnings about choices that are intended here, so that the remaining ones get read."""
+    # Lightning 2.6.6 calls functions that newer versions of jsonargparse deprecate.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message in (
         "LightningCLI's args parameter is intended",  # we call it from our own command line

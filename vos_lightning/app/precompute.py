@@ -28,9 +28,9 @@ class Computed(NamedTuple):
 
     name: str
     new: bool
-    """Computed now, not found."""
+    """Whether the proposals were computed now; otherwise the file existed before."""
     empty: bool
-    """The detector found nothing in any frame."""
+    """Whether the detector found nothing in any frame."""
 
 
 def precompute(
@@ -39,16 +39,16 @@ def precompute(
     """Write ``<output>/<video>.npz`` for every video that has no such file yet.
 
     Args:
-        detector: makes the proposals, on the device where it is.
-        videos: name and place: a folder of images, a single image, or a video file.
-        output: folder of this generator.
-        batch_size: frames that are looked at together.
+        detector: makes the proposals, on its own device.
+        videos: pairs of name and path: of a folder of images, a single image, or a video file.
+        output: output folder, one for each generator.
+        batch_size: number of frames that the detector processes together.
 
     Yields:
-        Every video, computed or there already.
+        What was done for every video, whether it was computed or existed before.
 
     Raises:
-        ValueError: a file is there but was made in another way, or a frame cannot be read.
+        ValueError: a file exists but was made with other settings, or a frame cannot be read.
     """
     for name, place in videos:
         path = output / f"{name}.npz"
@@ -82,15 +82,15 @@ def _check_header(file: ProposalFile, header: dict[str, Any]) -> None:
 
 
 def find_videos(images: Path, stills: bool) -> list[tuple[str, Path]]:
-    """Names and places of what has proposals of its own.
+    """Names and paths of everything that has proposals of its own.
 
     Args:
-        images: a folder with a folder of images a video, a folder of images, or a video file.
-        stills: every image, in sub-folders too, is one of its own, named by its path without suffix.
+        images: a folder that has one folder of images for each video, a folder of images, or a video file.
+        stills: every image, in sub-folders too, has its own proposals, named by its path without suffix.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: it has no images.
+        ValueError: there are no images in it.
     """
     if not images.exists():
         raise FileNotFoundError(f"{images}: there is no such file or folder")
@@ -168,27 +168,34 @@ def _device(name: str) -> torch.device:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning precompute-proposals",
-        description="Find object proposals in videos or images and keep them, one file a video. Started again, it goes on.",
+        description="Find object proposals in videos or images and store them, one file a video. If it is started again, it "
+        "continues where it stopped.",
     )
     parser.add_argument(
         "--images",
         type=Path,
         required=True,
-        help="folder with a folder a video (JPEGImages/480p), a folder of images, or a video",
+        help="folder with one folder for each video (JPEGImages/480p), a folder of images, or a video",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of this generator for these videos; gets <video>.npz")
-    parser.add_argument("--stills", action="store_true", help="every image is one of its own, in sub-folders too (COCO)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of this detector for these videos; receives <video>.npz"
+    )
+    parser.add_argument("--stills", action="store_true", help="every image has its own proposals, in sub-folders too (COCO)")
     parser.add_argument("--architecture", choices=get_args(Architecture), default="resnet50")
     parser.add_argument("--pretrained", choices=["COCO_V1"], help="torchvision's weights of resnet50 or resnet50_v2")
     parser.add_argument("--weights", type=Path, help="file with a state dict of the detector")
-    parser.add_argument("--num-classes", type=int, default=91, help="with the background: 91 for COCO (default), 2 for object")
-    parser.add_argument("--order", choices=get_args(Order), default="nms_first", help="of suppression and cut")
+    parser.add_argument(
+        "--num-classes", type=int, default=91, help="classes, background included: 91 for COCO (default), 2 for object"
+    )
+    parser.add_argument(
+        "--order", choices=get_args(Order), default="nms_first", help="order of suppression and the cut to the best"
+    )
     parser.add_argument("--nms", type=float, default=0.4, help="overlap above which the weaker proposal is dropped")
-    parser.add_argument("--top-k", type=int, default=30, help="proposals of a frame")
+    parser.add_argument("--top-k", type=int, default=30, help="number of proposals of a frame")
     parser.add_argument("--score-threshold", type=float, default=0.0)
     parser.add_argument("--tight-boxes", action="store_true", help="draw boxes tight around the masks first (DMM-Net)")
-    parser.add_argument("--min-size", type=int, default=800, help="short side at which the detector sees frames")
+    parser.add_argument("--min-size", type=int, default=800, help="short side of frames in the detector, in pixels")
     parser.add_argument("--max-size", type=int, default=1333)
-    parser.add_argument("--batch-size", type=int, default=4, help="frames looked at together")
+    parser.add_argument("--batch-size", type=int, default=4, help="number of frames that are processed together")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     return parser

@@ -31,9 +31,16 @@ from vos_lightning.proposals.frames import DetectedFrames, FrameProposals, Store
 from vos_lightning.proposals.store import precompute_command
 from vos_lightning.structures import FramePrediction
 
-PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+PRECISIONS = {
+    "32-true": None,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "32": None,
+    "bf16": torch.bfloat16,
+    "16": torch.float16,
+}
 MEMORY_FRAMES = 100
-"""Remembered frames without annotation, at most, where a network would keep ever more of them."""
+"""Most remembered frames without annotation, for networks whose memory would otherwise grow without a bound."""
 
 
 # Proposals ------------------------------------------------------------------------------------------------------------
@@ -42,20 +49,21 @@ MEMORY_FRAMES = 100
 def open_proposals(
     network: VOSNetwork[Any, Any, Any], frames: FrameSource, file: Path | None, detector: str | None
 ) -> FrameProposals | None:
-    """The proposals of a video of one's own, from a file or from a detector that runs beside the network.
+    """The proposals of a user's video, from a file or from a detector that runs beside the network.
 
     Args:
-        network: which says whether it needs them.
+        network: the network, which says whether it needs proposals.
         frames: the video.
-        file: of stored proposals (``--proposals``).
-        detector: see :func:`vos_lightning.modules.proposal_detector.load_detector` (``--detector``).
+        file: file of stored proposals (``--proposals``).
+        detector: name or file of a detector, see :func:`vos_lightning.modules.proposal_detector.load_detector` (``--detector``).
 
     Returns:
         None for networks without proposals.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the network needs proposals and there are none, or the other way round; the file is of another video.
+        ValueError: the network needs proposals and none are given, or proposals are given to a network that does not read them;
+            the file belongs to another video.
     """
     name = type(network).__name__
     if not network.needs_proposals:
@@ -79,7 +87,7 @@ def open_proposals(
 
 @dataclass
 class Summary:
-    """What :func:`predict_video` has done."""
+    """What :func:`predict_video` has done so far."""
 
     num_frames: int = 0
     num_flagged: int = 0
@@ -106,18 +114,18 @@ def predict_video(
         <output>/index.csv           area, confidence and drift flags of every object in every frame, see :class:`ObjectRow`
         <output>/written.jsonl       what was written, and whether the run has finished, see :class:`OutputFolder`
 
-    On an error everything up to that frame is kept, the overlay and the table too.
+    On an error, everything up to that frame is kept, also the overlay and the table.
 
     Args:
-        engine: any system.
+        engine: an engine on any system.
         frames: the video.
-        masks: of the objects; frames before the first one are empty.
+        masks: given masks of the objects; frames before the first mask have no prediction.
         output: where to write.
         overlay_video: write the overlay.
-        proposals: of the video, for networks that need them, see :func:`open_proposals`.
+        proposals: proposals of the video, for networks that need them, see :func:`open_proposals`.
 
     Yields:
-        The same summary after every frame.
+        The same summary object after every frame.
 
     Raises:
         ValueError: a frame or mask cannot be used.
@@ -163,7 +171,7 @@ def step_frame(
     label_map: UInt8[Tensor, "H W"] | None,
     proposals: FrameProposals | None,
 ) -> FramePrediction:
-    """Step the engine; a detector does not look at the frames before the first mask."""
+    """Step the engine; a detector is not run on the frames before the first mask."""
     wanted = label_map is not None or len(engine.object_ids) > 0
     found = proposals.of_frame(name, frame) if proposals is not None and wanted else None
     return engine.step(frame, label_map, proposals=found)
@@ -176,14 +184,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: arguments after ``predict``; those of the process if None.
+        argv: arguments after ``predict``; None takes those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        ValueError: something cannot be used; the message is for the user.
-        OSError: something cannot be read or written.
+        ValueError: an input cannot be used; the message is for the user.
+        OSError: a file cannot be read or written.
     """
     arguments = _parser().parse_args(argv)
     short_side = {None: "checkpoint", 0: None}.get(arguments.short_side, arguments.short_side)
@@ -227,10 +235,15 @@ def _at_least_0(text: str) -> int:
 def add_proposal_options(parser: argparse.ArgumentParser) -> None:
     """``--proposals`` and ``--detector``, see :func:`open_proposals`."""
     parser.add_argument(
-        "--proposals", type=Path, metavar="FILE", help="for networks that match proposals: those of the video, precomputed"
+        "--proposals",
+        type=Path,
+        metavar="FILE",
+        help="for networks that match proposals: file of the video's precomputed proposals",
     )
     parser.add_argument(
-        "--detector", metavar="FILE", help="instead: checkpoint of a detector, or COCO_V1, which finds them on the way"
+        "--detector",
+        metavar="FILE",
+        help="instead of --proposals: checkpoint of a detector, or COCO_V1, which runs beside the network",
     )
 
 
@@ -246,21 +259,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder for masks/, overlay.mp4 and index.csv")
-    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run of predict has written there")
+    parser.add_argument("--overwrite", action="store_true", help="remove the output of an earlier run of predict")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="32", help="32 (default), bf16 or 16")
+    parser.add_argument(
+        "--precision", choices=sorted(PRECISIONS), default="32-true", help="32-true (default), bf16-mixed or 16-mixed"
+    )
     parser.add_argument(
         "--short-side",
         type=_at_least_0,
         metavar="N",
-        help="pixels of the short side inside the network; 0: as the video; default: as trained",
+        help="short side in pixels inside the network; 0: the video's own; default: as in training",
     )
     parser.add_argument(
         "--memory-frames",
         type=_at_least_0,
         default=MEMORY_FRAMES,
         metavar="N",
-        help=f"frames that a network which remembers one in k keeps at most, the latest ones; 0: all; default: {MEMORY_FRAMES}",
+        help=f"most frames without annotation in a memory that would grow without a bound; the latest are kept; 0: all; "
+        f"default: {MEMORY_FRAMES}",
     )
     add_proposal_options(parser)
     parser.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="write overlay.mp4")

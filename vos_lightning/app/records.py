@@ -1,4 +1,4 @@
-"""What a run did: data, seed, steps, hardware, date and commit, so that a number can be traced to what produced it."""
+"""What a run did: data, seed, steps, hardware, date and commit, so that every number can be traced to its origin."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def now() -> str:
 
 
 def commit() -> dict[str, Any] | None:
-    """Commit of this library's checkout and whether files differ from it; None where it is no checkout."""
+    """Commit of this library's checkout and whether files differ from it; None outside a checkout."""
     package = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -33,7 +33,7 @@ def commit() -> dict[str, Any] | None:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # an environment may lie inside somebody else's repository
+        git("ls-files", "--error-unmatch", "__init__.py")  # a virtual environment may lie inside another repository
         return {"id": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no", ":/"))}
     except (OSError, subprocess.SubprocessError):
         return None
@@ -61,7 +61,7 @@ def _accelerator(device: torch.device) -> str:
 
 
 def describe_data(section: Mapping[str, Any]) -> str:
-    """The ``data`` section of a configuration in one line: classes and where their files lie, without recipes and loaders."""
+    """The ``data`` section in one line: classes and where their files lie, without clip recipes and loaders."""
     arguments = section.get("init_args") or {}
     members = [describe_data(member) for member in arguments.get("train") or []]
     name = str(section.get("class_path", "")).rpartition(".")[2]
@@ -86,7 +86,7 @@ def _dotted(options: Mapping[str, Any], where: str = "") -> list[str]:
 
 
 def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any, from_step: int) -> None:
-    """Write ``record.json`` when a training starts or goes on."""
+    """Write ``record.json`` when a training starts or continues."""
     record = run.record()
     start_of_weights, identity = _identity(record, experiment, overrides, cli.config.get("initial_weights"), from_step)
     config = with_overrides(experiment.config, overrides)
@@ -126,7 +126,7 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
 def _identity(
     record: Mapping[str, Any], experiment: Experiment, overrides: Sequence[str], initial: str | None, from_step: int
 ) -> tuple[Any, str | None]:
-    """What a training starts from and what it computes; None where a run of an older version did not say it."""
+    """What a training starts from and what it computes; None where a run of an older version did not record it."""
     if not from_step:
         start = starting_point(Path(initial)) if initial else None
         return start, training_identity(experiment, overrides, start)
@@ -134,17 +134,17 @@ def _identity(
     current = training_identity(experiment, overrides, start)
     if before is None or before == current:
         return start, before
-    return start, digest([before, current])  # it went on with other settings: nothing else computes that
+    return start, digest([before, current])  # it continued with other settings, so its identity is unique
 
 
 def ended(run: Run, steps: int, finished: bool) -> None:
-    """Note how far the training got."""
+    """Record how far the training got."""
     run.write_record({**run.record(), "steps": steps, "finished": now() if finished else None})
 
 
 def provenance(checkpoint: Path) -> dict[str, Any]:
-    """What is known of a checkpoint: its file, whether it is the last or the best of its run, its step, and the run's record."""
-    from vos_lightning.checkpoints.loading import checkpoint_step  # reading records alone needs no Lightning
+    """What is known of a checkpoint: its file, whether it is the last or best of its run, its step, and the run's record."""
+    from vos_lightning.checkpoints.loading import checkpoint_step  # imported here, as reading records needs no Lightning
 
     known: dict[str, Any] = {
         "checkpoint": os.fspath(checkpoint),
@@ -156,7 +156,7 @@ def provenance(checkpoint: Path) -> dict[str, Any]:
 
 
 def evaluated(experiment: Experiment, overrides: Sequence[str], trainer: Any, checkpoint: Path) -> dict[str, Any]:
-    """What belongs to scores beside the scores."""
+    """What is stored with scores beside the scores themselves."""
     data = with_overrides(experiment.config, overrides).get("data") or {}
     return {
         "date": now(),

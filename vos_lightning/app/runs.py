@@ -1,4 +1,4 @@
-"""The stable directory of a run, and the processes that work in it."""
+"""The stable directory of a run, and the lock that keeps a second training out of it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Stage = Literal["fit", "validate", "test", "predict"]
 
 
 class Run:
-    """The stable directory of a run: started again, it goes on where it was.
+    """The stable directory of a run. If the run is started again, it continues where it stopped.
 
-    ``experiment.yaml`` the composed configuration, ``config.yaml`` every argument, ``record.json`` what was done when, on what
-    and at which commit, ``checkpoints/last.ckpt`` and ``checkpoints/best*.ckpt``, ``logs/`` CSV files (one folder a start),
-    ``scores/``, ``wandb_id``, ``finished``.
+    It holds ``experiment.yaml``, the composed configuration; ``config.yaml``, every argument; ``record.json``, what was done
+    when, on which hardware and at which commit; ``checkpoints/last.ckpt`` and ``checkpoints/best*.ckpt``; ``logs/``, CSV files
+    with one folder a start; ``scores/``; ``wandb_id``; and ``finished``.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """Where to resume."""
+        """The checkpoint from which to resume; None if there is none."""
         path = self.directory / "checkpoints" / "last.ckpt"
         return path if path.is_file() else None
 
@@ -59,13 +59,13 @@ class Run:
         """The last or the best checkpoint.
 
         Raises:
-            ExperimentError: there is none.
+            ExperimentError: there is no checkpoint.
         """
         return (self.last_checkpoint if which == "last" else None) or self.best_checkpoint
 
     @property
     def identity(self) -> str | None:
-        """What the training computes (:func:`vos_lightning.app.experiments.training_identity`); None if nothing says so."""
+        """What the training computes (:func:`vos_lightning.app.experiments.training_identity`); None if it is not recorded."""
         identity: str | None = self.record().get("identity")
         return identity
 
@@ -89,7 +89,7 @@ class Run:
         write_text(self.directory / "record.json", json.dumps(record, indent=2) + "\n")
 
     def wandb_id(self) -> str:
-        """The id under which every start of this run logs; written before training, so that a killed run keeps it."""
+        """The id under which every start of this run logs; it is written before training, so that a killed run keeps it."""
         path = self.directory / "wandb_id"
         if not path.is_file():
             write_text(path, secrets.token_hex(4))
@@ -101,14 +101,14 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second training out of the directory; the lock falls with the process, however it ends.
+        """Keep a second training out of the directory; the operating system releases the lock when the process ends.
 
         Raises:
-            ExperimentError: another process trains here, as the child of a killed command may.
+            ExperimentError: another process trains here; the child of a killed command may still run.
         """
         try:
             import fcntl
-        except ImportError:  # no such locks on Windows
+        except ImportError:  # Windows has no such locks
             yield
             return
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class Run:
                     f"{self.directory} is being trained by {file.read().strip() or 'another process'}: start this again when "
                     "that has finished, or choose another --run-dir"
                 ) from None
-            except OSError:  # a file system without locks
+            except OSError:  # the file system has no locks
                 yield
                 return
             file.truncate(0)
@@ -131,16 +131,16 @@ class Run:
 
 
 def weights_kind(checkpoint: str | Path) -> Which | None:
-    """Whether a checkpoint of a run is its last or its best one, by its name; None for any other file."""
+    """Whether a checkpoint of a run is its last or its best one, judged by the file name; None for any other file."""
     name = Path(checkpoint).name
     return "last" if name == "last.ckpt" else "best" if name.startswith("best") else None
 
 
 def starting_point(checkpoint: Path) -> Any:
-    """What a training that starts from a checkpoint starts from, for :func:`vos_lightning.app.experiments.training_identity`.
+    """The starting point that a checkpoint is for a training, see :func:`vos_lightning.app.experiments.training_identity`.
 
     Returns:
-        The identity of the finished run whose last or best checkpoint it is, or else a digest of its content.
+        The identity of the finished run if the checkpoint is its last or best one, else a digest of its content.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -156,12 +156,12 @@ def starting_point(checkpoint: Path) -> Any:
 
 
 def after(identity: str, which: Which) -> dict[str, str]:
-    """The starting point that the weights of a finished run are."""
+    """The weights of a finished run, described as a starting point."""
     return {"run": identity, "weights": which}
 
 
 def find_run(folder: Path, identity: str, first: Path | None = None) -> Run | None:
-    """The run in a folder that computes something: a finished one before others, ``first`` before others."""
+    """The run in a folder that computes something; ``first`` is preferred, then finished runs."""
     places = sorted((path.parent for path in folder.glob("*/record.json")), key=lambda place: (place != first, place.name))
     found = [run for run in map(Run, places) if run.identity == identity]
     return next((run for run in found if run.finished), found[0] if found else None)
@@ -178,9 +178,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def run_command(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Run ``python -m vos_lightning ARGUMENTS`` in a process of its own and return its exit code.
+    """Run ``python -m vos_lightning ARGUMENTS`` in a separate process and return its exit code.
 
-    What asks this process to stop (SIGTERM, SIGUSR1, Ctrl-C) reaches the child, which saves a checkpoint, and is waited for.
+    Signals that ask this process to stop (SIGTERM, SIGUSR1, Ctrl-C) are passed on to the child, which saves a checkpoint; this
+    process waits for it.
     """
     process = subprocess.Popen([sys.executable, "-m", "vos_lightning", *arguments], env=environment)
 
@@ -194,7 +195,7 @@ def run_command(arguments: Sequence[str], environment: Mapping[str, str] | None 
     try:
         return process.wait()
     except KeyboardInterrupt:
-        process.wait()  # the terminal has interrupted it too
+        process.wait()  # the terminal has interrupted the child too
         raise
     finally:
         for name, handler in before.items():

@@ -1,10 +1,10 @@
-"""Stages: trainings of their own, which experiments share, and how the run of each is found.
+"""Stages: separate trainings that experiments share, and how the run of each stage is found.
 
-A stage is found by what it computes (:func:`vos_lightning.app.experiments.training_identity`): its configuration, options of the
-command line that change the result, seeds, and the stages before it. It lies beside the directory of the experiment
-(``runs/emvos_coco`` beside ``runs/emvos_davis17``): under its plain name where ``train STAGE`` alone would compute the same, else
-under its name and the first 8 digits of its identity. ``stages.json`` in the directory of the experiment says which runs its
-stages are.
+A stage is identified by what it computes (:func:`vos_lightning.app.experiments.training_identity`): its configuration, the
+options of the command line that change the result, seeds, and the stages before it. Its run lies beside the directory of the
+experiment (``runs/emvos_coco`` beside ``runs/emvos_davis17``). The run has the plain name of the stage if ``train STAGE`` alone
+would compute the same; otherwise the first 8 digits of its identity are appended. ``stages.json`` in the directory of the
+experiment lists the runs of its stages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vos_lightning.app.runs import Run, after, find_run, starting_point, write_t
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage and the run that it is."""
+    """A stage and its run."""
 
     experiment: Experiment
     identity: str
@@ -33,12 +33,12 @@ def plan(experiment: Experiment, folder: Path, overrides: Sequence[str] = ()) ->
     """The stages of an experiment and their runs, whether they are trained already or not.
 
     Args:
-        experiment: one with stages.
-        folder: where the runs lie.
-        overrides: options of the command line, for all stages; ``--initial_weights`` is for the first.
+        experiment: an experiment with stages.
+        folder: folder of all runs.
+        overrides: options of the command line, for all stages; ``--initial_weights`` applies to the first stage.
 
     Raises:
-        ExperimentError: a stage that is no training, or whose folder holds a run that does not say what it computes.
+        ExperimentError: a stage is not a training, or its folder holds a run that does not record what it computes.
     """
     weights = with_overrides({}, overrides).get("initial_weights")
     start: Any = starting_point(Path(weights)) if weights else None
@@ -46,7 +46,7 @@ def plan(experiment: Experiment, folder: Path, overrides: Sequence[str] = ()) ->
     for name in experiment.stages:
         stage = load_experiment(name)
         if stage.stages or stage.checkpoint_of or stage.fine_tunes:
-            raise ExperimentError(f"{experiment.name} has the stage {name}, which is no training from its own configuration")
+            raise ExperimentError(f"{experiment.name} has the stage {name}, which is not a training with its own configuration")
         identity = training_identity(stage, overrides, start)
         planned.append(PlannedStage(stage, identity, _place(stage, identity, folder)))
         start = after(identity, experiment.hand_over)
@@ -75,7 +75,7 @@ def claim(experiment: Experiment, directory: Path, planned: Sequence[PlannedStag
     """Write ``stages.json``.
 
     Raises:
-        ExperimentError: the directory is that of other stages, or of an older version.
+        ExperimentError: the directory belongs to other stages, or was written by an older version.
     """
     _refuse_old_layout(experiment, directory)
     known = _listed(directory)
@@ -97,14 +97,14 @@ def claim(experiment: Experiment, directory: Path, planned: Sequence[PlannedStag
 
 
 def trained_run(experiment: Experiment, directory: Path) -> Run:
-    """The run with the weights of an experiment: of its last stage, or of the experiment whose checkpoint it evaluates.
+    """The run that holds the weights of an experiment: the run of its last stage, or of the experiment that it evaluates.
 
     Args:
-        experiment: what is evaluated.
-        directory: of its run; other runs are looked for beside it.
+        experiment: the experiment that is evaluated.
+        directory: directory of its run; other runs are looked for beside it.
 
     Raises:
-        ExperimentError: there is none.
+        ExperimentError: there is no such run.
     """
     evaluated = bool(experiment.checkpoint_of)
     while experiment.checkpoint_of:
@@ -143,7 +143,7 @@ def _listed(directory: Path) -> list[dict[str, str]]:
     try:
         entries: list[dict[str, str]] = json.loads(path.read_text())["stages"]
     except (ValueError, KeyError) as error:
-        raise ExperimentError(f"{path} is no list of stages ({error}): move it away") from error
+        raise ExperimentError(f"{path} is not a list of stages ({error}): move it away") from error
     return entries
 
 

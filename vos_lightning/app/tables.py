@@ -1,4 +1,4 @@
-"""The tables of a paper as experiments: ``experiments/<paper>/tables.yaml`` holds row by row what a published number stands for.
+"""The tables of a paper as experiments: ``experiments/<paper>/tables.yaml`` describes each published number, row by row.
 
 ::
 
@@ -22,9 +22,10 @@
         extends: [pmnet/static]
         set: {model.init_args.network.init_args.stcn.init_args.similarity: dot}
 
-A row is one experiment a data set: ``pmnet_beta_10`` and ``pmnet_beta_10_testdev``. An experiment has the keys that a file has,
-see :mod:`vos_lightning.app.experiments`, and ``set``: dotted options as on the command line, which are merged last. What a table
-says holds for its rows unless a row says it again; ``extends`` and ``set`` of a column come after those of the row.
+A row is one experiment for each data set: ``pmnet_beta_10`` and ``pmnet_beta_10_testdev``. An experiment has the keys of an
+experiment file, see :mod:`vos_lightning.app.experiments`, and ``set``: dotted options as on the command line, merged last.
+What a table sets holds for all its rows unless a row sets it again; ``extends`` and ``set`` of a column come after those of
+the row.
 """
 
 from __future__ import annotations
@@ -44,14 +45,15 @@ def table_experiments(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
     """Every experiment of a file of tables.
 
     Args:
-        path: the file, for messages.
-        content: what it holds.
+        path: the file, named in messages.
+        content: content of the file.
 
     Returns:
-        Name without the paper's folder -> what an experiment file of that name would hold, with ``set`` beside its sections.
+        Experiments by their names without the paper's folder; each as an experiment file would hold it, with ``set`` beside its
+        sections.
 
     Raises:
-        ValueError: an unknown key, or two experiments of one name.
+        ValueError: a key is unknown, or two experiments have one name.
     """
     _check(path, content, ("paper", "hardware", "columns", "tables", "others"), "the file")
     columns = content.get("columns") or {}
@@ -74,7 +76,7 @@ def table_experiments(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
             for dataset, cell in row["published"].items():
                 if dataset not in columns:
                     raise ValueError(
-                        f"{path}: {where} has a score on {dataset}, which is no column; columns are {_some(columns)}"
+                        f"{path}: {where} has a score on {dataset}, which is not a column; columns are {_some(columns)}"
                     )
                 column = columns[dataset] or {}
                 add(cell.get("name", name + column.get("suffix", "")), _experiment(content, number, row, dataset, column, cell))

@@ -1,4 +1,4 @@
-"""The command ``train``: runs that go on where they stopped, one after the other where an experiment has stages."""
+"""The command ``train``: runs that continue where they stopped, one after the other where an experiment has stages."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from vos_lightning.app.stages import PlannedStage, claim, plan
 
 
 def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage | None) -> Any:
-    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment; no stage only parses.
+    """LightningCLI objects (``.model``, ``.datamodule``, ``.trainer``) of an experiment; with ``stage`` None it only parses.
 
     Raises:
-        ExperimentError: an option that does not exist or has a wrong value (the message names it), or pretrained weights that a
-            training starts from are missing.
+        ExperimentError: an option does not exist or has a wrong value (the message names it), or pretrained weights from which a
+            training starts are missing.
     """
-    from vos_lightning.app.lightning_cli import VOSCommandLine  # torch and lightning take seconds to import
+    from vos_lightning.app.lightning_cli import VOSCommandLine  # imported here, as torch and lightning take seconds to import
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{experiment.name}.yaml"
@@ -41,18 +41,18 @@ def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Sta
 
 
 def train(argv: Sequence[str]) -> int:
-    """Train an experiment, or go on where it stopped."""
+    """Train an experiment, or continue where it stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning train",
-        description="Train an experiment. Started again, it goes on from its last checkpoint; a finished one is not repeated. "
-        "The stages of an experiment are runs beside its directory, which it shares with other experiments.",
+        description="Train an experiment. If it is started again, it continues from its last checkpoint; a finished one is not "
+        "repeated. The stages of an experiment are runs beside its directory, which other experiments can share.",
         epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
         "--model.init_args.optimisation.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. "
         "`python -m vos_lightning show EXP --options` lists them all.",
     )
     parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
-    parser.add_argument("--checkpoint", type=Path, help="what an experiment that fine-tunes starts from")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint from which a fine-tuning experiment starts")
     known, overrides = parser.parse_known_args(argv)
     experiment = load_experiment(known.experiment)
     run = Run(known.run_dir or Path("runs") / experiment.name)
@@ -81,11 +81,11 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _train_stages(experiment: Experiment, directory: Path, overrides: Sequence[str]) -> int:
-    """Each stage is a run of its own and a process of its own, from the weights of the one before; see :mod:`.stages`."""
+    """Every stage is a separate run and process that starts from the weights of the stage before; see :mod:`.stages`."""
     console = Console(stderr=True)
     planned = plan(experiment, directory.parent, overrides)
     for stage in planned:
-        _check_devices(stage, overrides)  # what the last stage cannot do shows before hours of training
+        _check_devices(stage, overrides)  # the devices of all stages are checked before hours of training
     claim(experiment, directory, planned)
     weights: Path | None = None
     for number, stage in enumerate(planned, start=1):
@@ -138,12 +138,12 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> in
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
         stopped = cli.stop_on_signal.stopped or cli.trainer.interrupted
         if not stopped and (run.last_checkpoint is None or checkpoint_step(run.last_checkpoint) < cli.trainer.global_step):
-            # The number of steps need not be a multiple of the interval at which checkpoints are written.
+            # The number of steps need not be a multiple of the checkpoint interval, so the last step is saved here.
             cli.trainer.save_checkpoint(run.directory / "checkpoints" / "last.ckpt")
         if first:
             records.ended(run, cli.trainer.global_step, finished=not stopped)
         if stopped:
-            console.print(f"Stopped at step {cli.trainer.global_step}; the same command goes on from there.")
+            console.print(f"Stopped at step {cli.trainer.global_step}; the same command continues from there.")
             return 75  # "try again": a scheduler may requeue
         if first:
             write_text(run.directory / "finished", f"{cli.trainer.global_step}\n")

@@ -1,4 +1,4 @@
-"""Look inside a network: pictures of what it computes for chosen frames, see :mod:`vos_lightning.visualization.panels`."""
+"""Pictures of what a network computes for chosen frames, see :mod:`vos_lightning.visualization.panels`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from vos_lightning.proposals.frames import FrameProposals
 from vos_lightning.structures import FramePrediction, VideoSample
 
 Segmented = Iterator[tuple[str, UInt8[Tensor, "3 H W"], FramePrediction]]
-"""Name, frame and prediction of one frame after the other."""
+"""Yields name, frame and prediction of one frame after the other."""
 
 
 def draw(module: VOSModule, segmented: Segmented, frames: Sequence[int], output: OutputFolder) -> list[Path]:
-    """Draw frames of a video; the frames after the last one that is wanted are not segmented.
+    """Draw frames of a video; frames after the last requested one are not segmented.
 
     Args:
-        module: whose ``panels`` draw.
-        segmented: the video.
-        frames: indices, from 0.
+        module: module whose ``panels`` are drawn.
+        segmented: the frames of the video with their predictions.
+        frames: frame indices, counted from 0.
         output: ``<output>/<frame>/<row>_<title>.png`` for every panel, and ``<output>/<frame>/sheet.png`` with all of them.
 
     Returns:
-        The sheets.
+        Paths of the sheets.
 
     Raises:
         ValueError: the video is too short, or nothing is predicted in a frame.
@@ -59,6 +59,6 @@ def of_sample(engine: InferenceEngine, video: VideoSample) -> Segmented:
 def of_files(
     engine: InferenceEngine, frames: FrameSource, masks: GivenMasks, proposals: FrameProposals | None = None
 ) -> Segmented:
-    """Segment a video of one's own, see ``predict``."""
+    """Segment a user's video, see ``predict``."""
     for index, (name, frame) in enumerate(frames):
         yield name, frame, step_frame(engine, name, frame, masks.read(index), proposals)

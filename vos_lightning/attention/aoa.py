@@ -14,7 +14,7 @@ from vos_lightning.matching.alignment import PositionPool, aligned_similarity, p
 
 @dataclass(frozen=True)
 class AlignmentOptions:
-    r"""The spaces in which maps are aligned by appearance.
+    r"""Options of the spaces in which maps are aligned by appearance.
 
     Attributes:
         channels: number of channels :math:`C_D` of these spaces.
@@ -41,7 +41,7 @@ DEFAULT_ALIGNMENT = AlignmentOptions()
 
 
 def projector(channels: int, projected: int, *, groups: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions with group normalisation and a ReLU between them, none after."""
+    """Two 3 x 3 convolutions, with group normalisation and a ReLU between them and nothing after the second."""
     return nn.Sequential(
         nn.Conv2d(channels, projected, 3, padding=1),
         nn.GroupNorm(groups, projected),
@@ -54,7 +54,7 @@ class Sharpness(nn.Module):
     r"""The factor :math:`\alpha` of cosines before a softmax, fixed or learned as its logarithm.
 
     Args:
-        value: :math:`\alpha`, or its start; positive, see :class:`AlignmentOptions`.
+        value: the factor :math:`\alpha`, or its initial value; positive, see :class:`AlignmentOptions`.
         learned: whether it is trained.
     """
 
@@ -64,7 +64,7 @@ class Sharpness(nn.Module):
         self.logarithm = nn.Parameter(torch.tensor(math.log(value))) if learned else None
 
     def forward(self) -> float | Float[Tensor, ""]:
-        """The factor."""
+        """The factor of the cosines."""
         return self.value if self.logarithm is None else self.logarithm.exp()
 
 
@@ -73,9 +73,9 @@ class AdaptiveObjectAlignment(nn.Module):
 
     Args:
         channels: number of channels of templates and proposals.
-        options: the common space, and how sharply proposals are aligned in it.
-        pool: how positions become one number, see :func:`vos_lightning.matching.alignment.aligned_similarity`.
-        align: whether proposals are aligned; otherwise spatial means are compared.
+        options: options of the common space and of the alignment.
+        pool: how the cosines of all positions become one number, see :func:`vos_lightning.matching.alignment.aligned_similarity`.
+        align: align proposals; otherwise spatial means are compared.
         groups: number of groups of the group normalisation.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.3.
@@ -93,13 +93,13 @@ class AdaptiveObjectAlignment(nn.Module):
         super().__init__()
         self.template = projector(channels, options.channels, groups=groups)
         self.proposal = projector(channels, options.channels, groups=groups)
-        # Without the alignment nothing reads the factor.
+        # Without the alignment, the factor is not used.
         self.sharpness = Sharpness(options.sharpness, learned=options.learned_sharpness and align)
         self.pool: PositionPool = pool
         self.align = align
 
     def project_proposals(self, features: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K CD h w"]:
-        """Proposals in the common space: once a frame, for all objects."""
+        """Proposals in the common space; computed once a frame, for all objects."""
         return self.proposal(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
     def project_templates(self, features: Float[Tensor, "B N C h w"]) -> Float[Tensor, "B N CD h w"]:
@@ -115,8 +115,8 @@ class AdaptiveObjectAlignment(nn.Module):
         """Similarities of projected templates and projected proposals, in [-1, 1].
 
         Args:
-            templates: see :meth:`project_templates`.
-            proposals: see :meth:`project_proposals`.
+            templates: projected templates of the objects, see :meth:`project_templates`.
+            proposals: projected proposals of the frame, see :meth:`project_proposals`.
             position_weights: weights of the template's positions, for ``pool="masked"``.
         """
         templates, proposals = templates.flatten(3), proposals.flatten(3)

@@ -25,12 +25,12 @@ class CBAM(nn.Module):
     ``CBAM(c, entry_conv=False, reduction=16, spatial_hidden=None, spatial_kernel=7, spatial_pools=("max", "mean"))``.
 
     Args:
-        channels: of input and output.
-        entry_conv: begin with a 3 x 3 convolution without activation.
+        channels: number of channels of input and output.
+        entry_conv: start with a 3 x 3 convolution without activation.
         reduction: the hidden layer of the channel gate has ``channels / reduction`` units.
-        spatial_hidden: channels between the two convolutions of the spatial gate; None makes it one convolution.
-        spatial_kernel: size of its convolutions in cells, odd.
-        spatial_pools: the two maps that it sees, in this order.
+        spatial_hidden: number of channels between the two convolutions of the spatial gate; None makes it a single convolution.
+        spatial_kernel: side of the spatial gate's kernels in cells, odd.
+        spatial_pools: the two maps that the spatial gate receives, in this order.
 
     Reference: Woo et al., "CBAM", ECCV 2018; EMVOS (Cho et al., arXiv 2209.03139), released code.
     """
@@ -69,13 +69,13 @@ class CBAM(nn.Module):
 
     @torch.no_grad()
     def start_as_constant(self, carriers: int) -> float:
-        """Initialise both gates to one half everywhere and hand the first channels through the entry convolution unchanged.
+        """Initialise both gates to one half everywhere, and the entry convolution to pass the first channels unchanged.
 
         Args:
-            carriers: number of channels to hand through.
+            carriers: number of channels to pass unchanged.
 
         Returns:
-            The constant factor that those channels get.
+            The constant factor by which those channels are multiplied.
         """
         if isinstance(self.entry, nn.Conv2d):
             self.entry.weight *= 0.3

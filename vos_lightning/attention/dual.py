@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 
 class SpatialAttention(nn.Module):
-    r"""Every pixel gathers from all pixels, by the likeness of their maps.
+    r"""Every pixel gathers the maps of all pixels, weighted by their similarity to its own.
 
     .. math:: y_p = x_p + \gamma \sum_q \mathrm{softmax}_q(\langle Q_p, K_q \rangle) \, V_q
 
-    ``Q``, ``K`` and ``V`` are 1 x 1 convolutions with as many channels as ``x``; nothing is scaled. :math:`\gamma` starts at 0.
+    ``Q``, ``K`` and ``V`` are 1 x 1 convolutions with as many channels as ``x``; the inner products are not scaled.
+    :math:`\gamma` starts at 0.
 
     Args:
         channels: number of maps.
@@ -30,14 +31,14 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B M h w"]) -> Float[Tensor, "B M h w"]:
         """Attend; same shape in and out."""
-        # (B, 1, h*w, M): the attention of PyTorch never holds the (h*w)^2 weights of all maps and objects at once.
+        # As (B, 1, h*w, M), PyTorch's attention never holds the (h*w)^2 weights of all maps and objects at once.
         query, key, value = (layer(x).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.query, self.key, self.value))
         gathered = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         return self.gamma * gathered.squeeze(1).transpose(1, 2).view_as(x) + x
 
 
 class ChannelAttention(nn.Module):
-    r"""Every map gathers from all maps, most from the one that is least like it.
+    r"""Every map gathers all maps, and gives most weight to the one that is least similar to it.
 
     .. math:: y_i = x_i + \gamma \sum_j \mathrm{softmax}_j(\max_l E_{il} - E_{ij}) \, x_j, \quad E = x x^\top
 
@@ -61,7 +62,7 @@ class ChannelAttention(nn.Module):
 class DualAttention(nn.Module):
     """Spatial and channel attention side by side: ``M`` maps in, ``2 M`` out, the spatially attended first.
 
-    Computed in float32 whatever the autocast, as the scores are: the parameters are a handful.
+    Computed in float32 even under autocast, like the scores; there are only a few parameters.
 
     Args:
         channels: number of maps ``M``.
@@ -75,7 +76,7 @@ class DualAttention(nn.Module):
         self.channel = ChannelAttention()
 
     def forward(self, x: Float[Tensor, "B M h w"]) -> Float[Tensor, "B M2 h w"]:
-        """Attend in both ways."""
+        """Apply both attentions."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             return torch.cat([self.spatial(x), self.channel(x)], dim=1)

@@ -13,7 +13,7 @@ from vos_lightning.matching.readout import read_memory
 from vos_lightning.structures import per_object
 
 TemplateSource = Literal["memory", "first_frame"]
-"""Read from the memory with the features of the current frame, or the value of the frame that introduced the object."""
+"""``memory``: read with the features of the current frame; ``first_frame``: the value of the frame that introduced the object."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class Entry:
     value: Float[Tensor, "B N C *cells"] = per_object()  # noqa: RUF009
     masks: Float[Tensor, "B N *cells"] = per_object()  # noqa: RUF009
     visible: Bool[Tensor, "B N *cells"] = per_object()  # noqa: RUF009
-    """Whether the object was there: a frame without it is not read."""
+    """Whether the object was in the frame; frames without it are not read."""
 
 
 class DynamicMemory(nn.Module):
     """Keys and values of objects, and the template that is read from them.
 
-    As in STM, keys and values are plain convolutions: a normalisation would take the scale out of the inner products.
+    As in STM, keys and values are plain convolutions: a normalisation would remove the scale from the inner products.
 
     Args:
         channels: number of channels of object features, values and templates; keys have a quarter of them.
-        template: where templates come from. With ``first_frame`` nothing is read: there are values but no keys.
+        template: where templates come from, see :data:`TemplateSource`; with ``first_frame`` there are values but no keys.
 
     Raises:
         ValueError: ``template`` is unknown.
@@ -55,30 +55,30 @@ class DynamicMemory(nn.Module):
         """Encode objects together with their masks.
 
         Args:
-            seen: features of every object.
-            masks: its mask on the same cells.
-            visible: whether it is in the frame.
+            seen: features of every object in its box, or of the whole frame.
+            masks: mask of every object on the same cells.
+            visible: whether the object is in the frame.
         """
         joint = torch.cat([seen, masks.unsqueeze(2).to(seen.dtype)], dim=2).flatten(0, 1)
         value = self.value(joint).unflatten(0, masks.shape[:2])
-        # Without a memory that is read there are no keys; one channel keeps the entry a dataclass of tensors.
+        # Without reading there are no keys; a single channel keeps the entry a dataclass of tensors.
         key = value[:, :, :1] if self.key is None else self.key(joint).unflatten(0, masks.shape[:2])
         return Entry(key, value, masks, visible[:, :, None, None].expand_as(masks))
 
     def read(
         self, seen: Float[Tensor, "B N C g g"], entry: Entry, readable: Bool[Tensor, "B N S"]
     ) -> tuple[Float[Tensor, "B N C g g"], Float[Tensor, "B N g g"]]:
-        """What every object should look like in the current frame, and how much of each cell belongs to it.
+        """The expected appearance of every object in the current frame, and how much of each cell belongs to it.
 
         Args:
-            seen: features of the current frame where each object is expected.
-            entry: all remembered frames, stacked.
-            readable: the cells that each object may read.
+            seen: features of the current frame, in the box where each object is expected.
+            entry: entries of all remembered frames, stacked.
+            readable: the memory cells that each object may read.
         """
         assert self.query is not None, "templates of the first frame are not read"
         query = self.query(seen.flatten(0, 1)).flatten(2)
         allowed = (readable & entry.visible).flatten(0, 1).unsqueeze(1)
-        # Objects are rows of the batch. The mask is read along as one more value.
+        # Objects are rows of the batch. The mask is read together with the value, as one more channel.
         values = torch.cat([entry.value, entry.masks.unsqueeze(2).to(entry.value.dtype)], dim=2)
         read = read_memory(entry.key.flatten(0, 1), query, values.flatten(0, 1).unsqueeze(1), allowed)
         read = read.squeeze(1).unflatten(0, seen.shape[:2]).unflatten(3, seen.shape[-2:])

@@ -1,4 +1,4 @@
-"""Motion-aware spatial attention: what moved since the frame before, and a gate that emphasises it."""
+"""Motion-aware spatial attention: the motion since the previous frame, and a gate that emphasises it."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ MotionNorm = Literal["none", "group"]
 
 MOTION_KERNELS = (7, 1, 3, 1, 3, 1, 3, 1)
 MOTION_CHANNELS = (3, 16, 16, 32, 32, 32, 64)
-"""Kernels, and outputs of all layers but the last, of the motion network (Table 1)."""
+"""Kernel sizes of the motion network, and output channels of all its layers but the last (Table 1)."""
 
 
 @dataclass(frozen=True)
 class MotionOptions:
-    r"""What the motion of a frame is computed by.
+    r"""Options of the motion layer.
 
     Attributes:
-        window: side of the window in the frame before, in cells, odd.
+        window: side of the search window in the previous frame, in cells, odd.
         uncertainty: form of the uncertainty map, see :func:`match_confidence`; None leaves the map out.
         sign: sign of the cosines in the softmax, see :func:`match_weights`.
         temperature: temperature of the softmax, positive.
         learn_temperature: train the logarithm of the temperature, which starts at ``temperature``.
         normalize: divide the displacement by ``window // 2``.
-        out_of_frame: what stands for offsets that leave the frame, see :func:`match_weights`.
-        reduced_channels: channels of the features that are compared; the paper has a quarter of the features' 1024.
-        separate_reduction: reduce the features of the frame before by a layer of their own.
+        out_of_frame: how offsets that leave the frame are treated, see :func:`match_weights`.
+        reduced_channels: number of channels of the compared features; in the paper, a quarter of the 1024 semantic channels.
+        separate_reduction: reduce the features of the previous frame by a separate layer.
         norm: ``group`` puts a group normalisation of one group after every layer of the motion network but the last.
 
     Raises:
@@ -76,15 +76,15 @@ class MotionOptions:
 
 
 class MotionLayer(nn.Module):
-    r"""Motion-uncertainty layer: where each pixel came from and how sure that is, as a feature.
+    r"""Motion-uncertainty layer: where each pixel came from and how certain that is, as a feature.
 
-    The cosines :math:`C(u, x)` of the reduced features of this frame and of a window in the one before give a displacement, the
-    mean offset under a softmax of :math:`\pm C / \tau`, and an uncertainty map, :math:`\max_u C(u, x)`. A small network lifts
-    these three channels to as many as the semantic feature has.
+    The cosines :math:`C(u, x)` between the reduced features of this frame and of a window in the previous one give a displacement
+    (the mean offset under a softmax of :math:`\pm C / \tau`) and an uncertainty map (:math:`\max_u C(u, x)`). A small network
+    turns these three channels into as many as the semantic feature has.
 
     Args:
-        in_channels: channels of the semantic feature, and of the result.
-        options: see :class:`MotionOptions`.
+        in_channels: number of channels of the semantic feature, and of the result.
+        options: options of the motion layer.
 
     Reference: MUNet (Sun et al.) section 3.2 and Table 1.
     """
@@ -112,7 +112,7 @@ class MotionLayer(nn.Module):
         return self.options.temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def reduce(self, semantic: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B CM h w"], Float[Tensor, "B CM h w"]]:
-        """Reduced features of unit length of a frame as the current one and as the one before."""
+        """Reduced features of unit length, for a frame as the current one and as the previous one."""
         current = l2_normalize(self.reduction(semantic))
         if self.earlier_reduction is None:
             return current, current
@@ -121,7 +121,7 @@ class MotionLayer(nn.Module):
     def forward(
         self, current: Float[Tensor, "B CM h w"], earlier: Float[Tensor, "B CM h w"]
     ) -> tuple[Float[Tensor, "B C h w"], dict[str, Tensor]]:
-        """Motion feature from the reduced features of two frames; displacement and uncertainty by name."""
+        """Motion feature from the reduced features of two frames, with displacement and uncertainty by name."""
         form, tau = self.options, self.temperature
         volume = local_similarity(current, earlier, form.window, "dot")
         maps = {"displacement": soft_displacement(volume, form.sign, tau, form.normalize, form.out_of_frame)}
@@ -131,12 +131,12 @@ class MotionLayer(nn.Module):
 
 
 class MSAM(nn.Module):
-    r"""Motion-aware spatial attention module: one gate a pixel, from a motion feature, over all channels of a semantic feature.
+    r"""Motion-aware spatial attention module: a motion feature gives each pixel one gate over all semantic channels.
 
     .. math:: F_{out} = F_s \odot \sigma(\mathrm{conv}_{1 \times 1}(F_m)) + F_s
 
     Args:
-        channels: of the motion feature.
+        channels: number of channels of the motion feature.
 
     Reference: MUNet (Sun et al.) equation 3.
     """

@@ -16,22 +16,22 @@ class Backbone(nn.Module, ABC):
     """An image encoder. A network takes one as an argument, so that any backbone serves any system.
 
     Attributes:
-        channels: channels of the features at strides 4, 8 and 16.
+        channels: numbers of channels of the features at strides 4, 8 and 16.
         norm: how the backbone normalises, see :data:`vos_lightning.backbones.normalization.Norm`.
     """
 
     training_arguments: ClassVar[frozenset[str]] = frozenset({"weights", "norm", "train_from"})
-    """Arguments of the constructor that change no prediction of a backbone with given parameters. Instance and batch
-    normalisation differ in the names of their parameters, so that none is taken for the other."""
+    """Arguments of the constructor that do not change predictions once the parameters are given. Instance and batch normalisation
+    cannot be confused, as the names of their parameters differ."""
     channels: tuple[int, int, int]
     norm: Norm
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
-        """Encode RGB images in [0, 1], whose sides are multiples of 16; colour statistics are the backbone's own business."""
+        """Encode RGB images in [0, 1], whose sides are multiples of 16; the backbone normalises colours itself."""
 
     def start_smooth(self) -> None:
         """Change random weights so that features vary slowly over an image, for training from scratch.
 
-        The default leaves the weights alone.
+        The default does not change the weights.
         """

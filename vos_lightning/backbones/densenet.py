@@ -25,20 +25,20 @@ _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)(?=\.)")
 class DenseNetPyramid(Backbone):
     """DenseNet-121 up to its third dense block: the raw outputs of the dense blocks at strides 4, 8 and 16.
 
-    Raw: before the batch normalisation and ReLU of the transition that follows. Layers and parameter names are torchvision's
-    (``features.*`` without the prefix), so its checkpoints fit by name. The mean and standard deviation of ImageNet are
-    subtracted and divided by inside.
+    The outputs are taken before the batch normalisation and ReLU of the transition that follows. Layers and parameter names are
+    torchvision's (``features.*`` without the prefix), so its checkpoints fit by name. The backbone itself subtracts the mean and
+    divides by the standard deviation of ImageNet.
 
     Args:
-        growth_rate: channels that every dense layer adds.
+        growth_rate: number of channels that every dense layer adds.
         block_config: number of layers of the three dense blocks.
-        num_init_features: channels of the stem.
+        num_init_features: number of channels of the stem.
         weights: name of a member of ``torchvision.models.DenseNet121_Weights`` (``"IMAGENET1K_V1"``), see
             :func:`read_pretrained`; None for torchvision's random initialisation.
         norm: ``frozen`` keeps statistics and affine parameters of all batch normalisation as they are, in training too;
-            ``frozen_statistics`` the statistics only;
-            ``batch`` is ordinary batch normalisation; ``instance`` puts instance normalisation in its place, for training from
-            scratch with few clips a batch, where running statistics do not describe a single frame.
+            ``frozen_statistics`` keeps the statistics only; ``batch`` is ordinary batch normalisation; ``instance`` replaces it
+            by instance normalisation, for training from scratch with few clips a batch, where running statistics do not describe
+            a single frame.
 
     Raises:
         ValueError: weights are unknown, or asked for a size that is not DenseNet-121's.
@@ -101,7 +101,7 @@ class DenseNetPyramid(Backbone):
         """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.
 
         Returns:
-            Features with ``self.channels`` channels, not normalised and not rectified.
+            Features with ``self.channels`` channels, without normalisation and ReLU.
         """
         x = (image - self.mean) / self.std
         x = self.pool0(self.relu0(self.norm0(self.conv0(x))))
@@ -114,7 +114,7 @@ class DenseNetPyramid(Backbone):
         source = read_pretrained(weights)
         if source is None:
             return
-        # The published file is from a time when names of modules could have dots: `norm.1` is `norm1` now.
+        # The published file uses module names with dots, which PyTorch no longer allows: `norm.1` is now `norm1`.
         renamed = {_OLD_NAME.sub(r"\1\2", key.removeprefix("features.")): value for key, value in source.items()}
         own = self.state_dict()
         self.load_state_dict({key: value for key, value in renamed.items() if key in own})

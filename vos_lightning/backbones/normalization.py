@@ -1,4 +1,4 @@
-"""Normalisation that is the same in training and in use, whatever the batch."""
+"""Normalisation that is the same in training and at inference, and does not depend on the batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from vos_lightning.structures import FeaturePyramid
 
 Norm = Literal["frozen", "frozen_statistics", "batch", "instance"]
-"""Frozen statistics and affine parameters; frozen statistics, trained affine parameters; ordinary batch normalisation; instance
-normalisation in its place."""
+"""``frozen``: fixed statistics and affine parameters; ``frozen_statistics``: fixed statistics, trained affine parameters;
+``batch``: ordinary batch normalisation; ``instance``: instance normalisation in its place."""
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:
-    """Every channel of every frame to zero mean and unit variance, then a learned affine map.
+    """Normalise every channel of every frame to zero mean and unit variance, then apply a learned affine map.
 
-    Random features that are centred channel by channel already tell regions apart by their cosine; centred by groups of channels
-    they do not, for the offsets between the channels dominate every inner product.
+    With random features that are centred channel by channel, cosines already tell regions apart. Centred by groups of channels
+    they do not, because the offsets between the channels dominate every inner product.
 
     Reference: Ulyanov et al., "Instance Normalization", arXiv 1607.08022; Wu and He, "Group Normalization", ECCV 2018.
     """
@@ -44,7 +44,7 @@ def normed_conv(in_channels: int, out_channels: int, kernel: int, *, groups: int
 
 
 def replace_batch_norm(module: nn.Module) -> None:
-    """Put instance normalisation in the place of every batch normalisation inside a module."""
+    """Replace every batch normalisation inside a module by instance normalisation."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, instance_norm(child.num_features))
@@ -55,11 +55,11 @@ def replace_batch_norm(module: nn.Module) -> None:
 class CarrierNorm(nn.GroupNorm):
     """:func:`instance_norm` that only scales and shifts its first channels.
 
-    Where these carry a mask, normalisation would turn its value inside the object into a function of the object's size.
+    If the first channels carry a mask, normalisation would make its value inside the object depend on the object's size.
 
     Args:
-        channels: of the input.
-        carriers: how many of them are not normalised.
+        channels: number of channels of the input.
+        carriers: number of first channels that are not normalised.
     """
 
     def __init__(self, channels: int, carriers: int) -> None:
@@ -73,12 +73,12 @@ class CarrierNorm(nn.GroupNorm):
 
 
 class CellNorm(nn.Module):
-    """Every cell of every frame to a mean square of 1 over its channels.
+    """Normalise every cell of every frame to a mean square of 1 over its channels.
 
-    Where keys are compared by inner products, a few cells of large norm would otherwise be read by all.
+    Where keys are compared by inner products, a few cells of large norm would otherwise win every comparison.
 
     Args:
-        carriers: the first channels, left as they are; see :class:`CarrierNorm`.
+        carriers: number of first channels that are left unchanged; see :class:`CarrierNorm`.
     """
 
     def __init__(self, carriers: int = 0) -> None:
@@ -92,10 +92,10 @@ class CellNorm(nn.Module):
 
 
 class PyramidNorm(nn.Module):
-    """:func:`instance_norm` of every scale of a pyramid, then :class:`CellNorm` of stride 16.
+    """:func:`instance_norm` at every scale of a pyramid, then :class:`CellNorm` at stride 16.
 
     Args:
-        channels: at strides 4, 8 and 16.
+        channels: numbers of channels at strides 4, 8 and 16.
     """
 
     def __init__(self, channels: tuple[int, int, int]) -> None:
@@ -104,5 +104,5 @@ class PyramidNorm(nn.Module):
         self.cells = CellNorm()
 
     def forward(self, pyramid: FeaturePyramid) -> FeaturePyramid:
-        """Normalise every scale by itself."""
+        """Normalise every scale separately."""
         return FeaturePyramid(self.s4(pyramid.s4), self.s8(pyramid.s8), self.cells(self.s16(pyramid.s16)))

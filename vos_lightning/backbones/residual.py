@@ -1,4 +1,4 @@
-"""Pre-activated residual block, and convolutions of channels of which some do not depend on the object."""
+"""Pre-activated residual block, and convolutions in which some input channels do not depend on the object."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 def shared_conv(
     conv: nn.Conv2d, own: Float[Tensor, "B N C1 h w"], shared: Float[Tensor, "B C2 h w"]
 ) -> Float[Tensor, "B N C3 h w"]:
-    """Convolve the channels of every object, followed by those of its frame.
+    """Convolve the concatenation of every object's channels and its frame's channels.
 
     A convolution of concatenated channels is the sum of two convolutions; the one over the frame's channels does not depend on
     the object and is computed once.
 
     Args:
-        conv: of ``C1 + C2`` channels.
-        own: of every object.
-        shared: of the frame.
+        conv: a convolution with ``C1 + C2`` input channels.
+        own: features of every object.
+        shared: features of the frame, shared by its objects.
 
     Returns:
-        What ``conv`` gives for the concatenation.
+        The result of ``conv`` on the concatenation.
     """
     batch, num_objects, channels = own.shape[:3]
     of_own, of_shared = conv.weight.tensor_split((channels,), dim=1)
@@ -33,7 +33,7 @@ def shared_conv(
 
 @torch.no_grad()
 def hand_through(conv: nn.Conv2d, carriers: int) -> None:
-    """Initialise a convolution so that its first channels are those of its input, unchanged."""
+    """Initialise a convolution so that it passes its first input channels on unchanged."""
     conv.weight[:carriers] = 0
     middle = conv.weight.shape[-1] // 2
     for channel in range(carriers):
@@ -43,14 +43,14 @@ def hand_through(conv: nn.Conv2d, carriers: int) -> None:
 
 
 class ResidualBlock(nn.Module):
-    r"""Two 3 x 3 convolutions, each after a rectification: :math:`d(x) + c_2(\mathrm{relu}(c_1(\mathrm{relu}(x))))`.
+    r"""Two 3 x 3 convolutions, each after a ReLU: :math:`d(x) + c_2(\mathrm{relu}(c_1(\mathrm{relu}(x))))`.
 
-    The shortcut :math:`d` is the identity, or a 3 x 3 convolution (of the input as it is) where the number of channels changes.
-    There is no normalisation; all convolutions have biases.
+    The shortcut :math:`d` is the identity, or a 3 x 3 convolution (of the input without the ReLU) where the number of channels
+    changes. There is no normalisation; all convolutions have biases.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
 
     Reference: STM (Oh et al., ICCV 2019) and STCN (Cheng et al., NeurIPS 2021), released code; pre-activation: He et al.,
     "Identity Mappings in Deep Residual Networks", ECCV 2016.
@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
 
     def fuse(self, own: Float[Tensor, "B N C1 h w"], shared: Float[Tensor, "B C2 h w"]) -> Float[Tensor, "B N C3 h w"]:
-        """Apply the block to the channels of every object, followed by those of its frame, see :func:`shared_conv`.
+        """Apply the block to the concatenation of every object's and its frame's channels, see :func:`shared_conv`.
 
         Only for blocks that change the number of channels.
         """
@@ -78,7 +78,7 @@ class ResidualBlock(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self, carriers: int) -> None:
-        """Initialise so that the first channels pass unchanged, and the others change little."""
+        """Initialise so that the first channels pass unchanged and the others change little."""
         if isinstance(self.shortcut, nn.Conv2d):
             hand_through(self.shortcut, carriers)
         self.conv2.weight *= 0.1

@@ -37,23 +37,24 @@ _DETECTOR_TRUNK = "backbone.body."
 class ResNetPyramid(Backbone):
     """ResNet with features at strides 4 (``layer1``), 8 (``layer2``) and 16 (``layer3``, or ``layer4`` without its stride).
 
-    As ``layer4`` would have stride 32, its stride is removed and all its blocks but the first are dilated by 2 (DeepLab). Layers
-    and parameter names are torchvision's, so its checkpoints fit by name; the classifier is left out. The mean and standard
-    deviation of ImageNet are subtracted and divided by inside. PMVOS is the default; ``last="layer3", train_from="stem",
-    norm="frozen_statistics"`` is the trunk of STM and STCN.
+    ``layer4`` would have stride 32, so its stride is removed and all its blocks but the first are dilated by 2 (DeepLab). Layers
+    and parameter names are torchvision's, so its checkpoints fit by name; there is no classifier. The backbone itself subtracts
+    the mean and divides by the standard deviation of ImageNet. The defaults are those of PMVOS; ``last="layer3",
+    train_from="stem", norm="frozen_statistics"`` is the trunk of STM and STCN.
 
     Args:
         block: ``bottleneck`` (ResNet-50, 101) or ``basic`` (ResNet-18, 34).
-        blocks: number of blocks of the four stages; the last is unused with ``last="layer3"``.
-        width: channels of the stem; 64 but for tests.
-        last: the stage whose output is ``s16``.
+        blocks: numbers of blocks of the four layer groups; the last is not used with ``last="layer3"``.
+        width: number of channels of the stem; 64 except in tests.
+        last: the layer group whose output is ``s16``.
         weights: name of the torchvision weights (``"IMAGENET1K_V1"``), see :func:`read_pretrained`; None for torchvision's random
-            initialisation. ``MASK_RCNN_COCO_V1`` is the trunk of a detector, for ``norm="frozen"`` and ``"frozen_statistics"``.
-        train_from: the first stage that is trained; those before it keep parameters and statistics. None trains nothing.
-        norm: of the trained stages. ``batch`` is ordinary batch normalisation, ``frozen`` keeps statistics and affine parameters,
-            ``frozen_statistics`` the statistics only; ``instance`` puts instance normalisation in the place of all batch
-            normalisation, for training from scratch.
-        conv_bias: give every convolution a bias, zero at first, trained like its weight (STCN's value encoder).
+            initialisation. ``MASK_RCNN_COCO_V1`` is the trunk of a detector and needs ``norm="frozen"`` or
+            ``"frozen_statistics"``.
+        train_from: the first layer group that is trained; earlier ones keep parameters and statistics. None trains nothing.
+        norm: normalisation of the trained layer groups. ``batch`` is ordinary batch normalisation; ``frozen`` keeps statistics
+            and affine parameters, ``frozen_statistics`` the statistics only; ``instance`` replaces all batch normalisation by
+            instance normalisation, for training from scratch.
+        conv_bias: give every convolution a bias that starts at zero and is trained with its weight (STCN's value encoder).
 
     Raises:
         ValueError: weights are unknown, or asked for a size that has none.
@@ -140,7 +141,7 @@ class ResNetPyramid(Backbone):
         """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.
 
         Returns:
-            Rectified features with ``self.channels`` channels.
+            Features after a ReLU, with ``self.channels`` channels.
         """
         s4 = self.fine(self.stem(image))
         s8 = self.layer2(s4)
@@ -148,19 +149,19 @@ class ResNetPyramid(Backbone):
         return FeaturePyramid(s4=s4, s8=s8, s16=s16 if self.layer4 is None else self.layer4(s16))
 
     def stem(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H2 W2"]:
-        """The first convolution alone, of RGB images in [0, 1]: where other inputs are added."""
+        """The first convolution alone, on RGB images in [0, 1]; networks add other inputs to its result."""
         return self.conv1((image - self.mean) / self.std)
 
     def fine(self, stem: Float[Tensor, "B C H2 W2"]) -> Float[Tensor, "B C4 H4 W4"]:
-        """From the first convolution to stride 4."""
+        """From the output of the first convolution to stride 4."""
         return self.layer1(self.maxpool(self.relu(self.bn1(stem))))
 
     @torch.no_grad()
     def start_smooth(self, gain: float = 0.1) -> None:
-        """Scale what the blocks add to their input by the weights of their last normalisation.
+        """Scale what every block adds to its input, by the weights of the block's last normalisation.
 
-        Random features then follow the shallow path and change smoothly from frame to frame: the affinities of an untrained
-        network tell regions apart, those of 13 random blocks at full strength hardly do.
+        Random features then follow the shallow path and change smoothly from frame to frame. The affinities of an untrained
+        network then tell regions apart, which those of 13 random blocks at full strength hardly do.
 
         Reference: Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677, with a gain of 0.
         """
@@ -190,25 +191,25 @@ class ResNetPyramid(Backbone):
         if source is None:
             return
         own = self.state_dict()
-        # Its batch normalisation is frozen and counts no batches.
+        # The detector's batch normalisation is frozen, so it has no counter of batches.
         loaded = {key: source[_DETECTOR_TRUNK + key] for key in own if not key.endswith("num_batches_tracked")}
         self.load_state_dict({**own, **loaded})
 
 
 def last_norm(block: BasicBlock | Bottleneck) -> Any:
-    """The normalisation of what a block adds to its input."""
+    """The normalisation of the branch that a block adds to its input."""
     return block.bn3 if isinstance(block, Bottleneck) else block.bn2
 
 
 def _stage(
     kind: type[BasicBlock] | type[Bottleneck], in_channels: int, planes: int, count: int, stride: int, dilation: int = 1
 ) -> nn.Sequential:
-    """One stage of torchvision's ResNet. ``BasicBlock`` cannot be dilated."""
+    """One layer group of torchvision's ResNet. ``BasicBlock`` cannot be dilated."""
     out_channels = planes * kind.expansion
     downsample = None
     if stride != 1 or in_channels != out_channels:
         downsample = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
-    # As in torchvision, the block that would have had the stride is not dilated.
+    # As in torchvision, the block whose stride was removed is not dilated.
     layers = [kind(in_channels, planes, stride, downsample)]
     layers += [kind(out_channels, planes, dilation=dilation) for _ in range(1, count)]
     return nn.Sequential(*layers)

@@ -1,4 +1,4 @@
-"""What a network computes inside, for chosen videos and frames: pictures in the run directory and in Weights & Biases."""
+"""Pictures of what a network computes for chosen videos and frames, in the run directory and in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class FramePanels(Callback):
         <default_root_dir>/panels/step=000500_<video>_<frame>.png   in validation
         <default_root_dir>/panels/test_<video>_<frame>.png          in test
 
-    Where a ``WandbLogger`` is attached, it gets them as ``panels/<video>_<frame>``. Every process draws the videos that it
-    evaluates; sanity checks are left out.
+    If a ``WandbLogger`` is attached, it receives them as ``panels/<video>_<frame>``. Every process draws the videos that it
+    evaluates; sanity checks are skipped.
 
     Args:
-        videos: names; null for the first video that the first process evaluates, an empty list for none.
-        frames: indices; null for the middle of the video.
+        videos: names of the videos; null for the first video that the first process evaluates, an empty list for none.
+        frames: frame indices; null for the middle of the video.
     """
 
     def __init__(self, videos: Sequence[str] | None = None, frames: Sequence[int] | None = None) -> None:
@@ -51,7 +51,7 @@ class FramePanels(Callback):
         module.frame_listeners.append(self._take)
 
     def _take(self, video: VideoSample, prediction: FramePrediction) -> None:
-        """The frame listener."""
+        """Frame listener: keep the panels of chosen frames."""
         self._first = self._first or video.name
         chosen = (self._first,) if self.videos is None else self.videos
         frames = (len(video.frames) // 2,) if self.frames is None else self.frames
@@ -81,19 +81,19 @@ class FramePanels(Callback):
     # Lightning hooks --------------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Start listening to predicted frames."""
         self._start(trainer, pl_module, f"step={trainer.global_step:06d}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Start listening to predicted frames."""
         self._start(trainer, pl_module, "test")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Show what was drawn, and stop listening."""
+        """Log what was drawn, and stop listening."""
         self._finish(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Show what was drawn, and stop listening."""
+        """Log what was drawn, and stop listening."""
         self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
@@ -102,7 +102,7 @@ class FramePanels(Callback):
 
 
 def panels_of(module: VOSModule, frame: UInt8[Tensor, "3 H W"], prediction: FramePrediction) -> list[Panel]:
-    """The panels of a frame as it was given to the engine, RGB uint8; none where there is no object yet."""
+    """The panels of a frame in RGB uint8, as the engine received it; empty where there is no object yet."""
     network = module.network
     return module.panels(frame_view(frame, prediction, network.padding, network.stride))
 
@@ -112,11 +112,11 @@ def write_panels(output: OutputFolder, folder: str, panels: Sequence[Panel]) -> 
 
     Args:
         output: where to write.
-        folder: in it.
-        panels: see :mod:`vos_lightning.visualization.panels`.
+        folder: folder inside the output.
+        panels: the panels, see :mod:`vos_lightning.visualization.panels`.
 
     Returns:
-        The sheet.
+        Path of the sheet.
     """
     for panel in panels:
         name = re.sub(r"[^\w.+-]+", "_", f"{panel.row} {panel.title}".strip())

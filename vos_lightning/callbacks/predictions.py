@@ -18,20 +18,20 @@ from vos_lightning.visualization.sheets import sheet, spread, thumbnail, write_p
 
 SHEET_FRAMES = 8
 SHEET_VIDEOS = 40
-"""The contact sheet shows this many frames of each of the first videos; a picture of 500 videos opens nowhere."""
+"""Number of first videos whose frames the contact sheet shows; a picture of 500 videos would be too large to open."""
 
 
 class PredictionWriter(Callback):
-    """Writes what a module predicts in ``test`` and ``predict``, frame by frame, so that the length of a video does not matter.
+    """Writes the predictions of ``test`` and ``predict`` frame by frame, so that memory does not grow with a video's length.
 
     ::
 
-        <output_dir>/<video>/<frame>.png          indexed PNGs in original ids and size: what evaluation and servers read
+        <output_dir>/<video>/<frame>.png          indexed PNGs in original ids and size, as evaluation and servers read them
         <output_dir>_overlays/<video>.mp4         every frame with the objects coloured
         <output_dir>_overlays/contact_sheet.png   a row of frames for each video; white outlines are annotations
 
-    Both folders hold the files of one run and nothing else, see :class:`vos_lightning.io.outputs.OutputFolder`: those of the run
-    before are removed first. On several processes each one writes the videos it is given, and its own contact sheet
+    Both folders hold the files of one run and nothing else, see :class:`vos_lightning.io.outputs.OutputFolder`: the files of an
+    earlier run are removed first. With several processes, each one writes its own videos and its own contact sheet
     (``contact_sheet_rank1.png``).
 
     Args:
@@ -75,14 +75,14 @@ class PredictionWriter(Callback):
             self._labels.start()
             if self.overlay_video or self.contact_sheet:
                 self._overlays.start()
-        trainer.strategy.barrier()  # no process writes before the files of the run before are removed
+        trainer.strategy.barrier()  # no process writes before the files of an earlier run are removed
         self._sheet_name = f"contact_sheet_rank{trainer.global_rank}.png" if trainer.world_size > 1 else "contact_sheet.png"
         self._writer: VideoWriter | None = None
         self._rows: dict[str, list[UInt8[Tensor, "3 h w"]]] = {}
         module.frame_listeners.append(self._take)
 
     def _take(self, video: VideoSample, prediction: FramePrediction) -> None:
-        """The frame listener."""
+        """Frame listener: write the prediction of one frame."""
         index, label_map = prediction.frame_index, prediction.label_map
         name = video.frame_names[index]
         if self.all_frames or index in video.required_frames:
@@ -108,7 +108,7 @@ class PredictionWriter(Callback):
 
     def _on_sheet(self, video: VideoSample, index: int) -> bool:
         if index == 0:
-            self._rows.pop(video.name, None)  # a sampler may repeat a video to fill up a process
+            self._rows.pop(video.name, None)  # a sampler may repeat a video, so that all processes get equally many
         known = video.name in self._rows
         return index in spread(len(video.frames), SHEET_FRAMES) and (known or (index == 0 and len(self._rows) < SHEET_VIDEOS))
 
@@ -135,11 +135,11 @@ class PredictionWriter(Callback):
     # Lightning hooks --------------------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Start listening to predicted frames."""
         self._start(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Start listening to predicted frames."""
         self._start(trainer, pl_module, "predict")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

@@ -12,10 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class StopOnSignal(Callback):
-    """On SIGUSR1 (SLURM: ``--signal=SIGUSR1@90``) finish the step, save ``checkpoints/last.ckpt`` and stop.
+    """On SIGUSR1 (SLURM: ``--signal=SIGUSR1@90``), finish the step, save ``checkpoints/last.ckpt`` and stop.
 
-    The handler only raises a flag: saving inside a signal handler can hang or leave half a file. Starting the same command
-    again goes on from the checkpoint.
+    The handler only sets a flag: saving inside a signal handler can hang or leave an incomplete file. The same command, started
+    again, continues from the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -31,14 +31,14 @@ class StopOnSignal(Callback):
         self.stopped = True
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ARG002
-        """Save and stop if asked to; the processes agree first, for each may get the signal at another step."""
+        """Save and stop if asked to. The processes agree first, as each may receive the signal at a different step."""
         if trainer.strategy.reduce_boolean_decision(self.stopped, all=False):
             self.stopped = True
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Restore what was installed before."""
+        """Restore the earlier signal handler."""
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
             self._before = None

@@ -14,12 +14,12 @@ from vos_lightning.structures import ClipBatch
 class Throughput(Callback):
     """Logs training speed, averaged over ``trainer.log_every_n_steps`` batches and summed over processes.
 
-    - ``train/clips_per_second`` and ``train/frames_per_second``, without the time of validations;
-    - ``train/data_wait``: fraction of the time that went by between two batches, in [0, 1]; near 0 if loading keeps up;
-    - ``train/peak_memory_gib``: of this process's CUDA device since the last value.
+    - ``train/clips_per_second`` and ``train/frames_per_second``, not counting the time of validations;
+    - ``train/data_wait``: fraction of the time spent waiting between two batches, in [0, 1]; near 0 if loading keeps up;
+    - ``train/peak_memory_gib``: most memory of this process's CUDA device since the last value.
 
-    Nothing waits for the device: over many batches the host cannot run ahead of it, so the mean is right without. The first
-    batch, which compiles and warms up, is not counted.
+    There is no device synchronisation: over many batches, host time equals device time. The first batch, which compiles and warms
+    up, is not counted.
     """
 
     def __init__(self) -> None:
@@ -33,13 +33,13 @@ class Throughput(Callback):
         self._waited = self._worked = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Start anew."""
+        """Reset the sums."""
         self._clear()
         self._warm = False
         self._mark = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Validation is not waiting."""
+        """Do not count validation as waiting."""
         self._mark = time.perf_counter()
 
     def on_train_batch_start(
@@ -49,7 +49,7 @@ class Throughput(Callback):
         batch: ClipBatch,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Since the last mark we have waited."""
+        """Count the time since the last mark as waiting."""
         now = time.perf_counter()
         self._waited += now - self._mark
         self._mark = now
@@ -62,7 +62,7 @@ class Throughput(Callback):
         batch: ClipBatch,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Since the last mark we have worked."""
+        """Count the time since the last mark as work."""
         now = time.perf_counter()
         self._worked += now - self._mark
         self._mark = now

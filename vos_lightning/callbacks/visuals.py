@@ -1,4 +1,4 @@
-"""Pictures of the validation while a network trains: on disk always, in Weights & Biases where its logger is attached."""
+"""Pictures of validation while a network trains: always on disk, and in Weights & Biases if its logger is attached."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class EvaluationPictures(Callback):
         <default_root_dir>/pictures/step=000500_<video>.png   frames with prediction in colour, annotation outlined in white
         <default_root_dir>/pictures/<video>.mp4               the latest validation, every frame
 
-    Where a ``WandbLogger`` is attached, it gets the pictures, the videos (as files, which it only copies) at the end of the
-    training, and a table with the scores of every object. The first process draws; sanity checks are left out.
+    If a ``WandbLogger`` is attached, it receives the pictures, the videos at the end of training (as files, which it only
+    copies), and a table with the scores of every object. The first process draws; sanity checks are skipped.
 
     Args:
-        videos: how many: the first ones that the first process validates.
-        frames: in a picture, evenly spaced over the video.
+        videos: number of videos that are shown: the first ones that the first process validates.
+        frames: number of frames in a picture, evenly spaced over the video.
         every_n_validations: draw in the first validation and every n-th after it.
     """
 
@@ -50,8 +50,8 @@ class EvaluationPictures(Callback):
         self._writer: VideoWriter | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, if it is this validation's turn."""
-        # Other modules (a detector's) segment no videos.
+        """Start listening, if pictures of this validation are due."""
+        # Other modules, such as that of a detector, segment no videos.
         if trainer.sanity_checking or not isinstance(pl_module, VOSModule):
             return
         self._active = self._count % self.every_n_validations == 0
@@ -61,7 +61,7 @@ class EvaluationPictures(Callback):
             pl_module.frame_listeners.append(self._take)
 
     def _take(self, video: VideoSample, prediction: FramePrediction) -> None:
-        """The frame listener."""
+        """Frame listener: draw a frame of a shown video."""
         index, label_map = prediction.frame_index, prediction.label_map
         if video.name not in self._names:
             if len(self._names) == self.videos:
@@ -82,7 +82,7 @@ class EvaluationPictures(Callback):
             self._writer = None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the pictures, and show them and the scores where a logger can. Callbacks come before the module's reset."""
+        """Write the pictures, and log them and the scores. Callbacks run before the module resets its metric."""
         if not self._active:
             return
         self._active = False
@@ -104,14 +104,14 @@ class EvaluationPictures(Callback):
             logger.log_table("val/objects", columns=[*columns, "J&F"], data=data, step=step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Show the last validation as videos."""
+        """Log the last validation as videos."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 for name in self._names:
                     logger.log_video(f"videos/{name}", [str(self._folder / f"{name}.mp4")], step=trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
-        """Drop what is unfinished."""
+        """Remove unfinished files."""
         self._stop(pl_module)
 
     def _stop(self, module: LightningModule) -> None:
@@ -126,7 +126,7 @@ class EvaluationPictures(Callback):
 
 
 def _scores(module: LightningModule) -> list[ObjectScores]:
-    """Rows of the running validation; every process must ask."""
+    """Rows of the running validation; every process must call this."""
     assert isinstance(module, VOSModule)
     rows: list[ObjectScores] = module.metrics["val"].rows()  # type: ignore[operator]
     return rows

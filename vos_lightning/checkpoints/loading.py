@@ -36,22 +36,23 @@ def load_engine(
     """Load a trained system for streaming.
 
     Only tensors and plain values are unpickled (``weights_only=True``), and only classes of this library, or classes that the
-    caller has already imported, are built: a checkpoint from elsewhere cannot run code.
+    caller has already imported, are built. A checkpoint from elsewhere therefore cannot run code.
 
     Args:
-        checkpoint: a ``.ckpt`` file of a run that was started from a recipe; it describes its network itself.
+        checkpoint: a ``.ckpt`` file of a run that was started from an experiment; it describes its own network.
         device: ``auto`` takes an accelerator if there is one; otherwise the name of a device, as ``cpu`` or ``cuda:1``.
         precision: autocast type (``torch.bfloat16``, ``torch.float16``); None for full precision.
-        short_side: evaluation size in pixels, None for the size of the video, ``checkpoint`` for that of the run.
-        max_memory_frames: where the run keeps ever more frames without annotation, keep so many, the latest ones, so that memory
-            and time a frame are bounded over a long video; None for as many as the run does.
+        short_side: short side in pixels at which frames are processed; None for the size of the video, ``checkpoint`` for the
+            size of the run.
+        max_memory_frames: most remembered frames without annotation, the latest ones, where the run's memory would otherwise grow
+            with every video, so that memory and time a frame stay bounded; None keeps as many as the run does.
 
     Returns:
         An engine on a network in evaluation mode, with the evaluation propagation of the run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint of this library or does not fit it, or the device is not available.
+        ValueError: the file is not a checkpoint of this library or does not fit it, or the device is not available.
     """
     module = load_module(checkpoint, device=device)
     if short_side != "checkpoint":
@@ -81,10 +82,11 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
 
 
 def module_of_network(class_path: str) -> VOSModule:
-    """The LightningModule of a network class with all defaults and random weights.
+    """The LightningModule of a network class, with all default arguments and random weights.
 
     Args:
-        class_path: as ``vos_lightning.networks.emvos.EMVOS``; its module is in the file of the same name in ``modules``.
+        class_path: class path such as ``vos_lightning.networks.emvos.EMVOS``; its module is in the file of the same name in
+            ``modules``.
 
     Raises:
         ValueError: there is no such network.
@@ -106,14 +108,14 @@ def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool
     """Load the parameters of a checkpoint into a module that was built from an experiment; all names and shapes must fit.
 
     Args:
-        module: to load into.
+        module: module whose parameters are replaced.
         checkpoint: a ``.ckpt`` file.
-        start: a training starts from these weights: the checkpoint may be of the system that this one extends, and have none of
-            its ``new_parts``, which then start as they were initialised.
+        start: whether a training starts from these weights. The checkpoint may then be of the system that this one extends,
+            without its ``new_parts``, which keep their initial values.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, or one of another network.
+        ValueError: the file is not a checkpoint, or belongs to another network.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -135,7 +137,7 @@ def describe_model(checkpoint: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, or it does not describe its module.
+        ValueError: the file is not a checkpoint, or does not describe its module.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -143,23 +145,23 @@ def describe_model(checkpoint: str | Path) -> dict[str, Any]:
     hyper_parameters = _read(path).get(_HYPER_PARAMETERS, {})
     class_path = hyper_parameters.get("_class_path")
     if not isinstance(class_path, str):
-        raise ValueError(f"{path}: the checkpoint does not name its module; load one of a run that started from a recipe")
+        raise ValueError(f"{path}: the checkpoint does not name its module; load one of a run that started from an experiment")
     arguments = {key: value for key, value in hyper_parameters.items() if not key.startswith("_")}
     return {"class_path": class_path, "init_args": arguments}
 
 
 def decisive_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``model`` section with every default written out, without what does not change a prediction.
+    """A ``model`` section with every default written out, without the arguments that do not change a prediction.
 
-    Two systems with the same decisive arguments and the same parameters predict the same. What is left out are the
-    ``training_arguments`` of the classes; arguments of the module that its class does not take (any more) are left out as well,
-    as when a checkpoint is loaded.
+    Two systems with the same decisive arguments and the same parameters predict the same. The ``training_arguments`` of the
+    classes are left out. Arguments that the class of the module does not take (any more) are left out as well, as when a
+    checkpoint is loaded.
 
     Args:
-        model: ``class_path`` and ``init_args``, of an experiment or of :func:`describe_model`; its classes are imported.
+        model: ``class_path`` and ``init_args``, from an experiment or from :func:`describe_model`; its classes are imported.
 
     Raises:
-        ValueError: a class does not exist, or an argument has a wrong value; the message is that of the argument parser.
+        ValueError: a class does not exist, or an argument has a wrong value; the message comes from the argument parser.
     """
     class_path, arguments = str(model["class_path"]), dict(model.get("init_args") or {})
     parser = ArgumentParser(exit_on_error=False)
@@ -187,7 +189,7 @@ def _without_training(value: Any) -> Any:
 
 
 def _without_keys(arguments: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:
-    """Arguments without those that are named, with dots inside groups."""
+    """The arguments without the ignored ones, whose names are dotted inside groups."""
     kept = {}
     for key, value in arguments.items():
         if key in ignored:
@@ -204,28 +206,28 @@ def _class_of(class_path: str) -> type:
 
 
 def checkpoint_step(checkpoint: str | Path) -> int:
-    """The optimiser step in which a checkpoint was written; 0 for imported weights."""
+    """The optimiser step at which a checkpoint was written; 0 for imported weights."""
     return int(_read(Path(checkpoint)).get("global_step", 0))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without advice that does not apply here."""
+    """Silence warnings that do not apply here."""
     with warnings.catch_warnings():
-        # Lightning advises against what makes a checkpoint describe its network.
+        # Lightning warns about the saved network, which is what makes a checkpoint describe its network.
         warnings.filterwarnings("ignore", message="Attribute 'network' is an instance of `nn.Module`")
-        # Lightning 2.6.6 calls what jsonargparse has deprecated since.
+        # Lightning 2.6.6 calls functions that newer versions of jsonargparse deprecate.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         yield
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # Memory-mapped: tensors that nobody asks for are not read.
+        # The file is memory-mapped, so that unused tensors are not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise ValueError(
-            f"{path}: this is no checkpoint of a run that started from a recipe, or it is damaged or truncated"
+            f"{path}: this is no checkpoint of a run that started from an experiment, or it is damaged or truncated"
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path}: this is no Lightning checkpoint (it has no state_dict)")
@@ -246,10 +248,10 @@ def _import_class(path: Path, class_path: str) -> type[VOSModule]:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of a name; ``auto`` takes an accelerator if there is one.
+    """The device with a name; ``auto`` takes an accelerator if there is one.
 
     Raises:
-        ValueError: it is unknown or not available.
+        ValueError: the name is unknown, or the device is not available.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device == "auto":

@@ -22,15 +22,15 @@ from vos_lightning.structures import Proposals
 
 @dataclass(frozen=True)
 class ProposalMatching:
-    """How objects are matched with proposals.
+    """Options of the matching of objects with proposals.
 
     Attributes:
         align: whether proposals are aligned to a template before the two are compared; otherwise spatial means are compared (the
             paper's rows A1 and A2).
         pool: how the positions of an aligned pair become one similarity, see
             :func:`vos_lightning.matching.alignment.aligned_similarity`.
-        iou_weight: share, in [0, 1], that the overlap with the previous mask has in a similarity; DMM-Net has 0.3.
-        assignment: how similarities become weights of proposals.
+        iou_weight: weight in [0, 1] of the overlap with the previous mask in a similarity; DMM-Net has 0.3.
+        assignment: options of the assignment, which turns similarities into weights of proposals.
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -55,29 +55,29 @@ DEFAULT_MATCHING = ProposalMatching()
 
 @dataclass(frozen=True)
 class SeenProposals:
-    """The proposals of a frame, with what is the same for all objects."""
+    """The proposals of a frame, with everything about them that is the same for all objects."""
 
     proposals: Proposals
     pasted: Float[Tensor, "B K h4 w4"]
-    """Their masks in the frame, at stride 4."""
+    """Masks of the proposals in the frame, at stride 4."""
     projected: Float[Tensor, "B K CD g g"]
-    """Their features in the space where they are compared with templates."""
+    """Features of the proposals in the space where they are compared with templates."""
 
     @property
     def exist(self) -> Bool[Tensor, "B K"]:
-        """Which of them are proposals, and not filled up to the number of another frame."""
+        """Which rows are proposals; the others fill up the batch."""
         return self.proposals.scores > 0
 
 
 class ProposalMasks(nn.Module):
     """Matches the template of every object with the proposals of a frame; their weighted masks are the coarse mask.
 
-    An object in a frame without any proposal keeps the mask of the frame before.
+    In a frame without any proposal, an object keeps its mask of the previous frame.
 
     Args:
         channels: number of channels of the features of templates and proposals.
         alignment: the space in which templates and proposals are compared, and how sharply they are aligned in it.
-        options: see :class:`ProposalMatching`.
+        options: options of the matching.
         groups: number of groups of the group normalisation.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.3.
@@ -96,11 +96,11 @@ class ProposalMasks(nn.Module):
         self.matcher = AdaptiveObjectAlignment(channels, alignment, pool=options.pool, align=options.align, groups=groups)
 
     def see(self, proposals: Proposals, features: Float[Tensor, "B K C g g"], size: tuple[int, int]) -> SeenProposals:
-        """Prepare the proposals of a frame: once, for all objects.
+        """Prepare the proposals of a frame; done once, for all objects.
 
         Args:
-            proposals: their boxes in pixels of the frame.
-            features: what lies in their boxes.
+            proposals: the proposals, with boxes in pixels of the frame.
+            features: features of the frame inside their boxes.
             size: height and width of the frame.
         """
         with record_function("vos/proposals"):
@@ -120,16 +120,16 @@ class ProposalMasks(nn.Module):
         """Coarse masks in [0, 1].
 
         Args:
-            templates: what every object should look like.
+            templates: expected appearance of every object.
             position_weights: weights of the template's positions, for ``pool="masked"``.
-            seen: see :meth:`see`.
+            seen: the proposals of the frame, see :meth:`see`.
             known: objects that have been introduced.
-            previous: their masks in the frame before, at stride 4.
-            strides: strides at which masks are asked for.
+            previous: masks of the objects in the previous frame, at stride 4.
+            strides: strides at which masks are returned.
 
         Returns:
-            The masks at every stride, and ``template`` and ``projected`` (what is compared), ``similarity``, ``assignment``,
-            ``boxes`` and ``proposal_masks``.
+            The masks at every stride, and a dictionary with ``template`` and ``projected`` (which are compared), ``similarity``,
+            ``assignment``, ``boxes`` and ``proposal_masks``.
         """
         with record_function("vos/matcher"):
             projected = self.matcher.project_templates(templates)
@@ -185,13 +185,13 @@ class ProposalMasks(nn.Module):
 
 
 class TemplateMasks(nn.Module):
-    """Decodes the coarse mask of every object from its template, in the box where the object was last seen: no proposals.
+    """Decodes the coarse mask of every object from its template, in the box where the object was last seen, without proposals.
 
     Args:
         channels: number of channels of the templates.
         groups: number of groups of the group normalisation.
 
-    Reference: DMN-AOA (Liang et al., ICCV 2021), Table 3, row A5, whose layers are not stated.
+    Reference: DMN-AOA (Liang et al., ICCV 2021), Table 3, row A5, whose layers the paper does not state.
     """
 
     def __init__(self, channels: int = 512, *, groups: int = 32) -> None:
@@ -209,10 +209,10 @@ class TemplateMasks(nn.Module):
         """Coarse masks in [0, 1].
 
         Args:
-            templates: what every object should look like.
-            boxes: where their cells lie, as corners ``x0 y0 x1 y1`` in pixels of the frame.
+            templates: expected appearance of every object.
+            boxes: boxes in which the templates lie, as corners ``x0 y0 x1 y1`` in pixels of the frame.
             size: height and width of the frame.
-            strides: strides at which masks are asked for.
+            strides: strides at which masks are returned.
 
         Returns:
             The masks at every stride.

@@ -1,4 +1,4 @@
-"""Decoder whose three scales each give two-channel maps that meet in one last transposed convolution."""
+"""Decoder whose three scales each give two-channel maps, which a last transposed convolution merges."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vos_lightning.structures import FeaturePyramid
 
 
 class CRVOSDecoder(nn.Module):
-    """Decoder of CRVOS and PMVOS: three fusion stages without attention; the last layer sees the output of each of them.
+    """Decoder of CRVOS and PMVOS: a :class:`FusionStage` without attention at each of three scales; the last layer merges them.
 
-    Convolutions start Kaiming-uniform with zero biases, transposed ones as PyTorch's default.
+    Convolutions start with Kaiming-uniform weights and zero biases, transposed convolutions with PyTorch's default.
 
     Args:
-        feature_channels: of the pyramid at strides 4, 8 and 16.
-        map_channels: of the maps of one object at stride 16.
-        lateral_channels: of the reduced features at stride 16; half of it at the others.
-        channels: of the fused features of every stage.
-        normalize: see :class:`FusionStage`.
+        feature_channels: numbers of channels of the pyramid at strides 4, 8 and 16.
+        map_channels: number of map channels of one object at stride 16.
+        lateral_channels: number of channels of the reduced features at stride 16; half as many at the other strides.
+        channels: number of channels of the fused features at every scale.
+        normalize: instance-normalise the reduced features, see :class:`FusionStage`.
 
     Reference: CRVOS (Cho et al., ICIP 2020); PMVOS (Cho et al., arXiv 2009.08855), released code.
     """
@@ -58,13 +58,13 @@ class CRVOSDecoder(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:
-        """Initialise so that the untrained decoder hands the evidence of its maps through, bilinearly enlarged.
+        """Initialise so that the untrained decoder passes on the evidence of its maps, enlarged bilinearly.
 
-        The evidence takes the direct way from stride 16 to the last layer; what the finer stages add starts small. See
+        The evidence goes directly from stride 16 to the last layer; the contributions of the finer scales start small. See
         :meth:`DeconvDecoder.start_as_copier`.
 
         Args:
-            evidence: channel of the maps at stride 16 -> its weight in ``foreground - background``.
+            evidence: weights of the map channels at stride 16 in ``foreground - background``.
         """
         self.stage16.start_as_copier(evidence)
         for layer in (self.grow16, self.predictor):

@@ -1,4 +1,4 @@
-"""Decoder that grows two-channel maps with transposed convolutions and fuses them with the features of each scale."""
+"""Decoder that enlarges two-channel maps with transposed convolutions and fuses them with the features of each scale."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ def initialize(module: nn.Module) -> None:
 
 
 class FusionStage(nn.Module):
-    """One scale of the decoder: fuse object maps with the features of the frame and grow them.
+    """One scale of the decoder: fuse object maps with the features of the frame and enlarge them.
 
-    ``lateral`` (1 x 1, ReLU) reduces the features, ``blend`` (3 x 3, ReLU) fuses them with the maps of an object, then come
-    ``attention`` and ``deconv``, whose two channels are not activated.
+    ``lateral`` (1 x 1, ReLU) reduces the features and ``blend`` (3 x 3, ReLU) fuses them with the maps of an object. Then follow
+    ``attention`` and ``deconv``, whose two output channels have no activation.
 
     Args:
-        feature_channels: of the backbone at this scale.
-        map_channels: of the maps of one object.
-        lateral_channels: of the reduced features.
-        blend_channels: of the fused features.
-        kernel, stride, padding: of the transposed convolution.
-        attention: makes the attention block for a number of channels; None for no attention.
-        normalize: instance-normalise the reduced features before their ReLU, so that a few map channels are not drowned
-            by features of any scale (not in the published systems).
+        feature_channels: number of channels of the backbone at this scale.
+        map_channels: number of map channels of one object.
+        lateral_channels: number of channels of the reduced features.
+        blend_channels: number of channels of the fused features.
+        kernel: side of the kernel of the transposed convolution.
+        stride: stride of the transposed convolution.
+        padding: padding of the transposed convolution.
+        attention: function that makes the attention block for a number of channels; None for no attention.
+        normalize: instance-normalise the reduced features before their ReLU, so that a few map channels are not outweighed by
+            features of any scale (not in the published systems).
     """
 
     def __init__(
@@ -60,18 +62,18 @@ class FusionStage(nn.Module):
         self.deconv = nn.ConvTranspose2d(blend_channels, 2, kernel, stride, padding)
 
     def forward(self, feature: Float[Tensor, "B C h w"], maps: Float[Tensor, "B N M h w"]) -> Float[Tensor, "B N 2 h2 w2"]:
-        """Fuse and grow.
+        """Fuse the features with the maps, and enlarge the result.
 
         Args:
-            feature: of the frame, shared by its objects.
-            maps: of every object.
+            feature: features of the frame, shared by its objects.
+            maps: maps of every object.
 
         Returns:
-            ``(B, N, 2, h2, w2)``, (background, foreground).
+            Maps ``(B, N, 2, h2, w2)`` of (background, foreground).
         """
         batch, num_objects = maps.shape[:2]
-        # A convolution of concatenated channels is the sum of two convolutions; the one over the features, by far the larger,
-        # does not depend on the object and is computed once a frame.
+        # A convolution of concatenated channels is the sum of two convolutions. The one over the features is by far the larger;
+        # it does not depend on the object and is computed once a frame.
         of_feature, of_maps = self.blend.weight.tensor_split((self.lateral.out_channels,), dim=1)
         shared = F.conv2d(F.relu(self.norm(self.lateral(feature)), inplace=True), of_feature, self.blend.bias, padding=1)
         own = F.conv2d(maps.flatten(0, 1), of_maps, padding=1).unflatten(0, (batch, num_objects))
@@ -80,13 +82,13 @@ class FusionStage(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:
-        """Initialise so that the stage hands on the positive parts of the evidence for the background and for the foreground.
+        """Initialise so that the block passes on the positive parts of the evidence for the background and for the foreground.
 
-        Two carrier channels hold them; nothing else feeds these, the attention starts as a constant, and what the other channels
-        add starts small.
+        Two carrier channels hold them. Nothing else feeds these channels, the attention starts as a constant, and the
+        contributions of the other channels start small.
 
         Args:
-            evidence: channel of the maps -> its weight in ``foreground - background``.
+            evidence: weights of the map channels in ``foreground - background``.
         """
         own = self.blend.weight[:, self.lateral.out_channels :]
         self.blend.weight[:2] = 0
@@ -101,14 +103,14 @@ class FusionStage(nn.Module):
 
 
 class DeconvDecoder(nn.Module):
-    """Decoder of TBD and EMVOS: three fusion stages in a row, each growing the two-channel output of the one before.
+    """Decoder of TBD and EMVOS: a :class:`FusionStage` at each of three scales; each enlarges the output of the one before.
 
     Args:
-        feature_channels: of the pyramid at strides 4, 8 and 16.
-        map_channels: of the maps of one object at stride 16.
-        channels: of every stage.
-        attention: makes the attention block of a stage; None for no attention (BMVOS).
-        normalize: see :class:`FusionStage`.
+        feature_channels: numbers of channels of the pyramid at strides 4, 8 and 16.
+        map_channels: number of map channels of one object at stride 16.
+        channels: number of channels at every scale.
+        attention: function that makes the attention block of a scale; None for no attention (BMVOS).
+        normalize: instance-normalise the reduced features, see :class:`FusionStage`.
 
     Reference: EMVOS (Cho et al., arXiv 2209.03139) section 3.6 and its released code.
     """
@@ -136,13 +138,13 @@ class DeconvDecoder(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:
-        """Initialise so that the untrained decoder hands the evidence of its maps through, bilinearly enlarged.
+        """Initialise so that the untrained decoder passes on the evidence of its maps, enlarged bilinearly.
 
-        Training from random features then begins at "copy what the maps say" instead of having to find the few channels that
-        matter; see :meth:`FusionStage.start_as_copier`.
+        Training from random features then starts from a copy of the maps, instead of having to find the few channels that matter;
+        see :meth:`FusionStage.start_as_copier`.
 
         Args:
-            evidence: channel of the maps at stride 16 -> its weight in ``foreground - background``.
+            evidence: weights of the map channels at stride 16 in ``foreground - background``.
         """
         self.stage16.start_as_copier(evidence)
         self.stage8.start_as_copier({0: -0.5, 1: 0.5})
@@ -150,9 +152,9 @@ class DeconvDecoder(nn.Module):
 
 
 def transposed_convolution(x: Float[Tensor, "B C h w"], layer: nn.ConvTranspose2d) -> Float[Tensor, "B C2 H W"]:
-    """What the layer computes, as a product of matrices and a sum of overlapping windows.
+    """The output of the layer, computed as a matrix product and a sum of overlapping windows.
 
-    With very few output channels, as here, this takes half the time of the library's transposed convolution.
+    With very few output channels, as here, this takes half the time of PyTorch's transposed convolution.
     """
     assert isinstance(layer.padding, tuple)
     kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
@@ -163,7 +165,7 @@ def transposed_convolution(x: Float[Tensor, "B C h w"], layer: nn.ConvTranspose2
 
 
 def bilinear_kernel(size: int, stride: int) -> Float[Tensor, "k k"]:
-    """Kernel of a transposed convolution that enlarges linearly, as far as its size allows; constants stay constant."""
+    """Kernel of a transposed convolution that enlarges bilinearly, as far as its size allows; constants stay constant."""
     overlap = size - stride
     ramp = (torch.arange(overlap) + 0.5) / overlap
     row = torch.cat([ramp, torch.ones(size - 2 * overlap), ramp.flip(0)])

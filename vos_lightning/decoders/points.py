@@ -1,4 +1,4 @@
-"""Second look at uncertain points: where a decoded mask may be wrong, and what finer features say there."""
+"""Refinement of uncertain points: where a decoded mask may be wrong, and what finer features say about it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class PointSampling:
     """Which points of an object are refined.
 
     Attributes:
-        source: the most uncertain ones by the ``learned`` map or by the predicted ``probabilities``; ``all`` cells of the frame;
-            ``none``.
-        fraction: share of an area that becomes points, in (0, 1].
-        count_base: which area: of the enlarged ``box`` (section 3.2.1 of the paper) or of the ``mask`` (section 4.1).
-        box_factor: by which height and width of the object's bounding box grow before points are looked for in it.
-        empty_mask: an object without a cell in its first mask gets no points, or they are looked for in the ``whole_frame``.
-        probability_form: see :func:`vos_lightning.matching.points.probability_uncertainty`.
+        source: which points: the most uncertain ones, by the ``learned`` map or by the predicted ``probabilities``; ``all`` cells
+            of the frame; or ``none``.
+        fraction: share of the cells of an area that become points, in (0, 1].
+        count_base: the area: that of the enlarged ``box`` (section 3.2.1 of the paper) or that of the ``mask`` (section 4.1).
+        box_factor: factor that enlarges height and width of the object's bounding box, in which points are chosen.
+        empty_mask: an object whose first mask is empty gets no points (``skip``), or points from the ``whole_frame``.
+        probability_form: form of the uncertainty of probabilities, see
+            :func:`vos_lightning.matching.points.probability_uncertainty`.
     """
 
     source: PointSource = "learned"
@@ -77,14 +78,14 @@ class PointSampling:
         introduced: Bool[Tensor, "B N"],
         at_least: int = 0,
     ) -> Points:
-        """Points of the objects that are introduced.
+        """Choose the points of the objects that are introduced.
 
         Args:
-            source: as ``self.source``, which a training may depart from.
-            score: uncertainty; what it is with ``all`` does not matter.
-            logits: first mask of every object.
+            source: which points, as ``self.source``; a training may choose another source.
+            score: uncertainty of every cell; not used with ``all``.
+            logits: logits of the first mask of every object.
             introduced: objects that are known.
-            at_least: see :func:`vos_lightning.matching.points.sample_points`.
+            at_least: smallest width of the result, see :func:`vos_lightning.matching.points.sample_points`.
         """
         known = introduced[:, :, None, None]
         masks = (logits > 0) & known
@@ -101,21 +102,21 @@ class PointSampling:
 
 
 class UncertaintyDetector(nn.Module):
-    """Where the mask of an object is likely to be wrong, from the decoder's features.
+    """Predicts where the mask of an object is likely to be wrong, from the decoder's features.
 
-    Features of strides 16, 8 and 4 are projected to ``width`` channels, merged to stride 4 and read out by two convolutions.
-    There is no normalisation: batches are tiny and all others have fixed statistics.
+    Features at strides 16, 8 and 4 are projected to ``width`` channels, merged to stride 4 and read out by two convolutions.
+    There is no normalisation: the batches are very small, and all other statistics are fixed.
 
     Args:
-        channels: of the decoder's features at strides 16, 8 and 4.
-        width: of the projections.
+        channels: numbers of channels of the decoder's features at strides 16, 8 and 4.
+        width: number of channels of the projections.
         form: ``top_down``: 1 x 1 projections; the coarse ones are enlarged, added to the next finer and convolved;
             ``top_down_3x3``: the same with 3 x 3 projections; ``concatenated``: all are enlarged to stride 4 and stacked.
 
     Raises:
         ValueError: ``form`` is unknown.
 
-    Reference: PMNet section 3.2.1, which gives inputs, output and the cost of a lightweight network and leaves its layers open.
+    Reference: PMNet section 3.2.1, which states inputs, output and the cost of a lightweight network but not its layers.
     """
 
     def __init__(
@@ -151,19 +152,20 @@ class UncertaintyDetector(nn.Module):
 
 @dataclass(frozen=True)
 class PointRefinement:
-    """How uncertain points are looked at again.
+    """Options of the refinement of uncertain points.
 
     Attributes:
         detector: form of the network that learns where a mask may be wrong, see :class:`UncertaintyDetector`.
-        grid_stride: distance of the points that are read of the first frame, in cells at stride 4.
-        grid_while_previous: whether the grid is read where first and previous frame are the same.
-        window: side of the window that is read of the previous frame, in cells at stride 4.
-        share_key: one layer for the point keys of query and memory.
-        aggregation: widths of the stack that joins what was read with the query; the last is the decoder's at stride 4.
-        prediction: widths of the hidden layers of the stack that predicts the new logits.
-        chunk: points that are matched at a time.
+        grid_stride: distance between the cells of the first frame that are read, in cells at stride 4.
+        grid_while_previous: whether the grid is read while the first frame is also the previous one.
+        window: side of the window that is read from the previous frame, in cells at stride 4.
+        share_key: use one layer for the point keys of query and memory.
+        aggregation: widths of the layers that join the read values with the query; the last is the width of the decoder at stride
+            4.
+        prediction: widths of the hidden layers that predict the new logits.
+        chunk: number of points that are matched at a time.
         write_back: new logits replace the old ones at stride 4 (``replace``), are added to them (``add``), or replace the pixels
-            of a point after enlarging (``replace_pixels``).
+            of a point after enlargement (``replace_pixels``).
         relu_decoded: pass the decoder's features at points through a ReLU before the new ones are added.
 
     Raises:
@@ -199,30 +201,31 @@ DEFAULT_REFINEMENT = PointRefinement()
 
 
 class PointRefiner(nn.Module):
-    r"""New logits at points, from features at stride 4 of the frame, of the first and of the previous one.
+    r"""Predicts new logits at points, from features at stride 4 of the current, the first and the previous frame.
 
     .. math:: l_k = B\big(A([\,F(r_k), V x_k\,]) + d_k\big)
 
-    with the frame's features :math:`x_k`, what the point reads of the memory's features :math:`r_k` (see
-    :func:`vos_lightning.matching.points.match_points`), the decoder's features :math:`d_k`, linear layers :math:`F` (fusion) and
-    :math:`V` (query value), and stacks of linear layers with rectifications between them :math:`A, B`. The paper applies the
-    fusion to the memory and then reads; as both are linear and the weights sum to 1, it is applied to what was read.
+    Here :math:`x_k` are the frame's features, :math:`r_k` the features that the point reads from the memory (see
+    :func:`vos_lightning.matching.points.match_points`), :math:`d_k` the decoder's features, :math:`F` (fusion) and :math:`V`
+    (query value) linear layers, and :math:`A, B` stacks of linear layers with ReLUs between them. The paper applies the fusion to
+    the memory and reads the result. Both are linear and the weights sum to 1, so here the fusion is applied to what was read.
 
     Args:
-        feature_channels: of the frame's features at stride 4.
-        own_channels: of the features at stride 4 that depend on the object.
-        decoder_channels: of the decoder's features at stride 4.
-        key_channels: of the keys of query and memory.
-        value_channels: of the query's and of the memory's value.
-        options: widths of the stacks A (``aggregation``, which ends with ``decoder_channels``) and B (``prediction``), and more.
-        similarity: see :func:`vos_lightning.matching.points.match_points`.
-        scale: likewise.
-        recompute: in training, compute a chunk again in the backward pass instead of keeping its gathered keys.
+        feature_channels: number of channels of the frame's features at stride 4.
+        own_channels: number of channels of the features at stride 4 that depend on the object.
+        decoder_channels: number of channels of the decoder's features at stride 4.
+        key_channels: number of channels of the keys of query and memory.
+        value_channels: number of channels of the values of query and memory.
+        options: options; they give the widths of the stacks A (``aggregation``, which ends with ``decoder_channels``) and B
+            (``prediction``).
+        similarity: similarity of point keys, see :func:`vos_lightning.matching.points.match_points`.
+        scale: factor of the similarity, see :func:`vos_lightning.matching.points.match_points`.
+        recompute: in training, recompute a chunk in the backward pass instead of keeping its gathered keys.
 
     Raises:
         ValueError: the stack A does not end with ``decoder_channels``.
 
-    Reference: PMNet sections 3.2.2 and 3.2.3 and Figure 3; the widths of the stacks and their activations are not given.
+    Reference: PMNet sections 3.2.2 and 3.2.3 and Figure 3; the paper gives neither widths nor activations of the stacks.
     """
 
     def __init__(
@@ -254,10 +257,11 @@ class PointRefiner(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self, evidence: float = 6.0) -> None:
-        """Initialise so that refined logits say what the decoder's first two channels say, the object and the rest.
+        """Initialise so that refined logits follow the decoder's first two channels, which hold the object and the rest.
 
         Args:
-            evidence: see :meth:`vos_lightning.decoders.refine.RefineDecoder.start_as_copier`.
+            evidence: logit of a readout that lies wholly inside the object, see
+                :meth:`vos_lightning.decoders.refine.RefineDecoder.start_as_copier`.
         """
         *hidden, last = (layer for layer in self.prediction if isinstance(layer, nn.Linear))
         *_, aggregated = (layer for layer in self.aggregation if isinstance(layer, nn.Linear))
@@ -271,7 +275,7 @@ class PointRefiner(nn.Module):
         last.bias.zero_()
 
     def remember(self, features: Float[Tensor, "B C h w"], own: Float[Tensor, "B N D h w"]) -> PointMap:
-        """What points of later frames may read of this one."""
+        """The features that points of later frames may read from this frame."""
         layer = self.query_key if self.memory_key is None else self.memory_key
         return PointMap(F.conv2d(features, layer.weight[:, :, None, None], layer.bias), features, own)
 
@@ -287,15 +291,15 @@ class PointRefiner(nn.Module):
         """Foreground logits at the points of every object.
 
         Args:
-            points: where.
-            features: of the frame.
-            decoded: of the decoder, for every object.
-            grid: first frame of every object.
-            previous: the frame before.
+            points: cells at which logits are predicted.
+            features: features of the frame.
+            decoded: features of the decoder for every object.
+            grid: cells of the first frame of every object.
+            previous: features of the previous frame.
             grid_open: objects that read the grid; None for all.
 
         Returns:
-            Float32; 0 at padding, but for numbers that nobody may read.
+            Logits in float32; values at padding are meaningless.
         """
         batch, num_objects, width = points.index.shape
         index = points.index.flatten(0, 1)
@@ -304,7 +308,7 @@ class PointRefiner(nn.Module):
         frame_table, decoded_table = cells_table(features), cells_table(decoded)
         start = 0
         while start < width:
-            # Objects that have points left; one row stands in where there is none, so that every parameter takes part.
+            # Objects with points in this chunk; if there are none, one row is used so that every parameter gets a gradient.
             alive = [row for row, count in enumerate(counts) if count > start] or [0]
             stop = min(width, start + max(1, self.chunk // len(alive)))
             rows = torch.tensor(alive, device=index.device)
@@ -346,7 +350,7 @@ class PointRefiner(nn.Module):
 
 
 def _stack(in_channels: int, widths: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers with rectifications between them."""
+    """Linear layers with ReLUs between them."""
     layers: list[nn.Module] = []
     for a, b in pairwise((in_channels, *widths)):
         layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]

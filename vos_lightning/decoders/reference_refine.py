@@ -22,12 +22,12 @@ COPIED = 4.0
 
 @dataclass(frozen=True)
 class ReferenceRefinement:
-    """How coarse masks are refined with the first and the previous frame.
+    """Options of the refinement of coarse masks with the first and the previous frame.
 
     Attributes:
         width: number of channels of every block of the decoder.
         kernel: side of the kernel of the decoder's last convolution: 1 in the paper, 3 in STM.
-        move_masks: move the masks of the reference frames as their features are moved; otherwise they stay where they were.
+        move_masks: move the masks of the reference frames together with their features; otherwise the masks stay in place.
 
     Raises:
         ValueError: a value is out of range.
@@ -50,7 +50,7 @@ DEFAULT_REFINEMENT = ReferenceRefinement()
 
 
 class ResidualNormBlock(nn.Module):
-    """Two group-normalised 3 x 3 convolutions of ReLUs, added to the input."""
+    """Two group-normalised 3 x 3 convolutions, each after a ReLU, added to the input."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -60,18 +60,18 @@ class ResidualNormBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, channels)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        """Same shape in and out."""
+        """Apply the block; same shape in and out."""
         residual = self.norm1(self.conv1(F.relu(x)))
         return x + self.norm2(self.conv2(F.relu(residual, inplace=True)))
 
 
 @dataclass(frozen=True)
 class ReferenceFrame:
-    """A frame that the refinement looks back to."""
+    """A frame that the refinement uses as a reference."""
 
     pyramid: FeaturePyramid
     projected: Float[Tensor, "B CD h w"]
-    """Projection by which later frames find it."""
+    """Projection of the frame by which later frames are aligned to it."""
     masks: Float[Tensor, "B N h4 w4"] = per_object()  # noqa: RUF009
     """Masks of all objects at stride 4."""
     owner: Bool[Tensor, "B N"] = per_object()  # noqa: RUF009
@@ -80,20 +80,20 @@ class ReferenceFrame:
 
 @dataclass(frozen=True)
 class References:
-    """What the reference frames contribute, moved to where it is in the current frame."""
+    """Features and masks of the reference frames, moved to their places in the current frame."""
 
     first: FeaturePyramid
-    """Of the frames that introduced objects: ``R`` frames of every clip, rows ``r * B + b``."""
+    """Features of the frames that introduced objects: ``R`` frames of every clip, rows ``r * B + b``."""
     previous: FeaturePyramid
     owner: Float[Tensor, "R B N"] | None
-    """1 where frame ``r`` introduced the object; None where there is one such frame, for all objects."""
+    """1 where frame ``r`` introduced the object; None if a single frame introduced all objects."""
 
 
 class ReferenceFusion(nn.Module):
-    """One scale: features of the current, the first and the previous frame with the three masks of every object.
+    """One scale: fuses features of the current, the first and the previous frame with the three masks of every object.
 
-    The convolution of the concatenated channels is computed as a sum: what comes from features does not depend on the object and
-    is computed once a frame.
+    The convolution of the concatenated channels is computed as a sum: the part that comes from features does not depend on the
+    object and is computed once a frame.
     """
 
     def __init__(self, channels: int, width: int, groups: int) -> None:
@@ -111,7 +111,7 @@ class ReferenceFusion(nn.Module):
         owner: Float[Tensor, "R B N"] | None,
         masks: Float[Tensor, "B N 3 h w"],
     ) -> Float[Tensor, "BN W h w"]:
-        """Fuse; objects are rows of the result."""
+        """Fuse features and masks; objects are rows of the result."""
         batch, num_objects = masks.shape[:2]
         c = self.channels
         of_current, of_first, of_previous, of_masks = self.blend.weight.split((c, c, c, 3), dim=1)
@@ -129,8 +129,8 @@ class ReferenceFusion(nn.Module):
 class ReferenceRefineDecoder(nn.Module):
     """RefineNet of DMN-AOA: three blocks from stride 16 to 4, then background and foreground at the input's resolution.
 
-    A block has the features of three frames and three masks; the two finer ones add the enlarged result of the one before and
-    refine the sum, as STM's decoder does with its skip connections. Every convolution but the last is group-normalised.
+    A block receives the features of three frames and three masks. The two finer blocks add the enlarged result of the block
+    before and refine the sum, like the skip connections of STM's decoder. Every convolution but the last is group-normalised.
 
     Args:
         channels: number of channels of the pyramid, the same at every stride.
@@ -160,8 +160,9 @@ class ReferenceRefineDecoder(nn.Module):
 
         Args:
             current: features of the current frame.
-            references: moved features of the first and the previous frame.
-            masks: at strides 4, 8 and 16: moved masks of the first and of the previous frame, coarse mask of the current one.
+            references: features of the first and the previous frame, moved to the current one.
+            masks: masks at strides 4, 8 and 16: the moved ones of the first and the previous frame, and the coarse one of the
+                current frame.
         """
         first, previous, owner = references.first, references.previous, references.owner
         m4, m8, m16 = masks
@@ -169,17 +170,17 @@ class ReferenceRefineDecoder(nn.Module):
         x = self.block8(self.fuse8(current.s8, first.s8, previous.s8, owner, m8) + _double(x))
         x = self.block4(self.fuse4(current.s4, first.s4, previous.s4, owner, m4) + _double(x))
         background, foreground = self.predictor(F.relu(x, inplace=True)).float().unbind(dim=1)
-        # Of a softmax over the two, only the difference counts, and enlarging is linear.
+        # In a softmax over the two channels only their difference matters, and enlarging is linear.
         logits = F.interpolate((foreground - background).unsqueeze(1), scale_factor=4, mode="bilinear", align_corners=False)
         return logits.squeeze(1).unflatten(0, m4.shape[:2])
 
     @torch.no_grad()
     def start_as_copier(self) -> None:
-        """Initialise so that the untrained decoder hands on the sign of the coarse mask.
+        """Initialise so that the untrained decoder passes on the sign of the coarse mask.
 
-        In every block two channels carry the coarse mask and its opposite and nothing else feeds them; residual blocks start near
-        the identity, and the last convolution reads little else. The two carriers cancel in the mean that the group normalisation
-        subtracts, so that a probability of one half stays at zero.
+        In every block, two channels carry the coarse mask and its negative, and nothing else feeds them. Residual blocks start
+        near the identity, and the last convolution reads little else. The two carriers cancel in the mean that the group
+        normalisation subtracts, so that a probability of one half stays at zero.
         """
         for fusion in (self.fuse16, self.fuse8, self.fuse4):
             fusion.blend.weight[:2] = 0
@@ -199,13 +200,13 @@ class ReferenceRefineDecoder(nn.Module):
 class ReferenceRefiner(nn.Module):
     """Aligns reference frames to the current one and refines coarse masks with them.
 
-    The correspondence to the reference frames is computed at stride 16 and moves the pixels of the finer scales in blocks; all
+    The correspondence to the reference frames is computed at stride 16, and moves the pixels of finer scales in blocks. All
     objects share it.
 
     Args:
         channels: number of channels of the pyramid, the same at every stride.
-        alignment: the space in which frames are aligned, and how sharply.
-        options: see :class:`ReferenceRefinement`.
+        alignment: options of the space in which frames are aligned.
+        options: options of the refinement.
         groups: number of groups of the group normalisation.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.1 and equations 2 and 3.
@@ -227,7 +228,7 @@ class ReferenceRefiner(nn.Module):
         self.decoder = ReferenceRefineDecoder(channels, options.width, options.kernel, groups=groups)
 
     def project(self, s16: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B CD h w"], Float[Tensor, "B CD h w"]]:
-        """Projections of a frame as the current one and as a reference frame."""
+        """Projections of a frame, as the current one and as a reference frame."""
         return self.query(s16), self.reference(s16)
 
     def forward(
@@ -242,10 +243,10 @@ class ReferenceRefiner(nn.Module):
 
         Args:
             current: features of the current frame.
-            query: its projection, see :meth:`project`.
+            query: projection of the current frame, see :meth:`project`.
             first: the frames that introduced objects.
-            previous: the frame before.
-            coarse: masks of the current frame, in [0, 1].
+            previous: the previous frame.
+            coarse: coarse masks of the current frame, in [0, 1].
         """
         frames = (*first, previous)
         batch = coarse.shape[0]

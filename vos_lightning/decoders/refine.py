@@ -1,4 +1,4 @@
-"""Decoder that grows features from stride 16 to stride 4 with the frame's features as skip connections."""
+"""Decoder that refines features from stride 16 to stride 4, with the frame's features as skip connections."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vos_lightning.backbones.residual import ResidualBlock, hand_through, shared
 from vos_lightning.structures import FeaturePyramid
 
 Entry = Literal["residual", "convolution"]
-"""How stride 16 is entered: a residual block (STCN), or a convolution and then a residual block (STM)."""
+"""First block at stride 16: a residual block (STCN), or a convolution and then a residual block (STM)."""
 
 
 class RefineStage(nn.Module):
-    r"""One step to a finer scale: the frame's features join those of every object, enlarged to twice their size.
+    r"""One step to a finer scale: enlarge the features of every object by two, and join them with the frame's features.
 
     .. math:: y = R(s + \mathrm{up}_2(x))
 
-    with a residual block :math:`R` and the skip connection :math:`s`: a 3 x 3 convolution of the frame's features, followed by a
-    residual block in STM. The skip connection is computed once for all objects of a frame.
+    Here :math:`R` is a residual block and :math:`s` the skip connection: a 3 x 3 convolution of the frame's features, followed in
+    STM by a residual block. The skip connection is computed once for all objects of a frame.
 
     Args:
-        skip_channels: of the frame's features.
-        in_channels: of the coarser features of every object.
-        out_channels: of the result.
-        refine_skip: have the residual block in the skip connection (STM).
+        skip_channels: number of channels of the frame's features.
+        in_channels: number of channels of the coarser features of every object.
+        out_channels: number of channels of the result.
+        refine_skip: add the residual block to the skip connection (STM).
 
     Reference: STM (Oh et al., ICCV 2019), refinement module; STCN (Cheng et al., NeurIPS 2021), released code.
     """
@@ -48,7 +48,7 @@ class RefineStage(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self, carriers: int) -> None:
-        """Initialise so that the first channels of every object are enlarged and handed on; see :meth:`RefineDecoder`."""
+        """Initialise so that the first channels of every object are enlarged and passed on; see :class:`RefineDecoder`."""
         assert self.skip.bias is not None
         self.skip.weight[:carriers] = 0
         self.skip.bias[:carriers] = 0
@@ -64,13 +64,13 @@ class RefineDecoder(nn.Module):
     refine_skip=True, num_classes=2)``.
 
     Args:
-        feature_channels: of the pyramid at strides 4 and 8 (a third is ignored).
-        read_channels: of the readout of every object.
-        query_channels: of the frame's query value.
-        channels: of the features at strides 16, 8 and 4.
-        entry: how stride 16 is entered.
-        refine_skip: see :class:`RefineStage`.
-        num_classes: 1, a foreground logit, or 2, background and foreground, of which the difference counts.
+        feature_channels: numbers of channels of the pyramid at strides 4 and 8 (a third number is ignored).
+        read_channels: number of channels of the readout of every object.
+        query_channels: number of channels of the frame's query value.
+        channels: numbers of channels of the features at strides 16, 8 and 4.
+        entry: first block at stride 16.
+        refine_skip: add a residual block to the skip connections, see :class:`RefineStage`.
+        num_classes: 1 for a foreground logit, or 2 for background and foreground, whose difference is the logit.
 
     Raises:
         ValueError: ``entry`` or ``num_classes`` is unknown.
@@ -105,7 +105,7 @@ class RefineDecoder(nn.Module):
         self.stage4 = RefineStage(s4, channels[1], channels[2], refine_skip)
         self.predictor = nn.Conv2d(channels[2], num_classes, 3, padding=1)
         self.channels = channels
-        """Channels of :meth:`refine` at strides 16, 8 and 4."""
+        """Numbers of channels of :meth:`refine` at strides 16, 8 and 4."""
 
     def forward(
         self, pyramid: FeaturePyramid, readout: Float[Tensor, "B N CV h w"], query_value: Float[Tensor, "B CQ h w"]
@@ -113,9 +113,9 @@ class RefineDecoder(nn.Module):
         """Foreground logits at the input's resolution.
 
         Args:
-            pyramid: of the frame; strides 4 and 8 are read.
-            readout: of the memory, for every object.
-            query_value: of the frame.
+            pyramid: features of the frame; strides 4 and 8 are read.
+            readout: readout of the memory for every object.
+            query_value: query value of the frame.
         """
         return self.enlarge(self.predict(self.refine(pyramid, readout, query_value)[-1]))
 
@@ -132,24 +132,25 @@ class RefineDecoder(nn.Module):
         return x16, x8, self.stage4(x8, pyramid.s4)
 
     def predict(self, features: Float[Tensor, "B N C4 h4 w4"]) -> Float[Tensor, "B N h4 w4"]:
-        """Foreground logits at stride 4 of the features there."""
+        """Foreground logits at stride 4 from the features at stride 4."""
         x = self.predictor(F.relu(features.flatten(0, 1))).float()
-        # In a softmax over background and foreground, the foreground has the sigmoid of their difference.
+        # In a softmax over background and foreground, the foreground probability is the sigmoid of their difference.
         return (x[:, -1] - x[:, 0] if x.shape[1] == 2 else x[:, 0]).unflatten(0, features.shape[:2])
 
     @staticmethod
     def enlarge(logits: Float[Tensor, "B N h4 w4"]) -> Float[Tensor, "B N H W"]:
-        """Bilinearly from stride 4 to the input's resolution."""
+        """Enlarge bilinearly from stride 4 to the input's resolution."""
         return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
 
     @torch.no_grad()
     def start_as_copier(self, evidence: float = 6.0) -> None:
-        """Initialise so that the untrained decoder enlarges what the first two channels of the readout say.
+        """Initialise so that the untrained decoder enlarges the first two channels of the readout.
 
-        These are the shares of the object and of the rest in what was read. What all other channels add starts small.
+        These channels are the shares of the object and of the rest in the readout. The contributions of all other channels start
+        small.
 
         Args:
-            evidence: logit of a readout that is wholly inside of the object.
+            evidence: logit of a readout that is wholly inside the object.
         """
         carriers = 2
         if isinstance(self.entry, ResidualBlock):

@@ -15,27 +15,27 @@ from vos_lightning.backbones.resnet import ResNetPyramid, last_norm
 from vos_lightning.encoders.projection import KeyValueProjection
 
 OtherObjects = Literal["sum", "clamped", "inverse"]
-"""What the second mask channel of an object holds: the sum of the other objects' masks (STCN), the same in [0, 1] (STM), or one
-minus the object's own mask (AFB-URR)."""
+"""What the second mask channel of an object holds: the sum of the other objects' masks (``sum``, STCN), that sum clamped to
+[0, 1] (``clamped``, STM), or one minus the object's own mask (``inverse``, AFB-URR)."""
 MaskInit = Literal["default", "orthogonal"]
 CARRIERS = 2
-"""Channels that a copier start gives to the mask and to its complement, in this order."""
+"""Number of channels that a copier start gives to the mask and its complement, in this order."""
 
 
 class MaskedEncoder(nn.Module):
-    """Frame and masks to features at stride 16, one set an object.
+    """Encodes a frame and its masks to features at stride 16, separately for every object.
 
     The first convolution sees the mask channels beside the colours. A convolution of several inputs is the sum of convolutions,
-    so the half of the colours is computed once a frame for all objects and kept apart from the half of the masks.
+    so the part of the colours is computed once a frame for all objects, separately from the part of the masks.
 
-    The weights of an encoder with one mask channel fit into one with two: the second starts anew, orthogonal (STCN, from the
-    training on still images to that on videos).
+    Weights of an encoder with one mask channel can be loaded into one with two: the second channel then gets new orthogonal
+    weights (STCN, from the training on still images to that on videos).
 
     Args:
-        trunk: the ResNet. The part of its first convolution that sees the masks is added here and starts at random.
-        others: the second mask channel; None for the object's own mask alone.
-        mask_init: how the half of the masks starts: PyTorch's default for one convolution a channel (STM), or ``orthogonal`` over
-            all of them (STCN).
+        trunk: the ResNet. The part of its first convolution that sees the masks is added here and starts with random weights.
+        others: content of the second mask channel, see :data:`OtherObjects`; None for the object's own mask alone.
+        mask_init: initialisation of the part of the masks: PyTorch's default for one convolution a channel (STM), or
+            ``orthogonal`` over all channels (STCN).
 
     Raises:
         ValueError: an argument is unknown.
@@ -61,18 +61,19 @@ class MaskedEncoder(nn.Module):
         self.others = others
         self.trunk = trunk
         self.channels = trunk.channels
-        """Channels at strides 4, 8 and 16."""
+        """Numbers of channels at strides 4, 8 and 16."""
         self.mask_conv = nn.Conv2d(1 if others is None else 2, trunk.conv1.out_channels, 7, 2, 3, bias=False)
         if mask_init == "orthogonal":
             nn.init.orthogonal_(self.mask_conv.weight)
         else:
-            # PyTorch's default bound counts the inputs of a layer: of one channel, as these are convolutions of their own.
+            # PyTorch's default bound counts the inputs of a layer. Every mask channel has its own convolution, so it is one
+            # channel here.
             for channel in self.mask_conv.weight.split(1, dim=1):
                 nn.init.kaiming_uniform_(channel, a=5**0.5)
         self.register_load_state_dict_pre_hook(_add_mask_channel)
 
     def forward(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C16 h w"]:
-        """Features at stride 16 of every object: :meth:`coarse` of :meth:`fine`.
+        """Features at stride 16 of every object: :meth:`fine`, then :meth:`coarse`.
 
         Args:
             image: RGB in [0, 1].
@@ -81,14 +82,14 @@ class MaskedEncoder(nn.Module):
         return self.coarse(self.fine(image, masks))
 
     def fine(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C4 H4 W4"]:
-        """Features at stride 4 of every object: the stem and the first stage."""
+        """Features at stride 4 of every object: the stem and the first layer group."""
         channels = self._mask_channels(masks)
         once = self.trunk.stem(image)
         each = self.mask_conv(channels.flatten(0, 1)).unflatten(0, masks.shape[:2])
         return self.trunk.fine((each + once.unsqueeze(1)).flatten(0, 1)).unflatten(0, masks.shape[:2])
 
     def coarse(self, fine: Float[Tensor, "B N C4 H4 W4"]) -> Float[Tensor, "B N C16 h w"]:
-        """From stride 4 to stride 16."""
+        """Features at stride 16 from those at stride 4."""
         return self.trunk.layer3(self.trunk.layer2(fine.flatten(0, 1))).unflatten(0, fine.shape[:2])
 
     def _mask_channels(self, masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N E H W"]:
@@ -100,10 +101,10 @@ class MaskedEncoder(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self) -> None:
-        """Initialise so that the first two channels of all features are the mask and its complement, coarser from stage to stage.
+        """Initialise so that the first two channels of all features are the mask and its complement, at every stride.
 
-        The other channels start as if there was no mask: keys that are made of them match those of the frame alone. With instance
-        normalisation, the first two are left out of it.
+        The other channels start as if there were no mask, so that keys made of them match those of the frame alone. Instance
+        normalisation leaves out the first two channels.
         """
         trunk: Any = self.trunk
         trunk.conv1.weight[:CARRIERS] = 0
@@ -134,10 +135,10 @@ def start_as_copiers(
     memory_encoder: MaskedEncoder,
     memory_projection: KeyValueProjection | None,
 ) -> None:
-    """Initialise separate encoders of query and memory alike, with values of the memory that hold the masks.
+    """Initialise separate encoders of query and memory with equal weights, and values of the memory that hold the masks.
 
     Raises:
-        ValueError: the memory has no projection of its own, or the two encoders are not of one kind and size.
+        ValueError: the memory has no separate projection, or the two encoders differ in kind or size.
     """
     if memory_projection is None:
         raise ValueError("copier_start needs a projection of the memory's own: set shared_projection to False")

@@ -19,10 +19,10 @@ STRIDES = (4, 8, 16)
 
 @dataclass(frozen=True)
 class ObjectOptions:
-    """How objects and proposals are encoded inside their boxes.
+    """Options of the encoding of objects and proposals inside their boxes.
 
     Attributes:
-        channels: number of channels ``C`` of object features, and so of the templates and the values that are made of them.
+        channels: number of channels ``C`` of object features, of templates and of values.
         grid: number of cells along each side of a box.
         box_scale: factor by which boxes are enlarged about their centres before features are read in them.
         offset_unit: number of frames that count as 1 in the embedding of time.
@@ -30,7 +30,7 @@ class ObjectOptions:
     Raises:
         ValueError: a value is out of range.
 
-    Reference: DMN-AOA (Liang et al., ICCV 2021), sections 3.2 and 3.3, which leave the last three open.
+    Reference: DMN-AOA (Liang et al., ICCV 2021), sections 3.2 and 3.3, which do not state the last three.
     """
 
     channels: int = 512
@@ -48,11 +48,11 @@ DEFAULT_OBJECTS = ObjectOptions()
 
 
 class ObjectEncoder(nn.Module):
-    """Encodes what lies inside a box, with features of all scales on a fixed grid.
+    """Encodes the inside of a box with features of all scales on a fixed grid.
 
     Args:
         in_channels: number of channels of the pyramid, the same at every stride.
-        options: see :class:`ObjectOptions`.
+        options: options of the encoding.
         groups: number of groups of the group normalisation.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), sections 3.2 and 3.3.
@@ -68,7 +68,7 @@ class ObjectEncoder(nn.Module):
 
         Args:
             pyramid: features of the frame, which all its boxes share.
-            boxes: corners ``x0 y0 x1 y1`` in pixels of the frame, as they are found: they are enlarged here.
+            boxes: corners ``x0 y0 x1 y1`` in pixels of the frame; they are enlarged here.
         """
         boxes = self.enlarge(boxes).to(pyramid.s4.dtype)
         levels = zip((pyramid.s4, pyramid.s8, pyramid.s16), STRIDES, strict=True)
@@ -91,7 +91,7 @@ class ObjectEncoder(nn.Module):
         return sinusoid(offset / self.options.offset_unit, self.options.channels)[..., None, None]
 
     def enlarge(self, boxes: Float[Tensor, "B K 4"]) -> Float[Tensor, "B K 4"]:
-        """The boxes in which features are read."""
+        """The enlarged boxes in which features are read."""
         scale = self.options.box_scale
         if scale == 1.0:
             return boxes

@@ -11,9 +11,9 @@ class KeyValueProjection(nn.Module):
     """Key and value of every pixel: two 3 x 3 convolutions with biases, without normalisation or activation.
 
     Args:
-        in_channels: of the features.
-        key_channels: of the key.
-        value_channels: of the value.
+        in_channels: number of channels of the features.
+        key_channels: number of channels of the key.
+        value_channels: number of channels of the value.
         orthogonal_key: start with an orthogonal key weight and a zero bias (STCN) instead of PyTorch's default (STM).
 
     Reference: STM (Oh et al., ICCV 2019), STCN (Cheng et al., NeurIPS 2021); released code.
@@ -37,7 +37,7 @@ class KeyValueProjection(nn.Module):
         """Initialise the key as a random rotation of smoothed features, for training from random weights.
 
         Args:
-            gain: of features of unit variance; decides how sharply a softmax over the memory tells them apart.
+            gain: scale of the key for features of unit variance; a larger gain makes the softmax over the memory sharper.
         """
         assert self.key.bias is not None
         rows, columns = self.key.weight.shape[:2]

@@ -16,14 +16,14 @@ class ValueEncoder(nn.Module):
 
     .. math:: x = R_1([f, g]), \qquad v = R_2(x + \mathrm{CBAM}(x))
 
-    with the features of the object :math:`f`, those of the frame :math:`g` and residual blocks :math:`R_1, R_2`.
+    Here :math:`f` are the features of the object, :math:`g` those of the frame, and :math:`R_1, R_2` are residual blocks.
 
     Args:
-        trunk: encoder of frame and masks, a ResNet-18 in the papers.
-        shared_channels: channels of the frame's features at stride 16.
-        value_channels: channels of the value.
-        attention: have the CBAM; without it, :math:`v = R_2(x)` (STCN's variant without CBAM).
-        reduction: of the channel gate.
+        trunk: encoder of a frame with its masks, a ResNet-18 in the papers.
+        shared_channels: number of channels of the frame's features at stride 16.
+        value_channels: number of channels of the value.
+        attention: use the CBAM; without it, :math:`v = R_2(x)` (a variant of STCN).
+        reduction: factor by which the channel gate of the CBAM narrows.
 
     Reference: STCN (Cheng et al., NeurIPS 2021) section 3.1 and its released code.
     """
@@ -40,7 +40,7 @@ class ValueEncoder(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.fine_channels = self.trunk.channels[0]
-        """Channels of :meth:`fine`."""
+        """Number of channels of :meth:`fine`."""
         self.block1 = ResidualBlock(self.trunk.channels[2] + shared_channels, value_channels)
         self.attention = (
             CBAM(
@@ -59,7 +59,7 @@ class ValueEncoder(nn.Module):
     def forward(
         self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"], shared: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B N CV h w"]:
-        """Values of a frame: :meth:`value` of :meth:`fine`.
+        """Values of a frame: :meth:`fine`, then :meth:`value`.
 
         Args:
             image: RGB in [0, 1].
@@ -73,7 +73,7 @@ class ValueEncoder(nn.Module):
         return self.trunk.fine(image, masks)
 
     def value(self, fine: Float[Tensor, "B N C4 H4 W4"], shared: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N CV h w"]:
-        """From stride 4 to the value."""
+        """Value from the features at stride 4."""
         x = self.block1.fuse(self.trunk.coarse(fine), shared).flatten(0, 1)
         if self.attention is not None:
             x = x + self.attention(x)
@@ -89,7 +89,7 @@ class ValueEncoder(nn.Module):
         self.block1.start_as_copier(CARRIERS)
         self.block2.start_as_copier(CARRIERS)
         if self.attention is not None:
-            # It multiplies by a constant, which the sum with its input would add.
+            # The CBAM multiplies by a constant here, and the sum with its input adds 1 to that factor.
             gain = 1 + self.attention.start_as_constant(CARRIERS)
             assert isinstance(self.block1.shortcut, nn.Conv2d)
             self.block1.shortcut.weight[:CARRIERS] /= gain

@@ -1,7 +1,7 @@
-"""Segmentation without a network: what any system has to beat.
+"""Segmentation without a network: baselines that any system should beat.
 
-Both functions yield a label map for every frame, in original ids and at the original size. An annotation at a later frame brings
-its objects in there (and replaces those that it gives anew); before the first annotation there is only background.
+Both functions yield a label map for every frame, in original ids and at the original size. An annotation in a later frame adds
+its objects there and replaces those that it annotates again. Before the first annotation there is only background.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def copy_first_mask(sample: VideoSample) -> Iterator[tuple[int, UInt8[Tensor, "H
     """Leave every object where it was annotated.
 
     Args:
-        sample: its frames are not read.
+        sample: the video; its frames are not read.
 
     Yields:
         Frame index and label map.
@@ -36,11 +36,11 @@ def copy_first_mask(sample: VideoSample) -> Iterator[tuple[int, UInt8[Tensor, "H
 def warp_by_flow(sample: VideoSample) -> Iterator[tuple[int, UInt8[Tensor, "H0 W0"]]]:
     """Carry the objects from frame to frame along optical flow.
 
-    DIS flow (preset "medium", on grey frames) says for every pixel of frame t where it was in frame t-1. The masks of the
-    background and of every object are read there bilinearly, outside the image from its border, and the largest one wins.
+    DIS flow (preset "medium", on grey frames) gives the place of every pixel of frame t in frame t-1. The masks of the background
+    and of every object are read there bilinearly; outside the image the border value is used. The largest value wins.
 
     Args:
-        sample: its frames are read once each.
+        sample: the video; every frame is read once.
 
     Yields:
         Frame index and label map.
@@ -61,7 +61,7 @@ def warp_by_flow(sample: VideoSample) -> Iterator[tuple[int, UInt8[Tensor, "H0 W
 
 
 def _with_annotation(sample: VideoSample, index: int, current: Tensor | None) -> Tensor | None:
-    """The label map after the annotation of a frame, if it has one; None until the first."""
+    """The label map after the annotation of a frame, if it has one; None before the first annotation."""
     annotation = sample.annotations.get(index)
     if annotation is None:
         return current

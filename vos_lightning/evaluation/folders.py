@@ -37,13 +37,13 @@ from vos_lightning.metrics.youtube_vos import unseen_objects
 
 PathLike = str | os.PathLike[str]
 NUM_NAMED = 5
-"""How many files or folders a message names before it only counts them."""
+"""Number of files or folders that a message names; the others are only counted."""
 MAX_WORKERS, FRAMES_PER_WORKER = 16, 150
-"""Processes that are used unless told otherwise: a node with many processors is shared, and to start one takes a while."""
+"""Most processes by default, and frames for each: a node with many CPUs is shared, and every process takes time to start."""
 
 
 class EvaluationError(ValueError):
-    """Folders that cannot be scored; ``problems`` holds one line each, with the file and the mend."""
+    """Folders that cannot be scored; ``problems`` holds one line for each problem, with the file and what to do about it."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -61,7 +61,7 @@ class Evaluation:
 
     @property
     def missing(self) -> dict[str, list[int]]:
-        """Video -> objects that the predictions never show where the truth does."""
+        """Video -> objects that the predictions never show although the truth does."""
         found: dict[str, list[int]] = {}
         for row in self.rows:
             if row.missing:
@@ -81,7 +81,7 @@ class Evaluation:
         return {video: summarize(rows, self.protocol) for video, rows in by_video.items()}
 
     def write(self, folder: PathLike) -> None:
-        """Write ``objects.csv`` (one row an object) and ``summary.json`` (everything), each whole or not at all."""
+        """Write ``objects.csv`` (one row an object) and ``summary.json`` (everything), both atomically."""
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(field.name for field in fields(ObjectScores))
@@ -112,12 +112,12 @@ def evaluate_folder(
 
     Args:
         truth: a folder of video folders of label-map PNGs.
-        predictions: the same layout and file names; frames that the protocol skips may be absent. Frames, videos and ids that
-            the truth does not have are ignored (but for ``davis17``, ids above the truth's are an error), and what is missing
-            scores as a blank prediction; the result names both.
-        protocol: see :data:`vos_lightning.metrics.Protocol`.
-        videos: names to score; None means all folders of the truth.
-        workers: processes; 1 works in this one and on one thread, None chooses by the number of frames.
+        predictions: a folder with the same layout and file names; frames that the protocol skips may be absent. Frames, videos
+            and ids that the truth does not have are ignored (except that ``davis17`` refuses ids above the truth's highest). What
+            is missing is scored as a blank prediction. The result names both.
+        protocol: how videos are scored, see :data:`vos_lightning.metrics.Protocol`.
+        videos: names of the videos to score; None means all folders of the truth.
+        workers: number of processes; 1 runs in this process on one thread, None chooses by the number of frames.
         progress: show a bar on stderr.
         unseen: video -> ids whose category is not in the training set (YouTube-VOS).
 
@@ -125,8 +125,8 @@ def evaluate_folder(
         One row an object, by video in natural order and id.
 
     Raises:
-        EvaluationError: with every problem of what the folders hold, or else of what the files hold; nothing is scored by
-            halves.
+        EvaluationError: with every problem of the folders' structure, or else of the files' content; in either case nothing is
+            scored.
     """
     check_protocol(protocol)
     if workers is not None and workers < 1:
@@ -159,7 +159,7 @@ def evaluate_folder(
 def read_videos(
     truth: PathLike, predictions: PathLike, protocol: Protocol, videos: Sequence[str] | None = None
 ) -> Iterator[tuple[str, tuple[str, ...], UInt8[np.ndarray, "T H W"], UInt8[np.ndarray, "T H W"]]]:
-    """The label maps that :func:`evaluate_folder` scores: name, stems, predictions and truth of one video after the other.
+    """Yield the label maps that :func:`evaluate_folder` scores: name, stems, predictions and truth of one video after the other.
 
     Predictions of frames that the protocol skips are blank. For the arguments see :func:`evaluate_folder`.
 
@@ -188,12 +188,12 @@ def read_videos(
 
 @dataclass(frozen=True)
 class _Task:
-    """A video whose files are all there."""
+    """A video of which all needed files exist."""
 
     name: str
     truth: tuple[Path, ...]
     predictions: tuple[Path | None, ...]
-    """None for a frame without a file: the protocol skips it, or nothing at all is predicted for the video."""
+    """Paths of the predictions; None for frames without a file, because the protocol skips them or the video is not predicted."""
     protocol: Protocol
     unseen_ids: tuple[int, ...] = ()
 
@@ -205,7 +205,7 @@ class _Task:
 
 @dataclass
 class _Found:
-    """What the folders hold."""
+    """Tasks, problems and notes that were found in the folders."""
 
     tasks: list[_Task] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -268,7 +268,7 @@ def _find_tasks(
 def _missing(
     truth: Path, predictions: Path, true: Mapping[str, Path], predicted: Mapping[str, Path] | None, protocol: Protocol
 ) -> str | None:
-    """What the files of a video lack; without a folder of predictions none is expected."""
+    """The problem with the files of a video, or None; without a folder of predictions no predictions are expected."""
     if not truth.is_dir():
         return f"{truth}: the truth of this video is missing; correct the list of videos or the truth folder"
     needed = list(true)[_scored(protocol)]
@@ -286,7 +286,7 @@ def _missing(
 def _misnamed(
     truth: Path, predictions: Path, matched: Sequence[tuple[Mapping[str, Path], Mapping[str, Path]]], protocol: Protocol
 ) -> str | None:
-    """Predictions that have every name that is needed, but mean other frames in all videos."""
+    """Predictions that have all expected names but are shifted by some frames in every video."""
     names = [(list(true), list(predicted)) for true, predicted in matched if true]
     if names and all(true == predicted[_scored(protocol)] for true, predicted in names):
         skipped = "first frame" if protocol in GROUPED else "first and the last frame"
@@ -316,7 +316,7 @@ def _no_videos(folder: Path, role: str) -> str:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Stem -> PNG file in natural order; none where there is no folder."""
+    """Stem -> PNG file in natural order; empty if there is no folder."""
     return list_files(folder, (".png",)) if folder.is_dir() else {}
 
 
@@ -330,7 +330,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Frames:
-    """Label maps that are read one by one, when they are asked for."""
+    """Label maps that are read one by one when they are accessed."""
 
     paths: Sequence[Path | None]
     read: Callable[[Path | None], UInt8[np.ndarray, "H W"]]
@@ -346,19 +346,19 @@ class _Frames:
 
 
 class _Reader:
-    """Truth and predictions of a video as the protocol takes them, a frame at a time."""
+    """Reads truth and predictions of a video, frame by frame, in the form that the protocol needs."""
 
     def __init__(self, task: _Task) -> None:
         self.task = task
         self.target, self.preds = _Frames(task.truth, self._true), _Frames(task.predictions, self._predicted)
         self.size: tuple[int, ...] | None = None
         self.highest_id: int | None = None
-        """Of the truth, where the protocol forbids higher ones."""
+        """Highest id of the truth, if the protocol forbids higher ones."""
         self.true_ids: set[int] = set()
         self.predicted_ids: set[int] = set()
 
     def find_highest_id(self) -> None:
-        """Look at the first true frame, if that decides which objects are scored.
+        """Look at the first true frame, if the protocol takes the objects from it.
 
         Raises:
             NothingToScoreError: it shows no object.
@@ -372,7 +372,7 @@ class _Reader:
 
     @cached_property
     def _has_void(self) -> bool:
-        """Whether 255 means void in the truth: beside ids it does. A frame may show nothing but void, so all of them decide."""
+        """Whether 255 means void in the truth: it does if ids occur too. All frames decide, as one may show void only."""
         return any(set(ids_in(_read(path))) - {IGNORE_LABEL} for path in self.task.truth)
 
     def _true(self, path: Path | None) -> UInt8[np.ndarray, "H W"]:
@@ -414,7 +414,7 @@ class _Reader:
         return label_map
 
     def problems(self) -> list[str]:
-        """What is wrong with the files: of each side the first bad one, and how many more there are."""
+        """Problems of the files: for truth and predictions each, the first bad file and the number of further ones."""
         found = []
         for frames, indices in ((self.target, range(len(self.target))), (self.preds, self.task.scored)):
             bad = []
@@ -431,7 +431,7 @@ class _Reader:
 def _read(path: Path) -> UInt8[np.ndarray, "H W"]:
     label_map = read_plain_png(path)
     if label_map is None:
-        # Only for unusual files: it imports PyTorch, which takes longer than to score a small data set.
+        # Imported for unusual files only: PyTorch takes longer to import than a small data set takes to score.
         from vos_lightning.io.label_maps import read_label_map
 
         label_map = read_label_map(path).numpy()
@@ -454,7 +454,7 @@ def _white_is_one(path: Path, label_map: UInt8[np.ndarray, "H W"]) -> UInt8[np.n
 
 @dataclass(frozen=True)
 class _Scored:
-    """What became of a video."""
+    """The result of scoring a video."""
 
     rows: Sequence[ObjectScores] = ()
     problems: Sequence[str] = ()
@@ -472,7 +472,7 @@ def _score_all(tasks: Sequence[_Task], workers: int | None) -> Iterator[_Scored]
     if workers <= 1:
         yield from map(_score, tasks)
         return
-    # Forking a process in which PyTorch runs threads can hang; a fork server starts clean and imports the library once.
+    # Forking a process with PyTorch threads can hang. A fork server starts without them and imports the library once.
     context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(workers, context) as pool:
@@ -480,7 +480,7 @@ def _score_all(tasks: Sequence[_Task], workers: int | None) -> Iterator[_Scored]
 
 
 def _score(task: _Task) -> _Scored:
-    """Scores of a video, or what is wrong with its files."""
+    """Scores of a video, or the problems of its files."""
     reader = _Reader(task)
     try:
         reader.find_highest_id()
@@ -502,7 +502,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: arguments; None takes those of the process.
+        argv: arguments of the command; None takes those of the process.
 
     Returns:
         0, or 2 after one line on stderr for each problem.
@@ -511,12 +511,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--truth", type=Path, required=True, help="folder of video folders of label-map PNGs")
     parser.add_argument("--predictions", type=Path, required=True, help="the same layout; skipped frames may be absent")
     parser.add_argument("--protocol", choices=get_args(Protocol), required=True)
-    parser.add_argument("--videos", type=Path, help="text file with one video name a line (default: all of the truth)")
+    parser.add_argument("--videos", type=Path, help="text file with one video name a line (default: all videos of the truth)")
     parser.add_argument("--meta", type=Path, help="meta.json of the truth with categories (YouTube-VOS)")
-    parser.add_argument("--train-meta", type=Path, help="meta.json of the training set: its categories are the seen ones")
+    parser.add_argument("--train-meta", type=Path, help="meta.json of the training set, whose categories are the seen ones")
     parser.add_argument("--output", type=Path, help="folder for objects.csv and summary.json")
     parser.add_argument(
-        "--workers", type=int, help=f"processes (default: by the number of frames, at most {MAX_WORKERS} and the processors)"
+        "--workers", type=int, help=f"processes (default: by the number of frames, at most {MAX_WORKERS} and the number of CPUs)"
     )
     arguments = parser.parse_args(argv)
     if arguments.output is not None:
@@ -547,7 +547,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(evaluation: Evaluation, console: Console) -> None:
-    """Print the scores of every object, of every video with several, and of all together."""
+    """Print the scores of every object, of every video with several objects, and of all objects together."""
     per_object = [(f"{row.video} {row.object_id}", asdict(row)) for row in evaluation.rows]
     per_video = list(evaluation.sequences().items())
     tables = [("object", per_object)] if len(per_object) > len(per_video) else []
@@ -582,5 +582,5 @@ def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]], keys: S
 
 
 def _available_cpus() -> int:
-    """Processors that this process may use, which a cluster limits."""
+    """Number of CPUs that this process may use, which a cluster may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

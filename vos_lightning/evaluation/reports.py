@@ -1,4 +1,4 @@
-"""Tables of scores beside the baselines, for the terminal and as files."""
+"""Tables that compare scores with the baselines, for the terminal and as files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vos_lightning.structures import LazySequence, VideoSample
 
 Baseline = Callable[[VideoSample], Iterable[tuple[int, Tensor]]]
 BASELINES: dict[str, Baseline] = {"copy": copy_first_mask, "flow": warp_by_flow}
-"""The first mask repeated, and warped frame by frame by OpenCV's DIS optical flow."""
+"""``copy`` repeats the first mask; ``flow`` warps it from frame to frame by OpenCV's DIS optical flow."""
 
 
 def score_baselines(videos: LazySequence[VideoSample], protocol: Protocol) -> dict[str, list[ObjectScores]]:
@@ -38,7 +38,7 @@ def score_baselines(videos: LazySequence[VideoSample], protocol: Protocol) -> di
 
 
 def report(name: str, rows: Sequence[ObjectScores], protocol: Protocol, others: dict[str, list[ObjectScores]]) -> Table:
-    """J, F and J&F of every video and of all objects, and J&F of other methods beside them."""
+    """J, F and J&F of every video and of all objects, beside the J&F of other methods."""
     table = Table(caption=describe(protocol, rows))
     table.add_column("video", no_wrap=True)
     for header in ("J", "F", f"J&F {name}", *(f"J&F {other}" for other in others)):

@@ -1,6 +1,6 @@
-"""File names and folders: the one order of frames, and files that appear whole or not at all.
+"""File names and folders: one order of frames, and atomic writing.
 
-Everything that lists frames, masks or videos does it here, so that a video has the same order wherever it is read.
+All code that lists frames, masks or videos uses this module, so that a video has the same order everywhere.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ NaturalKey = tuple[tuple[str | int, ...], str]
 def natural_key(name: str) -> NaturalKey:
     """Sorting key of the natural order: ``frame_2`` comes before ``frame_10``.
 
-    A name is cut into texts and numbers, which are compared one after the other, numbers by their value (decimal digits of any
-    script). A number at the beginning comes before text. A sign or a decimal point is text. Names that differ in leading zeros
-    alone (``1``, ``01``) agree in the first part of the key; the name itself, its second part, decides between them.
+    A name is split into texts and numbers, which are compared one after the other, numbers by their value (decimal digits of any
+    script). A number at the beginning comes before text. A sign or a decimal point is text. Names that differ only in leading
+    zeros (``1``, ``01``) have equal first parts of the key; the name itself, its second part, decides between them.
 
     Args:
         name: stem of a file, name of a folder, or relative path with ``/``.
     """
-    # Texts and numbers alternate, beginning with a text that may be empty: like is compared with like.
+    # Texts and numbers alternate, beginning with a text that may be empty, so that equal positions have equal types.
     return tuple(int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(name))), name
 
 
@@ -35,17 +35,17 @@ def list_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> dic
     """Stem -> path of the files of a folder in natural order; hidden files (``._00000.jpg``) are left out.
 
     Args:
-        folder: where to look; sub-folders are not searched.
-        suffixes: of the files that are wanted, in lower case, with the dot.
+        folder: folder that is searched without its sub-folders.
+        suffixes: suffixes of the wanted files, in lower case, with the dot.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: two files are the same frame: ``1.jpg`` beside ``1.png``, or ``1.jpg`` beside ``01.jpg``.
+        ValueError: two files stand for the same frame: ``1.jpg`` beside ``1.png``, or ``1.jpg`` beside ``01.jpg``.
     """
     found = []
     for entry in _scan(folder):
         stem, suffix = os.path.splitext(entry.name)
-        # A link that leads nowhere is kept: reading it says what is missing.
+        # A dangling link is kept: the error of reading it names the missing file.
         if suffix.lower() in suffixes and not entry.name.startswith(".") and not entry.is_dir():
             found.append((natural_key(stem), entry.name))
     found.sort()
@@ -78,8 +78,8 @@ def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> lis
     """Files of a folder and its sub-folders in the natural order of their relative paths; hidden files and folders are left out.
 
     Args:
-        folder: where to look.
-        suffixes: of the files that are wanted, in lower case, with the dot.
+        folder: folder that is searched with its sub-folders.
+        suffixes: suffixes of the wanted files, in lower case, with the dot.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -105,10 +105,10 @@ def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name in the same folder and rename it; parent folders are made."""
+    """Write a file under a temporary name in the same folder and rename it; missing parent folders are created."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: it makes files that only their owner can read.
+    # tempfile is not used, as its files can be read by their owner only.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)

@@ -34,13 +34,13 @@ from torch import Tensor
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises on broken files: ``SyntaxError`` for a bad PNG chunk, ``OSError`` for a truncated file, and so on."""
+"""Exceptions of Pillow for broken files: ``SyntaxError`` for a bad PNG chunk, ``OSError`` for a truncated file, and so on."""
 _RGB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
-"""Pillow's modes whose conversion to RGB is exact in meaning."""
+"""Pillow's modes that convert to RGB without changing the meaning of the colours."""
 
 
 class Turn(NamedTuple):
-    """The way from a stored picture to the upright one: rows and columns are exchanged first, then it is mirrored."""
+    """How a stored picture is turned upright: first rows and columns are exchanged, then it is mirrored."""
 
     exchange: bool = False
     left_right: bool = False
@@ -69,50 +69,50 @@ _EXIF_TURNS = {
 
 
 class Picture(NamedTuple):
-    """A decoded file."""
+    """A decoded image file."""
 
     image: Image.Image
-    """As stored; the turn is not applied."""
+    """The picture as stored; the turn is not applied."""
     turn: Turn
     bits: int
-    """Of a channel: 8 (1-bit images too), 16 or 32. Pillow has cut colours of 16 bits down to 8."""
+    """Bits of a channel: 8 (also for 1-bit images), 16 or 32. Pillow reduces colours of 16 bits to 8."""
 
 
 class Header(NamedTuple):
-    """What a file says of itself before it is decoded."""
+    """The description of an image in its file, before it is decoded."""
 
     size: tuple[int, int]
     """Width and height of the upright picture."""
     stored_size: tuple[int, int]
-    """Those of the picture as stored."""
+    """Width and height of the stored picture."""
     format: str
-    """``JPEG``, ``PNG``, ..."""
+    """File format, such as ``JPEG`` or ``PNG``."""
     mode: str
-    """Pillow's name."""
+    """Pillow's name of the mode."""
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 H W"]:
     """Decode an image file to RGB by the rules of this module.
 
     Args:
-        path: usually JPEG or PNG; any format that Pillow reads.
+        path: image file, usually JPEG or PNG; any format that Pillow reads.
 
     Returns:
         ``(3, H, W)`` uint8, contiguous.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or not without a guess; the message names it.
+        ValueError: the file cannot be read, or its meaning would have to be guessed; the message names it.
     """
     return torch.from_numpy(read_pixels(path)).permute(2, 0, 1).contiguous()
 
 
 def read_pixels(path: str | os.PathLike[str], as_stored: bool = False) -> UInt8[np.ndarray, "H W 3"]:
-    """:func:`read_image` with the channels last, as image libraries want them.
+    """:func:`read_image` with the channels last, as image libraries expect them.
 
     Args:
-        path: see :func:`read_image`.
-        as_stored: pass over the orientation tag, for published sets whose masks lie on the stored pixels.
+        path: image file, see :func:`read_image`.
+        as_stored: ignore the orientation tag, for published sets whose masks lie on the stored pixels.
     """
     pixels = _decode_jpeg(path, as_stored)
     if pixels is not None:
@@ -147,7 +147,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def load(path: str | os.PathLike[str]) -> Picture:
-    """A fully decoded file, or one clear line that names it.
+    """Decode a file completely, or raise one clear line that names it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -155,9 +155,9 @@ def load(path: str | os.PathLike[str]) -> Picture:
     """
     try:
         with Image.open(path) as image:
-            # The second picture of an MPO file is a preview or a depth map.
+            # The second picture of an MPO file is a preview or a depth map and is ignored.
             pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            image.load()  # decoding is lazy otherwise, and a truncated file would pass
+            image.load()  # without this, decoding is lazy and a truncated file is not noticed
             turn = _turn_of(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
@@ -176,18 +176,18 @@ def _damaged(path: str | os.PathLike[str], error: BaseException) -> ValueError:
 def _turn_of(image: Image.Image) -> Turn:
     try:
         return _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), Turn())
-    except _DECODE_ERRORS:  # viewers pass over a broken tag too
+    except _DECODE_ERRORS:  # viewers ignore a broken tag too
         return Turn()
 
 
 def _png_bits(path: str | os.PathLike[str]) -> int:
-    """Bits of a channel, from the header: Pillow's mode does not tell 16 bits from 8 in colour."""
+    """Bits of a channel, read from the header, because Pillow's mode does not distinguish 16 from 8 bits of colour."""
     with Path(path).open("rb") as file:
         return file.read(25)[24]
 
 
 def _eight_bits(path: str | os.PathLike[str], image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """16 bits scaled to 8, to the nearest. White is 65535, so a step of 8 bits is 257."""
+    """Scale 16 bits to 8, rounding to the nearest. White is 65535, so a step of 8 bits is 257."""
     if image.format == "PNG":
         content = np.fromfile(path, dtype=np.uint8)
         deep = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -200,9 +200,9 @@ def _eight_bits(path: str | os.PathLike[str], image: Image.Image) -> UInt8[np.nd
 
 
 def _decode_jpeg(path: str | os.PathLike[str], as_stored: bool) -> UInt8[np.ndarray, "H W 3"] | None:
-    """Pixels of a sound JPEG, or None for anything else, which Pillow reads or complains about.
+    """Pixels of a sound JPEG, or None for anything else, which is left to Pillow and its errors.
 
-    OpenCV gives what Pillow gives in a third of the time (both wrap libjpeg-turbo), but is silent about truncated files.
+    OpenCV gives the same pixels as Pillow in a third of the time (both wrap libjpeg-turbo), but does not report truncated files.
     """
     if Path(path).suffix.lower() not in (".jpg", ".jpeg") or not Path(path).is_file():
         return None

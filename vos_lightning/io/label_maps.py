@@ -21,7 +21,7 @@ from vos_lightning.io.plain_png import read_plain_png
 
 
 def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
-    """Bit ``3*j + c`` of the index becomes bit ``7 - j`` of channel ``c``."""
+    """VOC colours: bit ``3*j + c`` of the index becomes bit ``7 - j`` of channel ``c``."""
     index = np.arange(256)[:, None]
     channel = np.arange(3)[None, :]
     palette = np.zeros((256, 3), dtype=np.int64)
@@ -35,7 +35,7 @@ PALETTE: UInt8[np.ndarray, "256 3"] = _voc_palette()
 
 _WHITE = 0xFFFFFF
 _PALETTE_CODES = (PALETTE.astype(np.int32) << np.array([16, 8, 0], dtype=np.int32)).sum(axis=1, dtype=np.int32)
-# White is no palette colour, so that black-and-white masks saved as RGB can mean what grey ones do: 255.
+# White is not a palette colour, so black-and-white masks saved as RGB can be read like grey ones: as 255.
 _CODES = np.append(_PALETTE_CODES, np.int32(_WHITE))
 _INDICES = np.append(np.arange(256), 255).astype(np.uint8)
 _ORDER = np.argsort(_CODES)
@@ -53,15 +53,15 @@ def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:
     transparent pixels are background and white is 255. Otherwise the rules of :mod:`vos_lightning.io.images` hold.
 
     Args:
-        path: usually a PNG.
+        path: image file, usually a PNG.
 
     Returns:
         ``(H, W)`` uint8 ids: 0 background, 255 void or, in binary data sets, the object.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, has an unsupported mode, or has colours that are no palette colours, as smoothed or
-            JPEG-compressed masks do.
+        ValueError: the file is damaged, has an unsupported mode, or has colours that are not in the palette, as in smoothed or
+            JPEG-compressed masks.
     """
     plain = read_plain_png(path)
     if plain is not None:
@@ -103,17 +103,17 @@ def _indices_from_colours(path: str | os.PathLike[str], colours: UInt8[np.ndarra
 def write_label_map(path: str | os.PathLike[str], label_map: UInt8[Tensor, "H W"]) -> None:
     """Write object ids as an indexed PNG with the DAVIS palette.
 
-    The file appears whole or not at all, so an interrupted run leaves nothing half-written; parent folders are made.
+    The file is written atomically, so an interrupted run leaves no incomplete file; missing parent folders are created.
 
     Args:
-        path: ends in ``.png``.
+        path: output file, whose name ends in ``.png``.
         label_map: ``(H, W)`` ids, on any device.
     """
     write_atomically(path, encode_label_map(label_map))
 
 
 def encode_label_map(label_map: UInt8[Tensor, "H W"]) -> bytes:
-    """What :func:`write_label_map` writes."""
+    """The bytes that :func:`write_label_map` writes."""
     image = Image.fromarray(label_map.cpu().numpy())
     image.putpalette(PALETTE.tobytes())
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a command writes never touches what it reads, and never mixes with what another run wrote."""
+"""Outputs of commands: they never overwrite inputs, and never mix with the outputs of another run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from vos_lightning.io.files import write_atomically
 
 _RECORD = re.compile(r"written(-[0-9]+)?\.jsonl")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
-"""What a process that was killed in the middle of a file leaves behind."""
+"""Pattern of the temporary files that a killed process leaves behind."""
 
 
 def refuse_overlap(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
-    """Refuse outputs that are, hold, or lie in something that is read.
+    """Refuse outputs that are an input, contain one or lie inside one.
 
-    Files and folders are compared as the file system knows them, so that symbolic links, hard links, bind mounts and other
-    spellings of a name are seen through.
+    Files and folders are compared by their identity in the file system, so that symbolic links, hard links, bind mounts and other
+    spellings of a name are recognised.
 
     Args:
         outputs: files or folders that will be written; they need not exist.
-        inputs: files or folders that are read; None and what does not exist are skipped.
+        inputs: files or folders that are read; None and files that do not exist are skipped.
 
     Raises:
-        ValueError: an output touches an input; the message names both.
+        ValueError: an output overlaps an input; the message names both.
     """
     given = [path for path in inputs if path is not None and path.exists()]
     for output in outputs:
@@ -44,7 +44,7 @@ def refuse_overlap(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> No
 
 
 def _identities(path: Path) -> list[tuple[int, int]]:
-    """Device and number of a file or folder and of all folders above it; what does not exist is left out."""
+    """Device and inode of a file or folder and of all folders above it; what does not exist is left out."""
     found = []
     for place in (real := Path(os.path.realpath(path)), *real.parents):
         with contextlib.suppress(OSError):
@@ -54,10 +54,10 @@ def _identities(path: Path) -> list[tuple[int, int]]:
 
 
 def claim_file(path: Path, inputs: Iterable[Path | None], overwrite: bool) -> None:
-    """Refuse to write a file over an input, over a folder or, unless told, over any other file.
+    """Refuse to write a file over an input, over a folder or, without ``overwrite``, over any other file.
 
     Raises:
-        ValueError: the place is taken.
+        ValueError: the file must not be written there.
     """
     if path.is_dir():
         raise ValueError(f"{path}: the output is a folder; name a file")
@@ -68,7 +68,7 @@ def claim_file(path: Path, inputs: Iterable[Path | None], overwrite: bool) -> No
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file that was to be written in an error of the operating system, which a full disc does not."""
+    """Name the file in errors of the operating system that do not name it, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -80,24 +80,24 @@ def naming(path: Path) -> Iterator[None]:
 class OutputFolder:
     """A folder that one run of a command fills: it holds files of that run and nothing else.
 
-    ``written.jsonl`` in it says which command wrote, whether it has finished, and what: a name and the digest of its content a
-    line. A run that failed has left whole files and ``"finished": false``. An earlier run of the same command is removed if that
-    is asked for, file by file as it was recorded; a file that somebody has added or changed since is never removed, and the
+    ``written.jsonl`` in the folder records which command wrote, whether it has finished, and every file: one line with its name
+    and the digest of its content. A run that failed leaves complete files and ``"finished": false``. An earlier run of the same
+    command is removed on request, file by file as it was recorded. A file that was added or changed since is never removed; the
     folder is refused instead.
 
-    Creating an object checks and changes nothing; the earlier run is removed when the first file is written, or by
+    Constructing an object only checks and changes nothing; the earlier run is removed when the first file is written, or by
     :meth:`start`.
 
     Args:
-        folder: must be new, empty, or the output of the same command.
-        command: its name.
+        folder: output folder; it must be new, empty, or the output of the same command.
+        command: name of the command.
         inputs: files and folders that are read, see :func:`refuse_overlap`.
         overwrite: whether the output of an earlier run may be removed.
-        how: how the user allows that, for the message.
-        part: number of this process, where several write into the folder; only the first one checks and removes.
+        how: option with which the user allows that, for the message.
+        part: number of this process, if several write into the folder; only process 0 checks and removes.
 
     Raises:
-        ValueError: the folder touches an input or holds something else; the message names the file.
+        ValueError: the folder overlaps an input or holds other files; the message names the file.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class OutputFolder:
             self._earlier = self._check(overwrite, how)
 
     def start(self) -> None:
-        """Remove what the earlier run wrote, and make the folder; done by itself before the first file."""
+        """Remove the files of the earlier run and create the folder; called automatically before the first file."""
         if self._started:
             return
         self._started = True
@@ -128,7 +128,7 @@ class OutputFolder:
             for path in self._earlier:
                 path.unlink(missing_ok=True)
             for folder in sorted({p for path in self._earlier for p in path.parents if self.folder in p.parents}, reverse=True):
-                with contextlib.suppress(OSError):  # it is not empty
+                with contextlib.suppress(OSError):  # the folder is not empty
                     folder.rmdir()
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -141,11 +141,11 @@ class OutputFolder:
         """Write a file.
 
         Args:
-            name: relative to the folder.
-            write: gets the path and makes the file appear whole or not at all.
+            name: path of the file, relative to the folder.
+            write: function that writes a file atomically to the path that it is given.
 
         Returns:
-            The path.
+            Path of the file.
 
         Raises:
             OSError: it cannot be written; the error names the file.
@@ -157,19 +157,19 @@ class OutputFolder:
         return path
 
     def place(self, name: str) -> Path:
-        """Where a file that takes longer is going to appear; :meth:`keep` follows when it is there."""
+        """Path of a file that takes longer to write; call :meth:`keep` when it is complete."""
         self.start()
         self._note(name, None)
         return self.folder / name
 
     def keep(self, name: str) -> None:
-        """Record a file that is complete; one that does not exist is forgotten."""
+        """Record a file that is complete; a file that does not exist is removed from the record."""
         path = self.folder / name
         if path.is_file():
             self._note(name, _digest(path))
 
     def finish(self) -> None:
-        """Say that the run is complete."""
+        """Record that the run is complete."""
         self.start()
         lines = [json.dumps([name, digest]) + "\n" for name, digest in self._written.items()]
         with naming(self._record):
@@ -186,7 +186,7 @@ class OutputFolder:
         return json.dumps({"command": self.command, "finished": finished}) + "\n"
 
     def _check(self, overwrite: bool, how: str) -> list[Path]:
-        """Everything that the earlier run wrote."""
+        """All files that the earlier run wrote."""
         if not self.folder.exists():
             return []
         if not self.folder.is_dir():
@@ -220,7 +220,7 @@ class OutputFolder:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Everything in a folder and below that is no folder; links are not followed."""
+    """Everything below a folder that is not a folder; links are not followed."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
             yield from _files(path)
@@ -229,7 +229,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read_record(path: Path) -> tuple[str, dict[str, str | None]]:
-    # What follows the last line break was cut off when the process was killed.
+    # A line without a line break at its end was cut off when the process was killed.
     lines = path.read_text().split("\n")[:-1]
     try:
         return str(json.loads(lines[0])["command"]), dict(json.loads(line) for line in lines[1:])

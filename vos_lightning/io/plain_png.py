@@ -1,7 +1,7 @@
-"""Label maps from plain PNG files, without PyTorch and OpenCV, which take longer to import than a data set to score.
+"""Label maps from plain PNG files, without PyTorch and OpenCV, whose import takes longer than scoring a data set.
 
-Plain are files as label maps come in: a palette or 8 bits of grey, not interlaced, sound to the last checksum, and without
-anything that turns or animates the picture. Everything else is left to :func:`vos_lightning.io.label_maps.read_label_map`.
+A plain file is a usual label map: a palette or 8 bits of grey, not interlaced, with correct checksums, and without anything that
+turns or animates the picture. All other files are left to :func:`vos_lightning.io.label_maps.read_label_map`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from PIL import Image
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _INDEXED = 0, 3
-"""Colour types."""
+"""PNG's numbers of the colour types."""
 _HEADER = struct.Struct(">IIBBBBB")
 _PASSED_OVER = {b"gAMA": 4, b"sRGB": 1, b"cHRM": 32, b"pHYs": 9, b"tIME": 7}
-"""Chunks that change no index, with the only length that each may have."""
+"""Chunks that change no index, with the only length that each one may have."""
 _TEXTS = (b"Software\0", b"Comment\0", b"Title\0", b"Author\0", b"Creation Time\0", b"date:")
-"""How texts begin that change nothing; other ones may carry an orientation."""
+"""Beginnings of text chunks that change nothing; other texts may carry an orientation."""
 
 
 def read_plain_png(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W"] | None:
@@ -32,7 +32,7 @@ def read_plain_png(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W"] | N
         path: any file.
 
     Returns:
-        ``(H, W)`` ids, or None where the file is not plain, is damaged or does not exist.
+        ``(H, W)`` ids, or None if the file is not plain, is damaged or does not exist.
     """
     try:
         with open(path, "rb") as file:
@@ -62,7 +62,7 @@ def decode_plain_png(content: bytes) -> UInt8[np.ndarray, "H W"] | None:
 
 
 def _unpack(packed: bytes, height: int, stride: int) -> UInt8[np.ndarray, "H W1"] | None:
-    """Rows with their filter types in front, or None where the stream is damaged or of another length."""
+    """Rows with their filter types in front, or None if the stream is damaged or has another length."""
     unpacker, size = zlib.decompressobj(), height * stride
     try:
         unpacked = unpacker.decompress(packed, size + 1)
@@ -74,9 +74,9 @@ def _unpack(packed: bytes, height: int, stride: int) -> UInt8[np.ndarray, "H W1"
 
 
 def _parse(content: bytes) -> tuple[tuple[int, int], bool, bytes] | None:
-    """Height and width, whether unpacked bytes should be indices as they are, and the packed bytes of a plain file.
+    """Height and width, whether unpacked bytes should be indices without filters, and the packed bytes of a plain file.
 
-    No writer filters the rows of palette images of 8 bits, so that what is unpacked is what was drawn; grey rows are filtered.
+    Writers do not filter the rows of 8-bit palette images, so the unpacked bytes are the indices; grey rows are filtered.
     """
     if content[:8] != _SIGNATURE:
         return None
@@ -105,7 +105,7 @@ def _parse(content: bytes) -> tuple[tuple[int, int], bool, bytes] | None:
 
 
 def _is_passed_over(kind: bytes, data: bytes, colour_type: int) -> bool:
-    """Whether a chunk changes no index, wherever it stands."""
+    """Whether a chunk changes no index, at any position."""
     if kind == b"tRNS":
         return colour_type == _INDEXED and 0 < len(data) <= 256
     if kind == b"tEXt":
@@ -114,7 +114,7 @@ def _is_passed_over(kind: bytes, data: bytes, colour_type: int) -> bool:
 
 
 def _chunks(content: bytes) -> list[tuple[bytes, bytes]] | None:
-    """Kind and data of every chunk, or None if one is cut off or fails its checksum, or if something follows the last."""
+    """Kind and data of every chunk; None if a chunk is cut off or fails its checksum, or if data follow the last chunk."""
     chunks, start = [], len(_SIGNATURE)
     while start < len(content):
         kind_at, end = start + 4, start + 12 + int.from_bytes(content[start : start + 4], "big")

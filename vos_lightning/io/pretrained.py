@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes: read from its cache, downloaded into it where they are missing."""
+"""Weights that torchvision publishes: read from its cache, and downloaded into it if they are missing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from torchvision.models import WeightsEnum
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 BATCH_NORM_EPSILON = 1e-5
-"""Of every batch normalisation of this library, as PyTorch's default."""
+"""Epsilon of every batch normalisation in this library; PyTorch's default."""
 _TIMEOUT = 30.0
-"""Seconds without an answer after which a download is given up: a cluster's firewall may drop packets in silence."""
+"""Seconds without an answer after which a download is given up, as a firewall may drop packets without an error."""
 _WITHOUT_EPSILON: tuple[WeightsEnum, ...] = (MaskRCNN_ResNet50_FPN_Weights.COCO_V1,)
-"""Trained with batch normalisation that divides by the standard deviation without an epsilon."""
+"""Weights that were trained with batch normalisation without an epsilon."""
 
 _overwritten: ContextVar[bool] = ContextVar("overwritten", default=False)
 _before_download: ContextVar[Callable[[], Any] | None] = ContextVar("before_download", default=None)
@@ -37,7 +37,7 @@ class MissingWeightsError(FileNotFoundError):
 
 @contextlib.contextmanager
 def weights_are_overwritten() -> Iterator[None]:
-    """Networks that are built inside get the parameters of a checkpoint next: they load no pretrained weights."""
+    """Inside this context, networks load no pretrained weights, because the parameters of a checkpoint replace them at once."""
     token = _overwritten.set(True)
     try:
         yield
@@ -47,7 +47,7 @@ def weights_are_overwritten() -> Iterator[None]:
 
 @contextlib.contextmanager
 def before_download(check: Callable[[], Any]) -> Iterator[None]:
-    """Call ``check`` before anything is downloaded inside; where it raises, nothing is."""
+    """Inside this context, call ``check`` before anything is downloaded; if it raises, nothing is downloaded."""
     token = _before_download.set(check)
     try:
         yield
@@ -56,26 +56,26 @@ def before_download(check: Callable[[], Any]) -> Iterator[None]:
 
 
 def is_overwritten() -> bool:
-    """Whether pretrained weights are not to be loaded, see :func:`weights_are_overwritten`."""
+    """Whether pretrained weights are not loaded at present, see :func:`weights_are_overwritten`."""
     return _overwritten.get()
 
 
 def read_pretrained(weights: WeightsEnum) -> dict[str, Tensor] | None:
     """The state dict of weights that torchvision publishes.
 
-    A file in the cache, ``$TORCH_HOME/hub/checkpoints``, is read; one that is missing is downloaded to there first. Either way
-    the file has to have the hash that its name says. Parameters of batch normalisation are those for an epsilon of
-    :data:`BATCH_NORM_EPSILON`, also where the published ones are for none.
+    A file in the cache, ``$TORCH_HOME/hub/checkpoints``, is read; a missing one is downloaded to the cache first. In both cases
+    the file must have the hash that is part of its name. Parameters of batch normalisation are returned for an epsilon of
+    :data:`BATCH_NORM_EPSILON`, also if the published ones belong to none.
 
     Args:
-        weights: a member of one of torchvision's enumerations, as ``ResNet50_Weights.IMAGENET1K_V1``.
+        weights: a member of one of torchvision's enumerations, such as ``ResNet50_Weights.IMAGENET1K_V1``.
 
     Returns:
         The tensors by torchvision's names; None inside :func:`weights_are_overwritten`.
 
     Raises:
         MissingWeightsError: the file is missing and cannot be downloaded.
-        ValueError: the file in the cache is damaged, or another one.
+        ValueError: the file in the cache is damaged or is a different file.
     """
     if is_overwritten():
         return None
@@ -89,12 +89,12 @@ def read_pretrained(weights: WeightsEnum) -> dict[str, Tensor] | None:
 
 
 def published_path(weights: WeightsEnum) -> Path:
-    """Where the cache has, or will have, the file of published weights."""
+    """Path of the file of published weights in the cache, whether it exists or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(weights.url).path)
 
 
 def published_hash(weights: WeightsEnum) -> str:
-    """The first digits of the SHA-256 of a published file, which torchvision writes into its name."""
+    """The first digits of the SHA-256 of a published file, which are part of its name."""
     found = re.search(r"-([0-9a-f]{8,})\.", published_path(weights).name)
     return found[1] if found else ""
 
@@ -106,7 +106,7 @@ def sha256_of(path: Path) -> str:
 
 
 def for_epsilon(state: dict[str, Tensor], epsilon: float = BATCH_NORM_EPSILON) -> dict[str, Tensor]:
-    """Parameters of batch normalisation without an epsilon as those that compute the same with one."""
+    """Convert parameters of batch normalisation without an epsilon to equivalent ones with an epsilon."""
     scaled = dict(state)
     for key, variance in state.items():
         if key.endswith(".running_var"):
@@ -125,7 +125,7 @@ def _download(weights: WeightsEnum, path: Path) -> None:
     socket.setdefaulttimeout(timeout or _TIMEOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # It writes beside the place, compares the hash and moves the file then.
+        # torch.hub writes to a temporary file, compares the hash and then renames the file.
         torch.hub.download_url_to_file(url, str(path), published_hash(weights) or None, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

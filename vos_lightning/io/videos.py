@@ -23,7 +23,7 @@ from vos_lightning.io.files import list_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, Turn, read_image
 
 FOLDER_FPS = Fraction(24)
-"""Frame rate of a folder of images, which has none of its own (DAVIS and YouTube-VOS are shown at 24)."""
+"""Frame rate of a folder of images, which has no frame rate of its own (DAVIS and YouTube-VOS are shown at 24)."""
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -35,8 +35,8 @@ class FrameSource(ABC):
     Attributes:
         path: the file or folder.
         fps: frames a second.
-        length: number of frames; of a video file only what the container claims, and None if it claims nothing.
-        names: of all frames; None for a video file, whose true length shows at its end.
+        length: number of frames; for a video file, the number that the container claims, or None.
+        names: names of all frames; None for a video file, whose true length is known only at its end.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class FrameSource(ABC):
         """Name (file stem, or the five-digit index in a video file) and RGB of each frame.
 
         Raises:
-            ValueError: a frame cannot be decoded or differs in size from the first, or there is none.
+            ValueError: a frame cannot be decoded or differs in size from the first, or there is no frame.
         """
         first: tuple[int, ...] | None = None
         for name, frame in self._frames():
@@ -78,13 +78,13 @@ class FrameSource(ABC):
 
     @abstractmethod
     def _where(self, name: str) -> str:
-        """How an error message refers to a frame."""
+        """Description of a frame for an error message."""
 
 
 def open_frames(path: str | os.PathLike[str]) -> FrameSource:
     """Open a video file, or a folder of JPEG or PNG images in the natural order of their names.
 
-    Frames are upright, as players and viewers show them: telephones store turned or mirrored frames and a note.
+    Frames are returned upright, as players and viewers show them; telephones store turned or mirrored frames and a tag.
 
     Args:
         path: any file that FFmpeg decodes, or a folder; hidden files in it are ignored.
@@ -94,8 +94,8 @@ def open_frames(path: str | os.PathLike[str]) -> FrameSource:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the folder has no images, or two for one frame; the file is no video, has no video stream, or says that it
-            was longer (MP4, MOV, Matroska and WebM; with other kinds this shows at the end).
+        ValueError: the folder has no images, or two for one frame; the file is not a video, has no video stream, or is shorter
+            than it claims (MP4, MOV, Matroska and WebM; with other containers this is found at the end).
     """
     path = Path(path)
     if path.is_dir():
@@ -125,7 +125,7 @@ class _ImageFolder(FrameSource):
 def count_frames(path: str | os.PathLike[str]) -> int:
     """Number of frames of a video file.
 
-    Its packets are counted, which takes no decoding; the file is decoded only where that number is not what the container claims.
+    Its packets are counted, which needs no decoding; the file is decoded only if their number is not what the container claims.
 
     Raises:
         ValueError: the file is damaged.
@@ -133,7 +133,7 @@ def count_frames(path: str | os.PathLike[str]) -> int:
     try:
         with av.open(Path(path).absolute()) as container:
             stream = container.streams.video[0]
-            # Packets that an edit list cuts off are decoded and dropped; the last one is empty and flushes the decoder.
+            # Packets that an edit list cuts off are decoded and dropped; the last packet is empty and flushes the decoder.
             count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
             if count == stream.frames:
                 return count
@@ -146,7 +146,7 @@ class _VideoFile(FrameSource):
     def __init__(self, path: Path) -> None:
         self.path, self.names = path, None
         try:
-            with av.open(path.absolute()) as container:  # a colon in a relative path would name a protocol
+            with av.open(path.absolute()) as container:  # FFmpeg takes a colon in a relative path for a protocol
                 if not container.streams.video:
                     raise ValueError(f"{path}: the file has no video stream")
                 stream = container.streams.video[0]
@@ -156,7 +156,7 @@ class _VideoFile(FrameSource):
         except FFmpegError as error:
             raise ValueError(f"{path}: this is no complete video file ({error.strerror})") from error
         self._missing = max(0, _declared_size(path, self._kind) - path.stat().st_size)
-        # The size of an AVI file is wrong in some that are complete; whether frames are missing shows at its end.
+        # Some complete AVI files claim a wrong size, so missing frames of an AVI file are found at its end.
         if self._missing and self._kind != "avi":
             raise ValueError(f"{path}: {self._missing} bytes at the end are missing; {_mend(path)}")
 
@@ -173,12 +173,12 @@ class _VideoFile(FrameSource):
                     count += 1
         except FFmpegError as error:
             raise ValueError(f"{path}: frame {count} cannot be decoded ({error.strerror}); {_mend(path)}") from error
-        # Where nothing is missing, the claimed number is not asked: editing lists leave out frames that are counted.
+        # If no bytes are missing, the claimed number is not checked: editing lists leave out frames that are counted.
         if self._missing and self.length is not None and count < self.length:
             raise ValueError(f"{path}: the file ends after {count} of {self.length} frames; {_mend(path)}")
 
     def _upright(self, frame: av.VideoFrame) -> UInt8[Tensor, "3 H W"]:
-        """RGB as players show it."""
+        """The frame in RGB, as players show it."""
         array = frame.to_ndarray(format="rgb24")
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         if matrix is not None:
@@ -199,10 +199,10 @@ class _VideoFile(FrameSource):
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
-    """All frames up to the first packet that is not whole; then None."""
+    """All frames up to the first incomplete packet; then None."""
     for packet in container.demux(stream):
         if packet.is_corrupt:
-            yield from stream.codec_context.decode(None)  # those that wait for later ones
+            yield from stream.codec_context.decode(None)  # frames that wait for later ones
             yield None
             return
         yield from packet.decode()
@@ -216,15 +216,15 @@ def _mend(path: Path) -> str:
 
 
 def turn_of_matrix(matrix: Sequence[int]) -> Turn | None:
-    """How stored frames become upright by a display matrix, or None if it is neither a quarter turn nor mirrors.
+    """The turn by which a display matrix makes stored frames upright; None if it is neither a quarter turn nor mirrored.
 
     Args:
-        matrix: ``a b u c d v x y w`` by rows: a stored point ``(x, y)`` is shown at ``(a x + c y, b x + d y)``, y downwards. Only
-            the directions count, not scale or place.
+        matrix: ``a b u c d v x y w`` by rows. A stored point ``(x, y)`` is shown at ``(a x + c y, b x + d y)``, with y downwards.
+            Only the directions are used, not scale or position.
     """
     a, b, _, c, d = matrix[:5]
     straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
-    # Writers round; a thousandth of a turn moves no pixel that matters.
+    # Writers round the matrix; a thousandth of a turn moves no pixel visibly.
     if min(abs(a), abs(d)) > 1000 * crossed:
         return Turn(False, a < 0, d < 0)
     if min(abs(b), abs(c)) > 1000 * straight:
@@ -241,9 +241,9 @@ _SEGMENT = 0x18538067
 
 
 def _declared_size(path: Path, kind: str) -> int:
-    """Bytes that a container says it has; 0 where it does not say, or is of another kind.
+    """Number of bytes that a container claims; 0 if it claims none, or is of another kind.
 
-    FFmpeg reads a Matroska file up to where it is cut off, and is silent.
+    FFmpeg reads a truncated Matroska file up to its end without an error.
     """
     with path.open("rb") as file:
         if "mp4" in kind:
@@ -257,7 +257,7 @@ def _declared_size(path: Path, kind: str) -> int:
 
 
 def _size_of_mp4(file: BinaryIO, size: int) -> int:
-    """End of the last box at the top; what some cameras append, which is no box, does not count."""
+    """End of the last box at the top level; data that some cameras append, which are no box, do not count."""
     end = 0
     while end + 8 <= size:
         file.seek(end)
@@ -272,7 +272,7 @@ def _size_of_mp4(file: BinaryIO, size: int) -> int:
 
 
 def _size_of_matroska(file: BinaryIO) -> int:
-    """End of the segment, 0 for one without a known length (a recording that was streamed)."""
+    """End of the segment; 0 if its length is unknown (a recording that was streamed)."""
     while True:
         element = _read_number(file, keep_length=True)
         length = _read_number(file)
@@ -284,7 +284,7 @@ def _size_of_matroska(file: BinaryIO) -> int:
 
 
 def _read_number(file: BinaryIO, keep_length: bool = False) -> int | None:
-    """A number of EBML: leading zeros of the first byte count the bytes that follow; None if unknown (all ones) or at the end."""
+    """A number of EBML: the leading zeros of the first byte count the following bytes; None if unknown (all ones) or cut off."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -301,13 +301,13 @@ def _read_number(file: BinaryIO, keep_length: bool = False) -> int | None:
 
 
 class VideoWriter:
-    """Writes an H.264 ``.mp4`` that plays everywhere; it appears under its name when it is complete.
+    """Writes an H.264 ``.mp4`` that common players show; it gets its final name when it is complete.
 
     Frames with an odd side are padded by one repeated row or column, as the colour format needs even sides. Use it as a context
-    manager: on an exception nothing is left behind. A video without a frame leaves no file.
+    manager: on an exception no file is left behind. A video without frames leaves no file.
 
     Args:
-        path: ends in ``.mp4``; parent folders are made.
+        path: output file, whose name ends in ``.mp4``; missing parent folders are created.
         fps: frames a second.
         quality: constant rate factor of x264, 0 (lossless) to 51; 18 is visually lossless.
     """
@@ -324,15 +324,15 @@ class VideoWriter:
         self._size: tuple[int, int] | None = None
 
     def write(self, frame: UInt8[Tensor, "3 H W"]) -> None:
-        """Append a frame of the same size as the ones before.
+        """Append a frame of the same size as the earlier ones.
 
         Args:
-            frame: RGB on the host.
+            frame: RGB image on the host.
         """
         height, width = int(frame.shape[1]), int(frame.shape[2])
         if self._container is None:
             self._size = (height, width)
-            # The index goes to the front (faststart), so that browsers start to play before the file is loaded.
+            # The index is moved to the front (faststart), so that browsers start to play before the file is loaded.
             self._container = av.open(self._temporary.absolute(), "w", format="mp4", container_options={"movflags": "+faststart"})
             self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
             self._stream.height, self._stream.width = height + height % 2, width + width % 2

@@ -1,4 +1,4 @@
-"""Losses beside the segmentation: uncertainty maps and refined points."""
+"""Losses besides the segmentation loss: for uncertainty maps and refined points."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def uncertainty_loss(
 
     .. math:: \frac{1}{\sum_i w_i} \sum_i w_i\, \mathrm{smoothL1}(U_i, U^*_i)
 
-    with :math:`w_i = 1` for the top ``ratio`` of the counted cells of an object. Both maps lie in [0, 1], where smooth L1 is half
-    the squared difference.
+    with :math:`w_i = 1` for the top ``ratio`` of an object's counted cells and 0 for the others. Both maps lie in [0, 1], where
+    smooth L1 is half the squared difference.
 
     Args:
-        predicted: :math:`U`.
-        target: :math:`U^* = |P - M|`, without gradient.
+        predicted: predicted uncertainty :math:`U`.
+        target: true uncertainty :math:`U^* = |P - M|`, without gradient.
         counted: cells whose truth is known, of objects that exist.
         ratio: share of the cells, in (0, 1].
-        hardest_by: the order of the cells: by the uncertainty as ``predicted``, by the ``loss``, or by the ``target``.
+        hardest_by: what ranks the cells: the uncertainty as ``predicted``, the ``loss``, or the ``target``.
 
     Returns:
-        One value a clip: the mean of its objects that have a counted cell; 0 without any.
+        One value a clip: the mean over its objects that have a counted cell; 0 if there is none.
 
     Raises:
         ValueError: ``ratio`` or ``hardest_by`` is out of range.
@@ -59,7 +59,7 @@ def point_loss(
         counted: points that exist and whose truth is known.
 
     Returns:
-        One value a clip: the mean of its objects that have a counted point; 0 without any.
+        One value a clip: the mean over its objects that have a counted point; 0 if there is none.
 
     Reference: PMNet equation 4, second term.
     """
@@ -68,7 +68,7 @@ def point_loss(
 
 
 def mean_over_objects(loss: Float[Tensor, "B N K"], counted: Bool[Tensor, "B N K"]) -> Float[Tensor, " B"]:
-    """Mean over the counted entries of each object, then over the objects that have one; 0 without any."""
+    """Mean over the counted entries of each object, then over the objects that have one; 0 if there is none."""
     number = counted.sum(dim=2)
     # A plain product would keep a NaN of an entry that does not count.
     mean = loss.masked_fill(~counted, 0.0).sum(dim=2) / number.clamp_min(1)
@@ -88,13 +88,13 @@ def _top(order: Float[Tensor, "B N K"], counted: Bool[Tensor, "B N K"], ratio: f
 
 
 def falling_fraction(step: int, start: int, end: int, last: float) -> float:
-    """A fraction that is 1 until a step, then falls linearly to its last value.
+    """A fraction that is 1 until ``start``, then falls linearly to ``last`` at ``end``.
 
     Args:
-        step: optimiser steps done.
-        start: until here it is 1.
-        end: from here on it is ``last``.
-        last: in (0, 1].
+        step: number of optimiser steps done.
+        start: last step at which the fraction is 1.
+        end: first step at which the fraction is ``last``.
+        last: final value of the fraction, in (0, 1].
 
     Reference: the bootstrapped cross-entropy of MiVOS and STCN (released code), with steps 20,000 and 70,000 and 0.15.
     """

@@ -14,9 +14,9 @@ def soft_iou_loss(
     r"""One minus soft intersection over union, :math:`1 - \sum m t / \sum (m + t - m t)`, averaged over the objects of each clip.
 
     Args:
-        masks: in [0, 1].
-        truth: in [0, 1], on the same grid.
-        objects: which count.
+        masks: predicted masks in [0, 1].
+        truth: true masks in [0, 1], on the same grid.
+        objects: which objects count.
 
     Returns:
         One value a clip; 0 without an object.
@@ -35,14 +35,14 @@ def matching_loss(
     objects: Bool[Tensor, "B N"],
     proposals: Bool[Tensor, "B K"],
 ) -> Float[Tensor, " B"]:
-    """Squared difference of the similarities and the greedy assignment by overlap with the true masks.
+    """Squared difference between the similarities and the greedy assignment by overlap with the true masks.
 
     Args:
-        similarity: of every object and proposal.
-        proposal_masks: in [0, 1].
-        truth: in [0, 1], on the same grid.
-        objects: which count.
-        proposals: which exist.
+        similarity: similarity of every object and proposal.
+        proposal_masks: masks of the proposals in [0, 1].
+        truth: true masks in [0, 1], on the same grid.
+        objects: which objects count.
+        proposals: which proposals exist.
 
     Returns:
         Mean over the pairs of each clip; 0 without a pair.
@@ -60,13 +60,13 @@ def matching_loss(
 
 
 def greedy_assignment(overlap: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-    """One-hot rows: the pair of the largest overlap first, then the largest among the objects and proposals that are left.
+    """One-hot rows: the pair with the largest overlap is assigned first, then the largest among the remaining ones, and so on.
 
     Args:
-        overlap: of true objects and proposals, at least 0; pairs with 0 are never assigned.
+        overlap: overlap of true objects and proposals, at least 0; pairs with 0 are never assigned.
 
     Returns:
-        0 and 1; the target of a matching loss.
+        An assignment of zeros and ones, the target of a matching loss.
 
     Reference: DMM-Net (Zeng et al., ICCV 2019), released code.
     """

@@ -13,10 +13,10 @@ _EPSILON = 1e-7
 
 
 def trainable_labels(label_map: UInt8[Tensor, "B H W"], introduced: Bool[Tensor, "B N"]) -> UInt8[Tensor, "B H W"]:
-    """Label map in which objects that the network was never given are ignored.
+    """Label map in which objects that were never given to the network are ignored.
 
     Args:
-        label_map: slots.
+        label_map: label map in object slots.
         introduced: objects known so far.
 
     Returns:
@@ -32,8 +32,8 @@ def cross_entropy(logits: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H 
     """Mean pixel cross-entropy of each clip; 255 is ignored.
 
     Args:
-        logits: channel 0 background.
-        labels: slots.
+        logits: logits after aggregation, channel 0 background.
+        labels: label map in object slots.
 
     Returns:
         One value a clip; 0 where every pixel is ignored.
@@ -44,7 +44,7 @@ def cross_entropy(logits: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H 
 
 
 def foreground_iou(probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"]) -> Float[Tensor, ""]:
-    """Mean IoU of the objects that are visible in the labels; a training diagnostic, not a benchmark figure."""
+    """Mean IoU of the objects that are visible in the labels; it monitors training and is not a benchmark figure."""
     num_objects = probabilities.shape[1] - 1
     slots = torch.arange(1, num_objects + 1, device=labels.device).view(1, -1, 1, 1)
     predicted = (probabilities.argmax(dim=1, keepdim=True) == slots) & (labels != IGNORE_LABEL).unsqueeze(1)
@@ -58,12 +58,12 @@ def foreground_iou(probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tenso
 def bootstrapped_cross_entropy(
     logits: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"], fraction: float
 ) -> Float[Tensor, " B"]:
-    """Mean cross-entropy of the hardest pixels of each clip: those with the largest loss; 255 is ignored.
+    """Mean cross-entropy of the hardest pixels of each clip, which are those with the largest loss; 255 is ignored.
 
     Args:
-        logits: channel 0 background.
-        labels: slots.
-        fraction: of the pixels that count, in (0, 1].
+        logits: logits after aggregation, channel 0 background.
+        labels: label map in object slots.
+        fraction: share of the pixels that count, in (0, 1].
 
     Returns:
         One value a clip; 0 where every pixel is ignored.
@@ -77,17 +77,17 @@ def bootstrapped_cross_entropy(
 def bootstrapped_binary_cross_entropy(
     probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"], objects: Bool[Tensor, "B N"], fraction: float
 ) -> Float[Tensor, " B"]:
-    r"""Mean binary cross-entropy of the pixels where each object is hardest, averaged over the objects of each clip.
+    r"""Mean binary cross-entropy of every object over its hardest pixels, averaged over the objects of each clip.
 
     .. math:: \frac{1}{|\phi|} \sum_{p \in \phi} -M_p \log \hat M_p - (1 - M_p) \log (1 - \hat M_p)
 
     with :math:`\phi` the given fraction of the pixels, those with the largest loss; 255 is ignored.
 
     Args:
-        probabilities: after aggregation, channel 0 background (not used).
-        labels: slots.
+        probabilities: probabilities after aggregation, channel 0 background (not used).
+        labels: label map in object slots.
         objects: which objects count.
-        fraction: in (0, 1].
+        fraction: share of the pixels that count, in (0, 1].
 
     Returns:
         One value a clip; 0 without an object.
@@ -111,8 +111,8 @@ def mask_iou_loss(
     Pixels with 255 are left out. An object that is not visible in the labels counts with the constant 1.
 
     Args:
-        probabilities: after aggregation, channel 0 background (not used).
-        labels: slots.
+        probabilities: probabilities after aggregation, channel 0 background (not used).
+        labels: label map in object slots.
         objects: which objects count.
 
     Returns:
@@ -141,7 +141,7 @@ def _mean_of(values: Float[Tensor, "B N"], objects: Bool[Tensor, "B N"]) -> Floa
 
 
 def _hardest_mean(loss: Float[Tensor, "R P"], counted: Bool[Tensor, "R P"], fraction: float) -> Float[Tensor, " R"]:
-    """Mean of the largest losses of every row: the given fraction of those that count, at least one of them."""
+    """Mean of the largest losses of every row: of the given fraction of the counted ones, but of at least one."""
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction of hardest pixels must be in (0, 1], not {fraction}")
     most = max(1, int(fraction * loss.shape[1]))

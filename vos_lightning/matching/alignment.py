@@ -1,4 +1,4 @@
-"""Alignment by appearance: every position of one feature map gathers its like from another."""
+"""Alignment by appearance: every position of one feature map gathers similar positions of another."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch import Tensor
 from vos_lightning.matching.similarity import cosine, l2_normalize
 
 PositionPool = Literal["mean", "flat", "masked"]
-"""Mean of the cosines of all positions; cosine of the whole maps as one vector; mean weighted by position."""
+"""``mean``: mean of the cosines of all positions; ``flat``: cosine of the whole maps, each as one vector; ``masked``: mean of
+the cosines weighted by position."""
 
 
 def correspondence(
     query: Float[Tensor, "B C Q"], source: Float[Tensor, "B C S"], sharpness: float | Float[Tensor, ""]
 ) -> Float[Tensor, "B S Q"]:
-    r"""Which source positions a query position takes its features from.
+    r"""How much every query position takes from each source position.
 
     .. math:: S_{ij} = \frac{\exp(\alpha \cos(i, j))}{\sum_k \exp(\alpha \cos(i, k))}
 
     Args:
-        query: features of the map that is aligned to (template, current frame).
-        source: features of the map that is moved (proposal, reference frame).
-        sharpness: :math:`\alpha`.
+        query: features of the map to which the source is aligned (template, current frame).
+        source: features of the map that is aligned (proposal, reference frame).
+        sharpness: factor :math:`\alpha` of the cosines.
 
     Returns:
         Weights that sum to 1 over ``S``, float32.
@@ -36,18 +37,18 @@ def correspondence(
 
 
 def move_blocks(weights: Float[Tensor, "B S Q"], source: Float[Tensor, "B C H W"], block: int) -> Float[Tensor, "B C H W"]:
-    """Move ``block x block`` pixels at a time, as the weights of coarse positions say.
+    """Move blocks of ``block x block`` pixels by the weights of coarse positions.
 
-    A correspondence between maps at stride 16 is too large to be computed at stride 4 (its size grows with the fourth power);
-    here every coarse position hands on its pixels in their order.
+    A correspondence between maps at stride 16 would be too large at stride 4, as its size grows with the fourth power. Here every
+    coarse position passes on its pixels in their order.
 
     Args:
-        weights: of the coarse positions, ``S = Q = (H / block) * (W / block)``.
+        weights: weights of the coarse positions, ``S = Q = (H / block) * (W / block)``.
         source: map to move.
-        block: side of what is one position of the weights, in pixels of the source.
+        block: side in source pixels of the block that belongs to one position of the weights.
 
     Returns:
-        The moved map, in the precision of ``source``.
+        The moved map, in the type of ``source``.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), equation 3, for features that are finer than the correspondence.
     """
@@ -63,31 +64,31 @@ def aligned_similarity(
     pool: PositionPool = "mean",
     position_weights: Float[Tensor, "B N P"] | None = None,
 ) -> Float[Tensor, "B N K"]:
-    r"""Cosine similarity of object templates and proposals that are first aligned to them.
+    r"""Cosine similarity of object templates and proposals, where every proposal is first aligned to the template.
 
     .. math:: P''_i = \sum_j S_{ij} P'_j, \qquad s = \frac{1}{HW} \sum_i \cos(T'_i, P''_i)
 
     Args:
         template: projected templates of ``N`` objects at ``P`` positions.
         proposals: projected features of ``K`` proposals.
-        sharpness: see :func:`correspondence`.
-        pool: how the positions become one number, see :data:`PositionPool`.
-        position_weights: for ``masked``, at least 0.
+        sharpness: factor of the cosines in the alignment, see :func:`correspondence`.
+        pool: how the cosines of the positions become one number, see :data:`PositionPool`.
+        position_weights: weights of the template's positions for ``masked``, at least 0.
 
     Returns:
         Similarities in [-1, 1], float32.
 
     Raises:
-        ValueError: ``pool`` is unknown, or ``masked`` comes without weights.
+        ValueError: ``pool`` is unknown, or is ``masked`` without weights.
 
-    Reference: DMN-AOA (Liang et al., ICCV 2021), equations 2 and 3; the pooling is not stated there.
+    Reference: DMN-AOA (Liang et al., ICCV 2021), equations 2 and 3; they do not state the pooling.
     """
     if pool not in get_args(PositionPool):
         raise ValueError(f"pool must be one of {get_args(PositionPool)}, not {pool!r}")
     batch, num_objects, _, cells = template.shape
     num_proposals = proposals.shape[1]
     with torch.autocast(template.device.type, enabled=False):
-        # All pairs as products of whole matrices: neither templates nor proposals are repeated.
+        # All pairs are computed as products of whole matrices, so neither templates nor proposals are repeated.
         unit = l2_normalize(template.transpose(1, 2).flatten(2))  # (B, C, N*P)
         source = proposals.float()
         flat = l2_normalize(source.transpose(1, 2).flatten(2))  # (B, C, K*P)
@@ -97,7 +98,7 @@ def aligned_similarity(
         inner = (moved * unit[:, None]).sum(dim=2).unflatten(2, (num_objects, cells))
         lengths = moved.square().sum(dim=2).unflatten(2, (num_objects, cells))
         if pool == "flat":
-            # The template is not of unit length here: its cells count by their length.
+            # The template is not normalised here, so its cells are weighted by their length.
             size = template.float().norm(dim=2)[:, None]
             norms = size.square().sum(dim=3).sqrt() * lengths.sum(dim=3).sqrt()
             similarity = (inner * size).sum(dim=3) / norms.clamp_min(1e-6)
@@ -125,5 +126,5 @@ def pooled_similarity(template: Float[Tensor, "B N C P"], proposals: Float[Tenso
 
     Reference: DMM-Net (Zeng et al., ICCV 2019); the base model of DMN-AOA (Liang et al., ICCV 2021), Table 3.
     """
-    # "cosine" takes columns: means over positions, one column an object or a proposal.
+    # "cosine" compares columns: the means over positions, one column for each object or proposal.
     return cosine(template.float().mean(dim=3).transpose(1, 2), proposals.float().mean(dim=3).transpose(1, 2))

@@ -1,4 +1,4 @@
-"""Relaxed assignment of objects to proposals: a linear program, solved by projected gradient steps that can be differentiated."""
+"""Relaxed assignment of objects to proposals: a linear program that is solved by differentiable projected gradient steps."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 AssignmentOutput = Literal["mean_pre", "mean_post", "last"]
-"""Mean of the iterates before projection, mean of the projected iterates, or the last projected iterate."""
+"""``mean_pre``: mean of the iterates before projection; ``mean_post``: mean of the projected iterates; ``last``: the last
+projected iterate."""
 PRUNED = 0.01
-"""Smallest weight that survives pruning in training."""
+"""Smallest weight that pruning keeps in training."""
 
 
 @dataclass(frozen=True)
 class AssignmentOptions:
-    """How the relaxed assignment is solved, see :func:`relaxed_assignment`.
+    """Options of the relaxed assignment, see :func:`relaxed_assignment`.
 
     Attributes:
         train_steps: number of gradient steps in training.
         eval_steps: number of gradient steps at inference.
-        sweeps: number of sweeps of the projections after every gradient step.
+        sweeps: number of sweeps over the projections after every gradient step.
         step_size: size of a gradient step, positive.
-        output: which mean of the iterates is the result.
+        output: which iterate, or mean of iterates, is the result.
         null_column: let objects stay without a proposal.
 
     Raises:
@@ -61,35 +62,35 @@ def relaxed_assignment(
     output: AssignmentOutput = "mean_pre",
     null_column: bool = False,
 ) -> Float[Tensor, "B N K"]:
-    r"""Assign every object to one proposal, no proposal to more than one object.
+    r"""Assign every object to one proposal, and no proposal to more than one object.
 
     .. math:: \min_X -\langle s, X \rangle \quad \text{subject to} \quad
               X \ge 0, \quad \sum_j X_{oj} = 1, \quad \sum_o X_{oj} \le 1
 
-    A gradient step :math:`X \leftarrow X + \eta s` is followed by sweeps of Dykstra's algorithm over the three sets, in the order
-    of non-negative entries, columns, rows. The corrections of Dykstra's algorithm are kept from step to step. The start is
-    discrete: every column is left to its best object, and every object takes the best of what is left to it.
+    A gradient step :math:`X \leftarrow X + \eta s` is followed by sweeps of Dykstra's algorithm over the three sets: non-negative
+    entries, columns, rows. The corrections of Dykstra's algorithm are kept from step to step. The start is discrete: every column
+    is assigned to its best object, and every object then takes the best of its columns.
 
-    The mean of the start and of the iterates *before* projection (``mean_pre``) is what DMM-Net computes. It is no probability:
-    rows sum to more than 1 and entries may be negative or a little above 1. Its gradient is about the step size for the chosen
-    pair, while that of the last projected iterate is almost zero.
+    The mean of the start and of the iterates *before* projection (``mean_pre``) is what DMM-Net computes. It is not a
+    probability: rows sum to more than 1, and entries may be negative or a little above 1. Its gradient for the chosen pair is
+    about the step size, while that of the last projected iterate is almost zero.
 
-    With no more proposals than objects, columns of similarity 0 are added until there is one more column than objects.
-    The early exits of the published layer, at an iterate or an objective that repeats to the last bit, are left out: which clip
-    takes them depends on rounding.
+    If there are no more proposals than objects, columns of similarity 0 are added until there is one more column than objects.
+    The published layer exits early when an iterate or an objective repeats to the last bit. This is left out, because it depends
+    on rounding which clip exits.
 
     Args:
-        similarity: of every object and proposal.
-        object_valid: slots that exist; the rows of the others are 0.
-        proposal_valid: proposals that exist; the columns of the others are 0.
-        num_steps: gradient steps (DMM-Net: 10 in training, 40 in use).
-        num_sweeps: sweeps of the projections after each.
-        step_size: :math:`\eta`.
-        output: see :data:`AssignmentOutput`.
+        similarity: similarity of every object and proposal.
+        object_valid: object slots that exist; rows of the others are 0.
+        proposal_valid: proposals that exist; columns of the others are 0.
+        num_steps: number of gradient steps (DMM-Net: 10 in training, 40 at inference).
+        num_sweeps: number of sweeps over the projections after each step.
+        step_size: size :math:`\eta` of a gradient step.
+        output: which iterate, or mean of iterates, is the result, see :data:`AssignmentOutput`.
         null_column: let any number of objects take a column of similarity 0, which stands for no proposal.
 
     Returns:
-        Weights of the proposals, float32. What added columns have taken is missing.
+        Weights of the proposals, float32. Weights of added columns are left out.
 
     Raises:
         ValueError: ``output`` is unknown.
@@ -105,7 +106,7 @@ def relaxed_assignment(
         extra = max(0, num_objects + 1 - num_proposals)
         cost = F.pad(-similarity.float(), (0, extra))
         columns = _active_columns(F.pad(proposal_valid, (0, extra)), object_valid)
-        # Where a column stands in for a missing proposal, its similarity is 0.
+        # A column that stands in for a missing proposal has similarity 0.
         cost = cost * F.pad(proposal_valid, (0, extra))[:, None]
         bounded = columns
         if null_column:
@@ -135,12 +136,12 @@ def prune(assignment: Float[Tensor, "B N K"], hard: bool) -> Float[Tensor, "B N 
     """Drop weak assignments.
 
     Args:
-        assignment: see :func:`relaxed_assignment`.
-        hard: keep only the largest weight of every object (use); otherwise keep all above 0.01 (training). Weights keep their
-            value.
+        assignment: weights of the proposals, see :func:`relaxed_assignment`.
+        hard: keep only the largest weight of every object (at inference); otherwise keep all weights above 0.01 (training).
+            Weights keep their value.
 
     Returns:
-        The same with zeros.
+        The assignment with dropped weights set to 0.
 
     Reference: DMM-Net (Zeng et al., ICCV 2019), released code.
     """
@@ -151,7 +152,7 @@ def prune(assignment: Float[Tensor, "B N K"], hard: bool) -> Float[Tensor, "B N 
 
 
 def _active_columns(proposal_valid: Bool[Tensor, "B K"], object_valid: Bool[Tensor, "B N"]) -> Bool[Tensor, "B K"]:
-    """The proposals of every clip, and the first free columns where there are no more proposals than objects."""
+    """The proposals of every clip, and the first free columns if there are no more proposals than objects."""
     missing = object_valid.sum(dim=1) + 1 - proposal_valid.sum(dim=1)
     rank = (~proposal_valid).cumsum(dim=1)
     return proposal_valid | (rank <= missing[:, None])
@@ -179,9 +180,9 @@ class _ConstraintSets:
         return x.clamp_min(0)
 
     def columns(self, x: Tensor) -> Tensor:
-        """Sums of at most 1."""
+        """Project onto columns with sums of at most 1."""
         return x - (x.sum(dim=1, keepdim=True) - 1).clamp_min(0) * self.per_column
 
     def rows(self, x: Tensor) -> Tensor:
-        """Sums of 1."""
+        """Project onto rows with sums of 1."""
         return x - (x.sum(dim=2, keepdim=True) - 1) * self.per_row

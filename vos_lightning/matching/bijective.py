@@ -1,7 +1,8 @@
-"""Bijective matching: memory pixels choose too. Filters of similarity rows that are put before surjective matching at test time.
+"""Bijective matching: memory pixels choose too. Filters of similarity rows that precede surjective matching at inference.
 
-The papers filter the mask-weighted similarities of one object and class. Within a row (one memory pixel) the mask is a constant
-that is not negative, and every filter here commutes with such a factor: the filtered similarities are shared by all objects.
+The papers filter the mask-weighted similarities of one object and class. Within a row (one memory pixel) the mask is a
+non-negative constant, and every filter here commutes with such a factor. The filtered similarities are therefore shared by all
+objects.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GaussianKernel:
-    """Weaken query pixels far from the one that a memory pixel likes best (see :func:`gaussian_kernel`).
+    """Weaken query pixels far from a memory pixel's best match (see :func:`gaussian_kernel`).
 
-    EMVOS does not state the unit of its 16, 32 and 64; cells are the unit of the only public kernel of these authors (HMMN).
+    EMVOS does not state the unit of its 16, 32 and 64; the only public kernel of these authors (HMMN) uses cells.
     """
 
     std: float
     unit: Literal["cells", "pixels"] = "cells"
-    """Cells of the feature map, or pixels of the image (``stride`` pixels a cell)."""
+    """``cells`` of the feature map, or ``pixels`` of the image (``stride`` pixels a cell)."""
 
     def __post_init__(self) -> None:
         if not self.std > 0:
@@ -52,13 +53,13 @@ RowFilter = GaussianKernel | TopK
 def filter_rows(
     similarity: Float[Tensor, "B S Q"], row_filter: RowFilter | None, grid: tuple[int, int], stride: int
 ) -> Float[Tensor, "B S Q"]:
-    """Apply a filter to every row of the similarity, or none.
+    """Apply a filter to every row of the similarity.
 
     Args:
-        similarity: ``(B, S, Q)``, not negative.
-        row_filter: which filter.
+        similarity: similarity ``(B, S, Q)``, not negative.
+        row_filter: the filter; None leaves the similarity unchanged.
         grid: height and width of the query in cells, ``Q = height * width``.
-        stride: pixels a cell.
+        stride: number of pixels a cell.
 
     Returns:
         ``(B, S, Q)``.
@@ -72,7 +73,7 @@ def filter_rows(
 
 
 def gaussian_kernel(similarity: Float[Tensor, "B S Q"], grid: tuple[int, int], std: float) -> Float[Tensor, "B S Q"]:
-    r"""Gaussian of height 1 around the query pixel that every memory pixel likes best.
+    r"""Gaussian of height 1 around the best query pixel of every memory pixel.
 
     .. math:: f_p[q] = \exp\left(-\frac{\|q - \arg\max_{q'} A[p, q']\|^2}{2\sigma^2}\right)
 
@@ -100,9 +101,9 @@ def top_k(similarity: Float[Tensor, "B S Q"], k: int, fill: Literal["zero", "min
 
     Args:
         similarity: ``(B, S, Q)``, not negative.
-        k: number of query pixels that are kept; all, where there are no more than that.
-        fill: what the others get. ``zero``: 0, the filter of the EMVOS paper; ``minimum``: the smallest value of the row, as the
-            released BMVOS does.
+        k: number of query pixels that are kept; all are kept if there are no more than ``k``.
+        fill: value of the other query pixels. ``zero``: 0, the filter of the EMVOS paper; ``minimum``: the smallest value of the
+            row, as the released BMVOS does.
 
     Returns:
         ``(B, S, Q)``.

@@ -18,13 +18,13 @@ def equalized_match(
 
     .. math:: s_k[q] = \max_p m_k[p] \, \mathrm{softmax}_q(\mathrm{scale} \cdot E[p, q])
 
-    A memory pixel that resembles much of the query frame (a distractor) is weak everywhere: its row sums to 1.
+    A memory pixel that resembles large parts of the query frame (a distractor) is weak everywhere, because its row sums to 1.
 
     Args:
         similarity: ``(B, S, Q)``, inner products of keys that are not normalised.
         masks: ``(B, N, S)``, foreground of every object at the memory pixels, in [0, 1].
         readable: ``(B, N, S)``, which memory pixels an object may read.
-        scale: factor of the similarity before the softmax. 1, the published choice, leaves the inner products of all channels
+        scale: factor of the similarity before the softmax. The published value 1 leaves the inner products of all channels
             unscaled; ``C ** -0.5`` is the usual one of attention.
 
     Returns:

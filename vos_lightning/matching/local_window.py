@@ -1,4 +1,4 @@
-"""Matching inside a window: every pixel of one frame against its neighbourhood in another.
+"""Matching inside a window: every pixel of one frame is compared with its neighbourhood in another frame.
 
 A window of ``window x window`` cells holds the offsets ``-(window // 2) .. window - 1 - window // 2`` in either direction, ``O =
 window^2`` together, row by row: index ``o`` is the offset ``(x, y) = (o % window, o // window) - window // 2``. An odd window is
@@ -18,13 +18,13 @@ from torch import Tensor
 from vos_lightning.matching.similarity import dot, l2_normalize, negative_squared_l2
 
 Measure = Literal["dot", "cosine", "l2"]
-"""Inner product, cosine, negative squared distance."""
+"""``dot``: inner product; ``cosine``: cosine; ``l2``: negative squared distance."""
 OutOfFrame = Literal["mask", "zero"]
-"""Offsets that lead out of the frame take no part, or take part with a similarity of 0 (as features padded with zeros have)."""
+"""Offsets that leave the frame are excluded (``mask``), or count with a similarity of 0 as in zero padding (``zero``)."""
 Confidence = Literal["maximum", "one_minus_maximum", "softmax_peak"]
 
 MAX_ELEMENTS = 2**20
-"""Most similarities that are held beside the volume (4 MiB in float32); larger frames are cut into bands of rows."""
+"""Most similarities that exist beside the volume at a time (4 MiB in float32); larger frames are split into bands of rows."""
 
 
 def window_offsets(window: int, device: torch.device | None = None) -> Int64[Tensor, "O 2"]:
@@ -53,20 +53,21 @@ def local_similarity(
 
     .. math:: V(u, x) = \mathrm{sim}(q(x), \, p(x + u))
 
-    One matrix product for a band of rows and the rows that it can reach, from which the window is read: no copy of the features
-    for each offset, and beside the volume never more than :data:`MAX_ELEMENTS` similarities (one row of cells at the least).
+    The similarities of a band of rows to all rows in reach are one matrix product, from which the window is read. The features
+    are not copied for each offset, and beside the volume there are never more than :data:`MAX_ELEMENTS` similarities (but at
+    least those of one row of cells).
 
     Args:
         query: features of this frame.
-        previous: features of the other one.
-        window: side of the window in cells, at least 1; see the module for even ones.
-        measure: of similarity, see :mod:`vos_lightning.matching.similarity`. Keys that are kept at unit length need ``dot`` only.
+        previous: features of the other frame.
+        window: side of the window in cells, at least 1; see the module for even sides.
+        measure: similarity measure, see :mod:`vos_lightning.matching.similarity`. For keys of unit length, ``dot`` is enough.
 
     Returns:
-        ``(B, O, h, w)``, at least float32; 0 where the offset leads out of the frame (see :func:`inside_frame`).
+        ``(B, O, h, w)``, at least float32; 0 where the offset leaves the frame (see :func:`inside_frame`).
 
     Raises:
-        ValueError: an unknown measure or a window without a cell.
+        ValueError: the measure is unknown, or the window has no cell.
 
     Reference: MUNet (Sun et al.) equation 1, with ``cosine``; PMNet's tracking, with STCN's distance.
     """
@@ -91,7 +92,7 @@ def local_similarity(
         cells = (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten(2).flatten(0, 1)
         volume.append(similarity.gather(2, cells.expand(batch, -1, -1)))
     joined = torch.cat(volume, dim=1) if len(volume) > 1 else volume[0]
-    # The offsets stay innermost in memory, where maxima and softmaxes read them.
+    # Offsets are innermost in memory, because maxima and softmaxes run over them.
     in_order = inside_frame(window, height, width, query.device).flatten(1).t()
     return joined.masked_fill(~in_order, 0.0).transpose(1, 2).unflatten(2, (height, width))
 
@@ -113,10 +114,10 @@ def match_weights(
     r"""Softmax over the window, :math:`\mathrm{softmax}_u(\pm V(u, x) / \tau)`.
 
     Args:
-        volume: of :func:`local_similarity`.
-        sign: 1 favours what is similar; -1, as MUNet prints it, what is not.
-        temperature: :math:`\tau > 0`.
-        out_of_frame: whether offsets that lead out of the frame take part with a similarity of 0.
+        volume: similarities from :func:`local_similarity`.
+        sign: 1 favours similar pixels; -1, as printed by MUNet, favours dissimilar ones.
+        temperature: temperature :math:`\tau > 0` of the softmax.
+        out_of_frame: treatment of offsets that leave the frame, see :data:`OutOfFrame`.
 
     Returns:
         ``(B, O, h, w)``, summing to 1 over the window.
@@ -124,7 +125,7 @@ def match_weights(
     if sign not in (-1, 1):
         raise ValueError(f"sign must be 1 or -1, not {sign}")
     scaled = _masked(volume * (sign / temperature), out_of_frame)
-    # Innermost in memory already: nothing is copied.
+    # The offsets are innermost in memory already, so nothing is copied.
     return scaled.movedim(1, -1).softmax(dim=-1).movedim(-1, 1)
 
 
@@ -141,16 +142,17 @@ def soft_displacement(
     normalize: bool = True,
     out_of_frame: OutOfFrame = "mask",
 ) -> Float[Tensor, "B 2 h w"]:
-    r"""Where the match of every pixel lies: the offsets of the window, weighted by a softmax of their similarity.
+    r"""Expected position of every pixel's match: the offsets of the window, weighted by a softmax of their similarity.
 
     .. math:: \hat u(x) = \sum_u u \; \mathrm{softmax}_u(\pm V(u, x) / \tau)
 
     Args:
-        volume: of :func:`local_similarity`.
-        sign: see :func:`match_weights`.
-        temperature: likewise. With cosines and :math:`\tau = 1` the softmax over a large window is almost uniform.
-        normalize: divide by ``window // 2``, so that the edge of an odd window is at 1.
-        out_of_frame: see :func:`match_weights`.
+        volume: similarities from :func:`local_similarity`.
+        sign: sign of the similarities in the softmax, see :func:`match_weights`.
+        temperature: temperature :math:`\tau > 0` of the softmax. With cosines and :math:`\tau = 1` the softmax over a large
+            window is almost uniform.
+        normalize: divide by ``window // 2``, so that the edge of an odd window is at distance 1.
+        out_of_frame: treatment of offsets that leave the frame, see :data:`OutOfFrame`.
 
     Returns:
         ``(B, 2, h, w)`` as ``(x, y)``: the pixel at ``p`` came from ``p + u`` of the previous frame.
@@ -168,15 +170,15 @@ def match_confidence(
     temperature: float | Float[Tensor, ""] = 0.05,
     out_of_frame: OutOfFrame = "mask",
 ) -> Float[Tensor, "B 1 h w"]:
-    r"""How sure the best match of every pixel is; MUNet calls the maximum its uncertainty map.
+    r"""Confidence in the best match of every pixel; MUNet calls the maximum its uncertainty map.
 
     Args:
-        volume: of :func:`local_similarity`.
+        volume: similarities from :func:`local_similarity`.
         form: ``maximum``, :math:`\max_u V(u, x)`; ``one_minus_maximum``; ``softmax_peak``, the largest weight of
             :func:`match_weights`.
-        sign: of ``softmax_peak``.
-        temperature: of ``softmax_peak``.
-        out_of_frame: whether offsets that lead out of the frame take part with a similarity of 0.
+        sign: sign of the similarities in the softmax, for ``softmax_peak``.
+        temperature: temperature of the softmax, for ``softmax_peak``.
+        out_of_frame: treatment of offsets that leave the frame, see :data:`OutOfFrame`.
 
     Returns:
         ``(B, 1, h, w)``.
@@ -197,7 +199,7 @@ def _masked(volume: Float[Tensor, "B O h w"], out_of_frame: OutOfFrame) -> Float
     if out_of_frame == "zero":
         return volume
     inside = inside_frame(math.isqrt(volume.shape[1]), volume.shape[2], volume.shape[3], volume.device)
-    # The cell itself is always inside: no softmax or maximum is left without a finite entry.
+    # The cell itself is always inside, so every softmax and maximum has a finite entry.
     return volume.masked_fill(~inside, float("-inf"))
 
 
@@ -206,11 +208,12 @@ class LocalMatch:
     """The best match of every pixel inside its window."""
 
     index: Int64[Tensor, "B h w"]
-    """Cell ``row * w + column`` of the other frame. Adjacent maps chain: ``later.flatten(1).gather(1, index.flatten(1))``."""
+    """Cell ``row * w + column`` of the other frame. Maps of adjacent frames chain by
+    ``later.flatten(1).gather(1, index.flatten(1))``."""
     best: Float[Tensor, "B h w"]
-    """Its similarity."""
+    """Similarity of the best match."""
     second: Float[Tensor, "B h w"]
-    """Similarity of the runner-up; -inf where the window has none inside the frame."""
+    """Similarity of the second-best match; -inf if the window has no other cell inside the frame."""
 
 
 @torch.no_grad()
@@ -221,20 +224,20 @@ def best_match(
     measure: Measure = "l2",
     exclusion_radius: int = 0,
 ) -> LocalMatch:
-    """The cell of another frame that is most similar to each pixel, inside a window around its own place.
+    """Find the most similar cell of another frame for each pixel, inside a window around its own place.
 
-    A pixel whose own place is as good as any other stays there. Without gradients.
+    A pixel whose own place is as good as any other stays there. There are no gradients.
 
     Args:
         query: features of the frame whose pixels are followed.
-        other: features of the frame in which they are looked for.
+        other: features of the frame in which they are searched.
         window: side of the window in cells.
-        measure: of similarity.
-        exclusion_radius: the runner-up is the best cell further than this from the best one, along either axis: 0 takes any
-            other cell, 1 none of its eight neighbours.
+        measure: similarity measure.
+        exclusion_radius: the second best is the best cell that is further than this from the best one, along either axis: 0
+            allows any other cell, 1 excludes its eight neighbours.
 
     Returns:
-        Indices, and the best and second-best similarities.
+        Indices of the best matches, and the best and second-best similarities.
 
     Reference: PMNet equation 9; HMMN (Seong et al., ICCV 2021) chains the same argmax.
     """

@@ -1,4 +1,4 @@
-"""Medial matching: one template a class, averaged over the pixels of a frame and over time."""
+"""Medial matching: one template for each class, averaged over the pixels of a frame and over time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _CLAMP = 1e-7
 def medial_template(
     key: Float[Tensor, "B CK *cells"], masks: Float[Tensor, "B N *cells"], form: MedialForm = "paper"
 ) -> Float[Tensor, "B N 2 CK"]:
-    r"""The template of (background, foreground) of every object in one frame.
+    r"""Templates of (background, foreground) of every object in one frame.
 
     .. math::
         t_k = \frac{\sum_p m_k[p] \, x_p}{\sum_p m_k[p]} \;\text{(paper)}, \quad
         t_k = \frac{u_k}{\|u_k\|}, \; u_k = \max\Big(\sum_p m_k[p] \, x_p, \, 10^{-7}\Big) \;\text{(released)}
 
-    The two are not proportional: the released form drops the channels whose sum is negative.
+    The two forms are not proportional, as the released one drops channels whose sum is negative.
 
     Args:
-        key: ``(B, CK, h, w)`` or ``(B, CK, S)``, of unit length.
-        masks: ``(B, N, ...)``, foreground of every object in the same cells, in [0, 1].
-        form: which.
+        key: keys of unit length, ``(B, CK, h, w)`` or ``(B, CK, S)``.
+        masks: foreground of every object in the same cells, ``(B, N, ...)`` in [0, 1].
+        form: form of the templates, ``paper`` or ``released``.
 
     Returns:
         ``(B, N, 2, CK)`` in float32. For a class without a pixel: zero (paper) or a constant vector of unit length (released).
@@ -54,7 +54,7 @@ def update_template(
         old: templates before this frame.
         new: templates of this frame.
         restart: objects whose template begins in this frame (:math:`\alpha = 1`).
-        rate: :math:`\alpha` of the others.
+        rate: :math:`\alpha` of the other objects.
 
     Returns:
         ``(B, N, 2, CK)``.
@@ -68,8 +68,8 @@ def medial_match(templates: Float[Tensor, "B N 2 CK"], query_key: Float[Tensor, 
     r"""Inner product of every query pixel with the template of a class, :math:`s_k[q] = \langle t_k, y_q \rangle`.
 
     Args:
-        templates: of (background, foreground) of every object.
-        query_key: of unit length.
+        templates: templates of (background, foreground) of every object.
+        query_key: keys of unit length.
 
     Returns:
         Scores ``(B, N, 2, Q)`` of (background, foreground).

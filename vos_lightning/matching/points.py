@@ -1,7 +1,7 @@
-"""Matching at points: which cells of a fine map are worth a second look, and what they read from two earlier frames.
+"""Matching at points: which cells of a fine map are refined, and what they read from two earlier frames.
 
-A point is a cell of an ``h x w`` map, ``row * w + column``. Points of an object are kept in the order of their scores and padded
-to the ``K`` of the object that has most; ``valid`` tells them from the padding.
+A point is a cell of an ``h x w`` map, numbered ``row * w + column``. Points of an object are in the order of their scores, and
+padded to the ``K`` points of the object that has most; ``valid`` is False for padding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WriteBack = Literal["replace", "add"]
 def probability_uncertainty(
     logits: Float[Tensor, "B N h w"], valid: Bool[Tensor, "B N"], form: ProbabilityForm = "ratio", mode: Aggregation = "product"
 ) -> Float[Tensor, "B N h w"]:
-    r"""How undecided the predicted probabilities are.
+    r"""Uncertainty of the predicted probabilities.
 
     - ``ratio``: :math:`p_2 / p_1` of the two most probable among background and objects after soft aggregation, the same for
       every object. AFB-URR's :math:`\exp(1 - p_1 / p_2)` orders cells alike, but is zero in float32 for :math:`p_1 > 104\,p_2`.
@@ -38,8 +38,8 @@ def probability_uncertainty(
     Args:
         logits: foreground log-odds of each object.
         valid: objects that exist.
-        form: see above.
-        mode: of the aggregation, with ``ratio``.
+        form: form of the uncertainty, see above.
+        mode: mode of the aggregation, for ``ratio``.
 
     Returns:
         ``(B, N, h, w)`` in [0, 1].
@@ -52,7 +52,7 @@ def probability_uncertainty(
     if form not in get_args(ProbabilityForm):
         raise ValueError(f"form must be one of {get_args(ProbabilityForm)}, not {form!r}")
     if form == "margin":
-        # 1 - 2 |p - 1/2| = 2 min(p, 1 - p), which keeps its digits where p is near 1.
+        # 1 - 2 |p - 1/2| = 2 min(p, 1 - p), which stays precise where p is near 1.
         return 2 * torch.sigmoid(-logits.float().abs())
     if logits.shape[1] == 0:
         return logits.float()
@@ -65,11 +65,11 @@ def enlarged_boxes(masks: Bool[Tensor, "B N h w"], factor: float = 1.2) -> Bool[
     """Bounding box of every mask, enlarged about its centre and clipped to the map.
 
     Args:
-        masks: of the objects.
-        factor: of height and width, at least 1; whole cells are added on both sides, a half rounds up.
+        masks: masks of the objects.
+        factor: factor of height and width, at least 1; whole cells are added on both sides, and a half is rounded up.
 
     Returns:
-        Cells inside the box; none for an empty mask.
+        Cells inside the boxes; an empty mask has none.
 
     Reference: PMNet section 3.2.1.
     """
@@ -78,7 +78,7 @@ def enlarged_boxes(masks: Bool[Tensor, "B N h w"], factor: float = 1.2) -> Bool[
         size = occupied.shape[-1]
         first = occupied.int().argmax(dim=-1, keepdim=True)
         last = size - 1 - occupied.flip(-1).int().argmax(dim=-1, keepdim=True)
-        # The small constant absorbs that 1.2 - 1 is not 0.2.
+        # The small constant makes up for rounding, as 1.2 - 1 is not exactly 0.2.
         extra = ((last - first + 1) * ((factor - 1) / 2) + (0.5 + 1e-4)).floor()
         cells = torch.arange(size, device=occupied.device)
         return (cells >= first - extra) & (cells <= last + extra) & occupied.any(dim=-1, keepdim=True)
@@ -89,13 +89,13 @@ def enlarged_boxes(masks: Bool[Tensor, "B N h w"], factor: float = 1.2) -> Bool[
 def point_counts(
     region: Bool[Tensor, "B N h w"], masks: Bool[Tensor, "B N h w"], fraction: float, base: CountBase = "box"
 ) -> Int64[Tensor, "B N"]:
-    """How many points an object gets: a fraction of an area in cells, rounded, at least 1 where the area is not empty.
+    """Number of points of each object: a fraction of an area in cells, rounded, and at least 1 if the area is not empty.
 
     Args:
-        region: of :func:`enlarged_boxes`.
-        masks: of the objects.
-        fraction: in (0, 1].
-        base: the area of the box (PMNet section 3.2.1) or of the mask (its section 4.1).
+        region: enlarged boxes of the objects, see :func:`enlarged_boxes`.
+        masks: masks of the objects.
+        fraction: share of the area, in (0, 1].
+        base: area that is counted: that of the box (PMNet section 3.2.1) or of the mask (section 4.1).
 
     Raises:
         ValueError: ``fraction`` or ``base`` is out of range.
@@ -119,18 +119,18 @@ class Points:
 def sample_points(
     score: Float[Tensor, "B N h w"], region: Bool[Tensor, "B N h w"], counts: Int64[Tensor, "B N"], at_least: int = 0
 ) -> Points:
-    """The cells of a region with the largest scores, each object its own number of them.
+    """Choose the cells of a region with the largest scores, a separate number of them for each object.
 
     Equal scores are taken from top to bottom and left to right, so that the choice does not depend on the batch.
 
     Args:
-        score: any order; ``(B, N, h, w)``.
-        region: where to look.
-        counts: points of each object, not more than its region has cells.
-        at_least: width of the result where every count is smaller, for a training in which every parameter must take part.
+        score: score of every cell, ``(B, N, h, w)``; only the order matters.
+        region: cells that may be chosen.
+        counts: number of points of each object, not more than its region has cells.
+        at_least: smallest width of the result, so that in training every parameter gets a gradient.
 
     Returns:
-        Points, the largest score first. Padding is made of other cells of the map: no cell occurs twice.
+        Points, the largest score first. Padding consists of other cells of the map, so that no cell occurs twice.
     """
     flat = score.detach().masked_fill(~region, float("-inf")).flatten(2)
     width = max(int(counts.max()) if counts.numel() else 0, at_least)
@@ -142,24 +142,24 @@ def sample_points(
 
 
 def cells_table(maps: Float[Tensor, "*batch C h w"]) -> Float[Tensor, "cells C"]:
-    """One row a cell, all maps one after the other; no copy of a map in channels-last order."""
+    """All maps as one table with a row for each cell; maps in channels-last order are not copied."""
     return maps.movedim(-3, -1).reshape(-1, maps.shape[-3])
 
 
 def take_points(table: Float[Tensor, "cells C"], cells: Int64[Tensor, "*points"]) -> Float[Tensor, "*points C"]:
-    """Rows of a table."""
+    """Rows of a table at the given cells."""
     return table.index_select(0, cells.flatten()).unflatten(0, cells.shape)
 
 
 def write_points(
     maps: Float[Tensor, "B N h w"], points: Points, values: Float[Tensor, "B N K"], how: WriteBack = "replace"
 ) -> Float[Tensor, "B N h w"]:
-    """Put values into maps at points; the maps given are not changed.
+    """Write values into maps at points; the given maps are not changed.
 
     Args:
-        maps: to write on.
-        points: where; padding writes nothing.
-        values: at the points.
+        maps: maps that are copied and written to.
+        points: cells that are written; padding is skipped.
+        values: values at the points.
         how: ``replace`` or ``add``.
 
     Raises:
@@ -178,7 +178,7 @@ def write_points(
 
 @dataclass(frozen=True)
 class PointGrid:
-    """What the points of every object may read of its first frame: a strided grid of ``S`` cells."""
+    """The cells of its first frame that the points of every object may read: a strided grid of ``S`` cells."""
 
     key: Float[Tensor, "B N CK S"] = per_object()  # noqa: RUF009
     value: Float[Tensor, "B N C S"] = per_object()  # noqa: RUF009
@@ -186,17 +186,17 @@ class PointGrid:
 
 @dataclass(frozen=True)
 class PointMap:
-    """What they may read of the previous frame: a window of cells each."""
+    """A frame as points read it: each reads a window of its cells."""
 
     key: Float[Tensor, "B CK h w"]
     shared: Float[Tensor, "B C h w"]
     """Part of the value that all objects share."""
     own: Float[Tensor, "B N D h w"] = per_object()  # noqa: RUF009
-    """The rest of the value."""
+    """Part of the value that depends on the object."""
 
 
 def strided_grid(seen: PointMap, stride: int) -> PointGrid:
-    """Every ``stride``-th cell of every ``stride``-th row, from the first, for each object by itself."""
+    """Every ``stride``-th cell of every ``stride``-th row, starting with the first, separately for each object."""
     num_objects = seen.own.shape[1]
 
     def sparse(maps: Tensor) -> Tensor:
@@ -214,13 +214,13 @@ def window_cells(
     """Cells of a square window around each point, and which of them lie inside the map.
 
     Args:
-        index: points of an ``height x width`` map.
-        height: of the map.
-        width: of the map.
-        window: side in cells; an even window reaches one cell further up and left.
+        index: points of a ``height x width`` map.
+        height: height of the map.
+        width: width of the map.
+        window: side of the window in cells; an even window reaches one cell further up and left.
 
     Returns:
-        Cells, those outside replaced by the nearest inside, row by row; and whether they are inside.
+        Cells row by row, where cells outside the map are replaced by the nearest one inside; and whether they are inside.
     """
     along = torch.arange(window, device=index.device) - window // 2
     rows = index.div(width, rounding_mode="floor")[..., None] + along
@@ -246,25 +246,25 @@ def match_points(
 
     .. math:: r_k = \sum_j \mathrm{softmax}_j(c\, s(q_k, m_{kj}))\, v_{kj}, \quad j \in \text{grid} \cup \text{window}(k)
 
-    A linear layer on the values may as well follow: the weights sum to 1. Keys of the windows are gathered, ``R * K * window^2 *
-    CK`` numbers, the values are not: callers bound ``R * K``.
+    A linear layer on the values may be applied after the readout as well, because the weights sum to 1. Keys of the windows are
+    gathered, which are ``R * K * window^2 * CK`` numbers; values are not. Callers should therefore bound ``R * K``.
 
     Args:
         query: keys of the points.
-        index: their cells.
+        index: cells of the points.
         rows: object slot ``b * N + n`` that each row of points belongs to.
-        grid: of the first frame of each object.
-        previous: the previous frame, as large as the map of the points.
-        window: side in cells.
+        grid: grid of the first frame of each object.
+        previous: the previous frame, with the size of the points' map.
+        window: side of the window in cells.
         similarity: ``l2``, the negative squared distance, ``dot`` or ``cosine``.
         scale: factor of the similarity; None for ``CK ** -0.5``, or 1 with ``cosine``.
-        grid_open: objects that read the grid; the others read their window only. None for all.
+        grid_open: objects that read the grid; the others read only their window. None for all objects.
 
     Returns:
-        ``(R, K, E)`` with ``E = C + D`` channels, shared ones first, of the values' type; the weights are float32 at least.
+        ``(R, K, E)`` with ``E = C + D`` channels, shared ones first, in the type of the values; the weights are at least float32.
 
-    Reference: PMNet equations 2 and 3. Equation 2 prints the distance itself, by which the least similar would win; the text and
-    the tensor product that it refers to (STCN) mean its negative.
+    Reference: PMNet equations 2 and 3. Equation 2 prints the distance itself, by which the least similar value would win. Its
+    text and the tensor product of STCN that it refers to mean the negative distance.
     """
     if scale is None:
         scale = 1.0 if similarity == "cosine" else query.shape[-1] ** -0.5
@@ -300,7 +300,7 @@ def _window_logits(
     similarity: Similarity,
     scale: float,
 ) -> Float[Tensor, "R K W"]:
-    """As :func:`vos_lightning.matching.similarity.memory_logits`, of each point and the cells of its own window."""
+    """As :func:`vos_lightning.matching.similarity.memory_logits`, for each point and the cells of its own window."""
     if similarity == "cosine":
         keys, query = l2_normalize(keys), F.normalize(query, dim=-1, eps=1e-12)
     table = cells_table(keys)

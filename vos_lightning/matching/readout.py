@@ -10,7 +10,7 @@ from torch import Tensor
 from vos_lightning.matching.similarity import Similarity, memory_logits
 
 MAX_ELEMENTS = 2**24
-"""Most affinities at a time (64 MiB in float32); larger problems are cut over the queries."""
+"""Most affinities at a time (64 MiB in float32); larger problems are split over the queries."""
 
 
 def read_memory(
@@ -28,29 +28,29 @@ def read_memory(
 
     .. math:: r[q] = \sum_p v[p] \, \frac{w[p, q] \exp(c\,s[p, q])}{\sum_{p'} w[p', q] \exp(c\,s[p', q])}
 
-    with the similarity :math:`s`, its factor :math:`c` and the prior weights :math:`w`. The sums run over the memory pixels that
-    an object may read and, with ``top_k``, over the largest terms among them. The largest exponent is subtracted first, so
-    nothing overflows. An object that may read nothing gets a readout of zeros.
+    Here :math:`s` is the similarity, :math:`c` its factor and :math:`w` the prior weights. The sums run over the memory pixels
+    that an object may read and, with ``top_k``, over the largest terms among them. The largest exponent is subtracted first, so
+    that nothing overflows. An object that may read nothing gets a readout of zeros.
 
-    Keys that belong to the frame alone, with a prior and a readability that all objects share, make one affinity for all objects.
-    At most :data:`MAX_ELEMENTS` affinities exist at a time, whatever the length of the memory. With ``top_k``, values are fetched
-    and not multiplied through; this is fastest where the channels of a value lie side by side, the layout that channels-last
-    convolutions give and a bank keeps.
+    If keys do not depend on the object, and all objects share the prior and the readable pixels, one affinity serves all objects.
+    At most :data:`MAX_ELEMENTS` affinities exist at a time, whatever the length of the memory. With ``top_k``, values are
+    gathered instead of multiplied; this is fastest if the channels of a value are contiguous, as channels-last convolutions
+    return them and a bank keeps them.
 
     Args:
         memory_key: ``(B, CK, S)``, or ``(B, N, CK, S)`` if keys depend on the object (STM).
         query_key: ``(B, CK, Q)``.
         values: ``(B, N, CV, S)``.
-        readable: ``(B, N, S)``, which memory pixels an object may read, or ``(B, 1, S)`` for all objects alike; None for all of
+        readable: ``(B, N, S)``, which memory pixels an object may read, or ``(B, 1, S)`` for all objects; None for all of
             them.
         similarity: ``dot`` (STM), ``l2``, the negative squared distance (STCN), or ``cosine``.
         scale: the factor of the similarity; None for ``CK ** -0.5``, or 1 with ``cosine``.
         top_k: number of memory pixels that a query pixel reads; None for all.
-        log_prior: ``(B, N, S, Q)`` or ``(B, 1, S, Q)``, logarithm of the prior weights, finite; fastest with ``S`` innermost in
-            memory.
+        log_prior: ``(B, N, S, Q)`` or ``(B, 1, S, Q)``, logarithm of the prior weights, finite; it is fastest if ``S`` is
+            innermost in memory.
 
     Returns:
-        ``(B, N, CV, Q)``, of the values' type. The affinities are float32 at least.
+        ``(B, N, CV, Q)``, in the type of the values. The affinities are at least float32.
 
     Raises:
         ValueError: ``similarity`` is unknown or ``top_k`` is below 1.
@@ -93,7 +93,7 @@ def _weigh(logits: Float[Tensor, "B R q S"], values: Float[Tensor, "B N CV S"], 
     if top_k is not None and top_k < size:
         largest, index = logits.topk(top_k, dim=3, sorted=False)
         weights = largest.softmax(dim=3).to(values.dtype).expand(-1, num_objects, -1, -1)
-        # One table of all objects' values; each object looks into its own part.
+        # One table holds the values of all objects, and each object reads its own part.
         first = torch.arange(batch * num_objects, device=values.device).view(batch, num_objects, 1, 1) * size
         table = values.transpose(2, 3).reshape(-1, channels)
         index, weights = (index + first).reshape(-1, top_k), weights.reshape(-1, top_k)
@@ -102,5 +102,5 @@ def _weigh(logits: Float[Tensor, "B R q S"], values: Float[Tensor, "B N CV S"], 
     weights = logits.softmax(dim=3).to(values.dtype)
     if rows == num_objects:
         return weights @ values.transpose(2, 3)
-    # One affinity, several objects: their channels side by side make it one product.
+    # One affinity serves several objects: their channels are concatenated, so that one product is enough.
     return (weights[:, 0] @ values.flatten(1, 2).transpose(1, 2)).unflatten(2, (num_objects, channels)).transpose(1, 2)

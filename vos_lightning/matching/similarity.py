@@ -1,8 +1,8 @@
-"""Similarity of memory and query pixels: the only place where one is computed.
+"""Similarity of memory and query pixels. No other module computes similarities of flattened keys.
 
 Every function takes flattened keys, ``(B, C, S)`` of the memory and ``(B, C, Q)`` of the query, and returns ``(B, S, Q)``: one
-row a memory pixel, shared by all objects. The arithmetic is float32 whatever the keys' precision and whether or not autocast is
-on, because maxima and softmaxes over thousands of entries do not survive half precision.
+row for each memory pixel, shared by all objects. The arithmetic is float32, whatever the keys' type and whether or not autocast
+is on, because maxima and softmaxes over thousands of entries lose too much in half precision.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Similarity = Literal["dot", "cosine", "l2"]
-"""Inner product, cosine, negative squared distance."""
+"""``dot``: inner product; ``cosine``: cosine; ``l2``: negative squared distance."""
 
 
 def dot(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -> Float[Tensor, "B S Q"]:
@@ -35,7 +35,8 @@ def dot(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -
 def l2_normalize(key: Float[Tensor, "B C *cells"]) -> Float[Tensor, "B C *cells"]:
     """Scale the key of every pixel to unit length, in at least float32; a zero key stays zero.
 
-    The released PMVOS and EMVOS divide without a guard (a zero key gives NaN). The guard here acts below a norm of 1e-12 only.
+    The released PMVOS and EMVOS divide without a guard (a zero key gives NaN). The guard here has an effect only below a norm of
+    1e-12.
     """
     return F.normalize(_at_least_float32(key), dim=1, eps=1e-12)
 
@@ -43,7 +44,7 @@ def l2_normalize(key: Float[Tensor, "B C *cells"]) -> Float[Tensor, "B C *cells"
 def cosine(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -> Float[Tensor, "B S Q"]:
     """Cosine of the angle between every memory pixel and every query pixel.
 
-    For keys that are kept normalised (see :func:`l2_normalize`), :func:`dot` is the same and does not normalise them again.
+    For keys of unit length (see :func:`l2_normalize`), :func:`dot` gives the same without normalising them again.
 
     Args:
         memory_key: ``(B, C, S)``.
@@ -63,7 +64,7 @@ def negative_squared_l2(memory_key: Float[Tensor, "B C S"], query_key: Float[Ten
         query_key: ``(B, C, Q)``.
 
     Returns:
-        ``(B, S, Q)``, not above 0 but for rounding.
+        ``(B, S, Q)``, at most 0, except for rounding.
 
     Reference: STCN (Cheng et al., NeurIPS 2021), which leaves out the query's norm: it cancels in a softmax over S.
     """
@@ -76,17 +77,17 @@ def negative_squared_l2(memory_key: Float[Tensor, "B C S"], query_key: Float[Ten
 def memory_logits(
     memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"], kind: Similarity, scale: float
 ) -> Float[Tensor, "B Q S"]:
-    r"""Scaled similarity up to a term of the query alone, which cancels in a softmax over the memory.
+    r"""Scaled similarity, up to a term that depends on the query alone and cancels in a softmax over the memory.
 
-    :math:`c \langle x_p, y_q \rangle`, :math:`c \cos(x_p, y_q)` or :math:`c\,(2 \langle x_p, y_q \rangle - \|x_p\|^2)`, the last
-    being :math:`-c\,\|x_p - y_q\|^2` without :math:`-c\,\|y_q\|^2`. One product and no further pass over its result, whose rows
-    are the memory of one query: contiguous, where a softmax or a selection runs along them.
+    The result is :math:`c \langle x_p, y_q \rangle`, :math:`c \cos(x_p, y_q)` or :math:`c\,(2 \langle x_p, y_q \rangle -
+    \|x_p\|^2)`, where the last is :math:`-c\,\|x_p - y_q\|^2` without the term :math:`-c\,\|y_q\|^2`. It takes one product and no
+    further pass over the result. The memory of one query is a contiguous row, along which softmax and top-k run.
 
     Args:
         memory_key: ``(B, C, S)``.
         query_key: ``(B, C, Q)``.
-        kind: which similarity.
-        scale: the factor :math:`c`.
+        kind: name of the similarity.
+        scale: factor :math:`c` of the similarity.
 
     Returns:
         ``(B, Q, S)``, at least float32.

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 MAX_ELEMENTS = 2**26
-"""Most elements that weighted similarities have at a time (256 MiB in float32); more are cut over the memory pixels."""
+"""Most weighted similarities at a time (256 MiB in float32); larger problems are split over the memory pixels."""
 MAX_ELEMENTS_ON_CPU = 2**18
-"""The same on processors, where a part that stays in the cache takes a tenth of the time."""
+"""The same limit on CPUs, where a part that stays in the cache takes a tenth of the time."""
 
 
 def surjective_match(
@@ -22,11 +22,11 @@ def surjective_match(
     .. math:: s_k[q] = \max_p m_k[p] \, A[p, q], \quad m_{fg} = m, \; m_{bg} = 1 - m
 
     A memory pixel that an object may not read counts as neither background nor foreground (:math:`m_{bg} = m_{fg} = 0`), so it
-    adds a candidate of 0. With similarities in [0, 1] (EMVOS) it can never win against a readable one; with raw cosines
-    (PMVOS) a class that is absent somewhere has its score floored at 0 in the same way, as in the published system.
+    adds a candidate of 0. With similarities in [0, 1] (EMVOS) it can never win against a readable one. With raw cosines (PMVOS),
+    the score of a class that is absent from some memory pixel is floored at 0 in the same way, as in the published system.
 
-    The gradient goes to the winning memory pixel (one of them, where several tie), to its similarity and to its mask. Only the
-    winners' indices are kept for the backward pass, not the weighted similarities of all objects.
+    The gradient goes to the winning memory pixel (to one of them if several tie), to its similarity and to its mask. Only the
+    indices of the winners are kept for the backward pass, not the weighted similarities of all objects.
 
     Args:
         similarity: ``(B, S, Q)``, one row a memory pixel.
@@ -60,7 +60,7 @@ def _best(
     for number, (part, of_part) in enumerate(zip(similarity.split(rows, dim=1), weights.split(rows, dim=3), strict=True)):
         weighed = of_part.unsqueeze(4) * part[:, None, None]
         if need_winners:
-            # ``max`` and not ``argmax``: with its indices it was the faster of the two.
+            # ``max`` with its indices was faster than ``argmax``.
             value, index = weighed.max(dim=3)
             index = index + number * rows
             winners = index if best is None or winners is None else torch.where(value > best, index, winners)

@@ -1,7 +1,7 @@
-"""Trajectories of memory pixels: where each of them is now, how sure that is, and what it means for matching.
+"""Trajectories of memory pixels: where each of them is now, how certain that is, and how this guides matching.
 
-A position is a cell ``row * w + column`` of an ``h x w`` map; ``S`` memory pixels of several remembered frames are followed at
-once, for all objects.
+A position is a cell ``row * w + column`` of an ``h x w`` map; the ``S`` memory pixels of several remembered frames are followed
+at once, for all objects.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ TopKOrder = Literal["after", "before"]
 
 @dataclass(frozen=True)
 class AdaptiveMatching:
-    """How memory pixels are followed, and how far from where they are now they may be matched.
+    """Options that say how memory pixels are followed, and how far from their present place they may be matched.
 
     Attributes:
-        window: side of the window in which a pixel is looked for in the next frame, in cells.
-        beta: largest spread, in cells.
-        spread_form: see :func:`step_spread`.
-        spread_is: the standard deviation ``sigma`` of the Gaussian weights or their ``variance``.
-        smallest_sigma: bound of the standard deviation, above 0.
-        largest_sigma: likewise; None for ``beta`` (its root with ``variance``).
-        exclusion_radius: what counts as second best, see :func:`vos_lightning.matching.local_window.best_match`.
+        window: side of the window in which a pixel is searched in the next frame, in cells.
+        beta: largest spread in cells.
+        spread_form: form of the spread, see :func:`step_spread`.
+        spread_is: whether the spread is the standard deviation ``sigma`` of the Gaussian weights or their ``variance``.
+        smallest_sigma: lower bound of the standard deviation, above 0.
+        largest_sigma: upper bound of the standard deviation; None for ``beta`` (its square root with ``variance``).
+        exclusion_radius: radius around the best match in which nothing counts as second best, see
+            :func:`vos_lightning.matching.local_window.best_match`.
         top_k_order: choose the ``top_k`` of the memory read by similarity and weight together (``after`` weighting) or by
             similarity alone (``before``).
     """
@@ -76,16 +77,16 @@ class Trajectories:
     """State of followed memory pixels."""
 
     position: Int64[Tensor, "B S"]
-    """Cell of the present frame."""
+    """Cell of each memory pixel in the present frame."""
     spread: Float[Tensor, "B S"]
-    """The largest spread on the way, in cells; larger is less certain."""
+    """The largest spread along the trajectory, in cells; a larger one is less certain."""
 
     def follow(self, step: Int64[Tensor, "B q"], spread: Float[Tensor, "B q"]) -> Trajectories:
-        """Go on to the next frame.
+        """Continue the trajectories to the next frame.
 
         Args:
-            step: for every cell of the present frame its cell in the next one.
-            spread: of each of these steps.
+            step: cell in the next frame for every cell of the present one.
+            spread: spread of each of these steps.
         """
         return Trajectories(step.gather(1, self.position), torch.maximum(self.spread, spread.gather(1, self.position)))
 
@@ -93,20 +94,20 @@ class Trajectories:
 def step_spread(
     match: LocalMatch, beta: float = 8.0, form: SpreadForm = "exponential", scale: float = 0.125
 ) -> Float[Tensor, "B h w"]:
-    r"""How uncertain the best match of every cell is, from its ratio to the second best.
+    r"""Uncertainty of the best match of every cell, from its ratio to the second best.
 
     .. math:: \delta = \beta \exp(1 - s_1 / s_2)
 
-    The formula needs positive similarities :math:`s`; of a (negative) distance it would call clear matches uncertain. With the
-    distance :math:`d`: ``exponential`` :math:`s = \exp(-c\,d^2)`, the weights that the memory read gives before the softmax;
-    ``inverse_distance`` :math:`1 / d`; ``inverse_squared_distance`` :math:`1 / d^2`; or ``cosine``, the similarity itself.
+    The formula needs positive similarities :math:`s`; with a (negative) distance it would call clear matches uncertain. With the
+    distance :math:`d`, the similarity is: ``exponential`` :math:`s = \exp(-c\,d^2)`, the weights of the memory read before the
+    softmax; ``inverse_distance`` :math:`1 / d`; ``inverse_squared_distance`` :math:`1 / d^2`; or ``cosine``, the cosine itself.
 
     Args:
-        match: by negative squared distance; by inner product with ``exponential`` (:math:`s = \exp(c\,\langle x, y \rangle)`); by
-            cosine with ``cosine``.
-        beta: largest spread, in cells.
-        form: see above.
-        scale: the factor :math:`c`.
+        match: best matches by negative squared distance; with ``exponential`` also by inner product (:math:`s = \exp(c\,\langle
+            x, y \rangle)`); with ``cosine`` by cosine.
+        beta: largest spread in cells.
+        form: form of the similarity, see above.
+        scale: factor :math:`c` of the similarity.
 
     Returns:
         ``(B, h, w)`` in [0, beta].
@@ -137,23 +138,23 @@ def gaussian_keys(
 
     .. math:: \langle a_p, b_q \rangle = -\frac{\|q - p_Q\|^2}{2 \sigma_p^2}
 
-    A memory read by inner products takes them as four more channels of its keys, and never builds a prior of ``S x Q`` numbers.
-    In float32, and in a map of 80 cells, weights near 1 are exact to about 1e-4.
+    A memory read by inner products can take them as four more channels of its keys, and never builds a prior of ``S x Q``
+    numbers. In float32, and in a map of 80 cells, weights near 1 are exact to about 1e-4.
 
     Args:
-        trajectories: where each memory pixel is, and its spread.
-        height: of the query's map.
-        width: of the query's map.
-        options: what the spread is, and the bounds of :math:`\sigma`.
+        trajectories: position and spread of each memory pixel.
+        height: height of the query's map.
+        width: width of the query's map.
+        options: meaning of the spread, and bounds of :math:`\sigma`.
 
     Returns:
-        Of the memory and of the query pixels.
+        Vectors of the memory pixels and of the query pixels.
 
     Reference: PMNet equations 6 to 8.
     """
     sigma = trajectories.spread.sqrt() if options.spread_is == "variance" else trajectories.spread
     precision = sigma.clamp(options.smallest_sigma, options.sigma_bound).square().reciprocal()
-    # About the centre of the map: the products stay small, so that their sum keeps its digits.
+    # Positions are relative to the centre of the map: the products stay small, so that their sum stays precise.
     y = trajectories.position.div(width, rounding_mode="floor").to(sigma) - (height - 1) / 2
     x = (trajectories.position % width).to(sigma) - (width - 1) / 2
     memory = torch.stack([x * precision, y * precision, -0.5 * precision, -0.5 * (x.square() + y.square()) * precision], dim=1)
@@ -175,23 +176,24 @@ def read_followed(
     scale: float = 0.125,
     top_k: int | None = None,
 ) -> Float[Tensor, "B N CV Q"]:
-    r"""Memory read in which every memory pixel is weighted by its distance from where it is now.
+    r"""Memory read in which every memory pixel is weighted by its distance from its present place.
 
     .. math:: r[q] = \sum_p v[p] \, \frac{W_{pq} \exp(c\,s[p, q])}{\sum_{p'} W_{p'q} \exp(c\,s[p', q])}, \quad
         W_{pq} = \exp\Big(-\frac{\|q - p_Q\|^2}{2 \sigma_p^2}\Big)
 
-    The sum of logarithms is one inner product of longer keys. One set of weights serves all objects.
+    The sum of the logarithms is one inner product of longer keys. One set of weights serves all objects.
 
     Args:
-        memory_key: see :func:`vos_lightning.matching.readout.read_memory`.
-        query_key: of the query frame, unflattened.
-        values: likewise.
-        readable: likewise.
-        trajectories: where the memory pixels are in the query frame.
-        options: of the weights.
-        similarity: likewise.
-        scale: the factor :math:`c`.
-        top_k: likewise; ``options.top_k_order`` says what is largest.
+        memory_key: keys of the memory, see :func:`vos_lightning.matching.readout.read_memory`, as for all arguments up to
+            ``readable``.
+        query_key: keys of the query frame, not flattened.
+        values: values of the memory.
+        readable: the memory pixels that each object may read.
+        trajectories: positions and spreads of the memory pixels in the query frame.
+        options: options of the weights.
+        similarity: similarity of the keys.
+        scale: factor :math:`c` of the similarity.
+        top_k: number of memory pixels that a query pixel reads; ``options.top_k_order`` says what ranks them.
 
     Reference: PMNet equations 6 to 8.
     """
@@ -204,7 +206,7 @@ def read_followed(
             logits = logits.masked_fill(~readable.unsqueeze(2), torch.finfo(logits.dtype).min)
         smallest = logits.topk(min(top_k, logits.shape[3]), dim=3).values[..., -1:]
         weights = (query_part.transpose(1, 2) @ memory_part).unsqueeze(1)
-        # Half of the lowest: a sum with a similarity must not overflow.
+        # Half of the lowest value, so that its sum with a similarity does not overflow.
         prior = torch.where(logits >= smallest, weights, torch.finfo(logits.dtype).min / 2)
         return read_memory(
             memory_key, query, values, readable, similarity=similarity, scale=scale, log_prior=prior.transpose(2, 3)

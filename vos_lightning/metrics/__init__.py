@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: scoring files needs neither PyTorch nor torchmetrics, which take longer to import than a data set to score.
+    # Imported on demand: scoring files needs neither PyTorch nor torchmetrics, whose import takes longer than scoring a data set.
     if name == "VideoMetric":
         return importlib.import_module("vos_lightning.metrics.video_metric").VideoMetric
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

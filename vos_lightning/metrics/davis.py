@@ -13,12 +13,12 @@ from vos_lightning.metrics.scores import Frames, NothingToScoreError, ObjectScor
 
 
 def scored_map(label_map: UInt8[Any, "*frames H W"], protocol: Protocol) -> UInt8[np.ndarray, "*frames H W"]:
-    """What the protocol makes of a label map before it scores it.
+    """The label map in the form in which the protocol scores it.
 
     Args:
-        label_map: predicted or true, one or several.
-        protocol: ``davis16``, which merges all objects into one, or ``davis17``, which leaves them as they are: 255 is none of
-            the ids that it scores.
+        label_map: a predicted or true label map, or several.
+        protocol: ``davis16`` merges all objects into one; ``davis17`` changes nothing, as 255 is not among the ids that it
+            scores.
     """
     array = functional.as_array(label_map)
     return (array != 0).view(np.uint8) if protocol == "davis16" else array
@@ -28,7 +28,7 @@ def scored_ids(target: Frames, protocol: Protocol) -> tuple[int, ...]:
     """Ids that the protocol scores; for ``davis17`` there may be none.
 
     Args:
-        target: true label maps; ``davis17`` looks at the first, ``davis16`` at none.
+        target: true label maps; ``davis17`` reads the first one, ``davis16`` reads none.
         protocol: ``davis16`` or ``davis17``.
     """
     if protocol == "davis16":
@@ -41,10 +41,10 @@ def evaluate_video(preds: Frames, target: Frames, protocol: Protocol, video: str
     """Score a video by a DAVIS protocol.
 
     Args:
-        preds: predicted label maps of all frames; the first and the last are not looked at.
+        preds: predicted label maps of all frames; the first and the last are not read.
         target: true label maps of all frames.
         protocol: ``davis16`` or ``davis17``.
-        video: its name, for the rows and for messages.
+        video: name of the video, for the rows and for messages.
 
     Returns:
         One row an object.

@@ -1,9 +1,9 @@
 """Region similarity J and boundary accuracy F of label maps, exactly as DAVIS defines them, and their statistics over frames.
 
-Everything is evaluated on crops around the object, never on a one-hot volume. The crops change nothing: outside the box of both
-masks no pixel belongs to a mask, so no boundary lies there, and the box is only cut where the image ends.
+All measures are computed on crops around the object, never on a one-hot volume. The crops do not change the result: outside the
+box of both masks no pixel belongs to a mask, so no boundary lies there, and the box is cut only where the image ends.
 
-It is NumPy throughout, so that scoring files does not wait for PyTorch; label maps may be tensors as well.
+The module uses only NumPy, so that scoring files does not wait for PyTorch; label maps may also be tensors.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Words = UInt64[np.ndarray, "2 words"]
 
 
 class FrameScore(NamedTuple):
-    """An object in a frame."""
+    """Scores of an object in a frame."""
 
     J: float
     F: float
     predicted: bool
-    """Whether the prediction shows it."""
+    """Whether the prediction shows the object."""
     true: bool
-    """Whether the truth shows it."""
+    """Whether the truth shows the object."""
 
 
 NOWHERE = FrameScore(1.0, 1.0, False, False)
-"""An object that neither of the two shows."""
+"""Score of an object that neither prediction nor truth shows."""
 
 
 def score_frame(
@@ -46,13 +46,13 @@ def score_frame(
         pred: predicted label map.
         true: true label map of the same size.
         object_ids: the ``N`` ids to score.
-        bound_th: see :func:`boundary_accuracy`.
+        bound_th: tolerance of the boundary measure, see :func:`boundary_accuracy`.
 
     Returns:
         ``N`` scores.
 
     Raises:
-        ValueError: the two differ in size.
+        ValueError: prediction and truth differ in size.
     """
     if pred.shape != true.shape:
         raise ValueError(f"prediction {pred.shape} and truth {true.shape} differ in size")
@@ -106,7 +106,8 @@ def boundary_accuracy(
         target: true label maps.
         object_ids: the ``N`` ids to score.
         void: pixels that are set to background in both before the boundaries are taken.
-        bound_th: radius of the disk: below 1 a fraction of the image diagonal, rounded up to pixels; else pixels.
+        bound_th: radius of the disk: a value below 1 is a fraction of the image diagonal, rounded up to pixels; other values are
+            pixels.
 
     Returns:
         ``(N, T)`` in [0, 1].
@@ -124,7 +125,7 @@ def region_and_boundary(
     void: Bool[Any, "T H W"] | None = None,
     bound_th: float = 0.008,
 ) -> tuple[Float64[np.ndarray, "N T"], Float64[np.ndarray, "N T"]]:
-    """:func:`region_similarity` and :func:`boundary_accuracy` in one pass, which is faster than one after the other."""
+    """:func:`region_similarity` and :func:`boundary_accuracy` in one pass, which is faster than two passes."""
     radius = boundary_radius(target.shape[1], target.shape[2], bound_th)
     region, boundary = _scores(preds, target, object_ids, void, radius, [_region, _boundary_f])
     return region, boundary
@@ -136,12 +137,12 @@ def boundary_radius(height: int, width: int, bound_th: float = 0.008) -> int:
 
 
 def as_array(values: Any) -> np.ndarray:
-    """An array without a copy, or a copy of a tensor on another device."""
+    """An array without a copy; tensors on another device are copied."""
     return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
 def ids_in(label_map: UInt8[np.ndarray, "H W"]) -> tuple[int, ...]:
-    """Values of a label map other than 0, from high to low; fast for a few ids, which is what label maps have."""
+    """Values of a label map other than 0, from high to low; fast for a few ids, as label maps have."""
     box = _box(label_map)
     if box is None:
         return ()
@@ -153,24 +154,25 @@ def ids_in(label_map: UInt8[np.ndarray, "H W"]) -> tuple[int, ...]:
 
 
 # Masks, 64 pixels a word ----------------------------------------------------------------------------------------------
-# Most of the time goes into the dilations of F; on packed bits they take a fraction of what an image library needs, and less
-# the larger the radius.
+# Most of the time goes into the dilations of F. On packed bits they take a fraction of the time that an image library needs, and
+# the gain grows with the radius.
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Predicted and true mask of one object in one frame, cut to their box, one bit a pixel."""
+    """Predicted and true mask of one object in one frame, cut to their common box, with one bit a pixel."""
 
     bits: Words
-    """Both masks, rows one after the other; the first pixel is the lowest bit."""
+    """Both masks, row after row; the first pixel is the lowest bit."""
     width: int
     stride: int
-    """Words a row. Rows end in at least ``radius`` empty bits: what a shift moves out of a row never enters another one."""
+    """Words a row. Rows end in at least ``radius`` empty bits, so bits that a shift moves out of a row never enter another
+    one."""
     radius: int
 
     @cached_property
     def counts(self) -> tuple[int, int]:
-        """Predicted and true pixels."""
+        """Numbers of predicted and true pixels."""
         return _count(self.bits)
 
 
@@ -182,7 +184,7 @@ def _scores(
     radius: int,
     measures: Sequence[Callable[[_Pair], float]],
 ) -> Float64[np.ndarray, "M N T"]:
-    """Values of every measure; 1 where an object is neither predicted nor true, which holds for J and F alike."""
+    """Values of every measure; 1 if an object is neither predicted nor true, both for J and for F."""
     if preds.shape != target.shape:
         raise ValueError(f"predictions {tuple(preds.shape)} and truth {tuple(target.shape)} differ in frames or size")
     maps: Iterable[tuple[np.ndarray, np.ndarray]] = zip(as_array(preds), as_array(target), strict=True)
@@ -200,7 +202,7 @@ def _scores(
 def _pairs(
     pred: UInt8[np.ndarray, "H W"], true: UInt8[np.ndarray, "H W"], object_ids: Sequence[int], radius: int
 ) -> Iterator[tuple[int, _Pair]]:
-    """Masks of the objects of a frame, each with its place among the ids; without those of which there is no pixel."""
+    """Masks of the objects of a frame, each with its index among the ids; objects without any pixel are left out."""
     labelled = _box(pred | true)
     if labelled is None:
         return
@@ -209,16 +211,16 @@ def _pairs(
     for row, object_id in enumerate(object_ids):
         np.equal(pred, object_id, out=masks[0])
         np.equal(true, object_id, out=masks[1])
-        # The box of a single object is known: it is what is labelled.
+        # With a single object, the box of all labelled pixels is its box.
         box = _box((masks[0] | masks[1]).view(np.uint8)) if len(object_ids) > 1 else (slice(None), slice(None))
         if box is not None:
             yield row, _pack(masks[:, *box], radius)
 
 
 def _box(plane: UInt8[np.ndarray, "h w"]) -> tuple[slice, slice] | None:
-    """Rows and columns of what is not 0, and one more on every side where there is one; None if all is 0.
+    """Rows and columns that are not 0, enlarged by one on every side where possible; None if all is 0.
 
-    A boundary lies up to one pixel above and left of a mask; below and right the spare pixel keeps the border rules away.
+    A boundary lies up to one pixel above and left of a mask; the extra pixel below and right keeps away the rules for the border.
     """
     rows = np.bitwise_or.reduce(plane, axis=1) != 0
     top, bottom = int(rows.argmax()), len(rows) - int(rows[::-1].argmax())
@@ -239,7 +241,7 @@ def _pack(masks: Bool[np.ndarray, "2 h w"], radius: int) -> _Pair:
 
 
 def _count(bits: Words) -> tuple[int, int]:
-    """Set pixels of both masks."""
+    """Numbers of set pixels of both masks."""
     first, second = np.bitwise_count(bits).sum(axis=1, dtype=np.int64).tolist()
     return first, second
 
@@ -265,8 +267,8 @@ def _boundary_f(pair: _Pair) -> float:
 def _boundary(pair: _Pair) -> Words:
     """Pixels that differ from their right, lower or lower-right neighbour.
 
-    The last row compares with the right neighbour only, the last column with the lower one only and the corner with none: the
-    image border is no boundary.
+    The last row is compared only with its right neighbours, the last column only with its lower ones, and the corner with none:
+    the image border is not a boundary.
     """
     bits, stride = pair.bits, pair.stride
     row = np.packbits(np.arange(64 * stride) < pair.width - 1, bitorder="little").view("<u8")
@@ -283,9 +285,9 @@ def _boundary(pair: _Pair) -> Words:
 def _dilate(bits: Words, stride: int, radius: int) -> Words:
     """Union of all shifts by ``(dx, dy)`` with ``dx^2 + dy^2 <= radius^2``.
 
-    For every ``dy`` that is a run of ``2w + 1`` pixels. A run that ends at its pixel comes from a shorter one by one shift; runs
-    are put in their rows from wide to narrow, and what is there moves on by the difference, in the end by ``w`` to its centre.
-    (Runs that begin at their pixel would leave the array before the first one.)
+    For every ``dy``, the shifts form a run of ``2w + 1`` pixels. A run that ends at its pixel comes from a shorter run by one
+    shift. Runs are written to their rows from wide to narrow; what is there already moves on by the difference, and in the end by
+    ``w`` to its centre. (Runs that begin at their pixel would leave the array before the first one.)
     """
     widths = [math.isqrt(radius**2 - dy**2) for dy in range(radius + 1)]
     runs, length = {0: bits}, 1
@@ -309,14 +311,14 @@ def _dilate(bits: Words, stride: int, radius: int) -> Words:
 
 
 def _to_previous(bits: Words, pixels: int) -> Words:
-    """Every pixel takes the value of the one ``pixels`` (1 to 63) later; rows and masks follow each other without a gap."""
+    """Every pixel takes the value of the pixel ``pixels`` (1 to 63) later; rows and masks follow each other without a gap."""
     shifted = bits >> pixels
     shifted.reshape(-1)[:-1] |= bits.reshape(-1)[1:] << (64 - pixels)
     return shifted
 
 
 def _to_next(bits: Words, pixels: int) -> Words:
-    """Every pixel takes the value of the one ``pixels`` (1 to 63) earlier; rows and masks follow each other without a gap."""
+    """Every pixel takes the value of the pixel ``pixels`` (1 to 63) earlier; rows and masks follow each other without a gap."""
     shifted = bits << pixels
     shifted.reshape(-1)[1:] |= bits.reshape(-1)[:-1] >> (64 - pixels)
     return shifted
@@ -338,16 +340,16 @@ def recall(values: Float64[np.ndarray, "N T"]) -> Float64[np.ndarray, " N"]:
 def decay(values: Float64[np.ndarray, "N T"]) -> Float64[np.ndarray, " N"]:
     """Mean of the first quarter of the frames minus mean of the last; neighbouring quarters share their edge frame.
 
-    Deviation: the DAVIS 2017 toolkit casts the edges to 8-bit integers, which wraps for more than 256 frames; here (as in the
-    Matlab toolkit) they are not cast.
+    Deviation: the DAVIS 2017 toolkit casts the edges to 8-bit integers, which wraps for more than 256 frames. Here, as in the
+    Matlab toolkit, they are not cast.
 
     Args:
-        values: ``(N, T)`` with ``T >= 1``.
+        values: values ``(N, T)`` with ``T >= 1``.
 
     Returns:
         ``(N,)`` in [-1, 1].
     """
-    # The offset makes a half round up, where NumPy alone rounds to even.
+    # The offset rounds a half up, where NumPy would round it to even.
     edges = np.round(np.linspace(1, values.shape[1], 5) + 1e-10).astype(int) - 1
     first, last = values[:, edges[0] : edges[1] + 1], values[:, edges[3] : edges[4] + 1]
     return np.nanmean(first, axis=1) - np.nanmean(last, axis=1)

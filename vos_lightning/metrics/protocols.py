@@ -23,13 +23,13 @@ GROUPED_KEYS = ("G", "J_seen", "F_seen", "J_unseen", "F_unseen", "J&F", "J", "F"
 
 
 def check_protocol(protocol: str) -> None:
-    """Raise a ``ValueError`` unless ``protocol`` is a known one."""
+    """Raise a ``ValueError`` if ``protocol`` is unknown."""
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}, not {protocol!r}")
 
 
 def summary_keys(protocol: Protocol) -> tuple[str, ...]:
-    """What :func:`summarize` returns, in order."""
+    """Keys of the result of :func:`summarize`, in order."""
     return GROUPED_KEYS if protocol in GROUPED else SUMMARY_KEYS
 
 
@@ -45,15 +45,16 @@ def evaluate_video(
     Args:
         preds: predicted label maps of all annotated frames.
         target: true label maps of the same frames.
-        protocol: see :data:`vos_lightning.metrics.scores.Protocol`.
-        video: its name, for the rows and for messages.
+        protocol: how videos are scored, see :data:`vos_lightning.metrics.scores.Protocol`.
+        video: name of the video, for the rows and for messages.
         unseen_ids: objects whose category is not in the training set (YouTube-VOS).
 
     Returns:
         One row an object.
 
     Raises:
-        ValueError: an unknown protocol, frames that differ in number or size, too few of them, or no object to score.
+        ValueError: the protocol is unknown, frames differ in number or size, there are too few frames, or there is no object to
+            score.
     """
     check_protocol(protocol)
     if len(preds) != len(target):
@@ -64,7 +65,7 @@ def evaluate_video(
 
 
 def unique_rows(rows: Iterable[ObjectScores]) -> list[ObjectScores]:
-    """One row for each (video, object), sorted by them; of repeated ones the first."""
+    """One row for each (video, object), sorted; of repeated rows the first one."""
     first: dict[tuple[str, int], ObjectScores] = {}
     for row in rows:
         first.setdefault((row.video, row.object_id), row)
@@ -74,8 +75,8 @@ def unique_rows(rows: Iterable[ObjectScores]) -> list[ObjectScores]:
 def summarize(rows: Sequence[ObjectScores], protocol: Protocol = "davis17") -> dict[str, float]:
     """Means over all objects of all videos (not over videos), and J&F, the mean of J and F; NaN without rows.
 
-    For YouTube-VOS also those over objects of seen and of unseen categories, and G, the mean of these four, which is NaN unless
-    there are objects of both kinds.
+    For YouTube-VOS, means over objects of seen and of unseen categories are added, and G, the mean of these four; it is NaN
+    unless there are objects of both kinds.
 
     Returns:
         The keys of :func:`summary_keys`, in their order.
@@ -94,7 +95,7 @@ def _mean(rows: Sequence[ObjectScores], key: str) -> float:
 
 
 def describe(protocol: Protocol, rows: Sequence[ObjectScores]) -> str:
-    """One line that says how scores came about, to be shown with them."""
+    """One line that says how scores were computed, to be shown with them."""
     counted = f"{len(rows)} objects in {len({row.video for row in rows})} videos"
     if protocol not in GROUPED:
         return f"{TITLES[protocol]}: first and last frame skipped, {counted}"

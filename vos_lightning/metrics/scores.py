@@ -15,11 +15,11 @@ from vos_lightning.metrics.functional import FrameScore
 Protocol = Literal["davis16", "davis17", "youtube_vos18", "youtube_vos19"]
 """How videos are scored.
 
-``davis16``: every non-zero pixel, of truth and prediction alike, is the one object; first and last frame skipped.
-``davis17``: the objects are 1 to the largest id of the first true frame, whether they reappear or not; 255 in the truth is
-background (void is not used), so an object predicted there is a false positive; first and last frame skipped.
-``youtube_vos18``, ``youtube_vos19``: every id of the truth, from the annotated frame after the one that shows it first to
-the last; 255 is background. Seen and unseen categories are averaged apart. The two years differ in their data alone.
+``davis16``: every non-zero pixel, in truth and prediction, belongs to a single object; first and last frame skipped.
+``davis17``: the objects are 1 to the largest id of the first true frame, whether they reappear or not. 255 in the truth is
+background (void is not used), so an object that is predicted there is a false positive. The first and the last frame are skipped.
+``youtube_vos18``, ``youtube_vos19``: every id of the truth is scored, from the annotated frame after its first one to the last.
+255 is background. Seen and unseen categories are averaged separately. The two years differ only in their data.
 """
 
 
@@ -29,9 +29,9 @@ class NothingToScoreError(ValueError):
 
 @runtime_checkable
 class Frames(Interface):
-    """Label maps of a video: a ``(T, H, W)`` uint8 array or tensor, or a sequence that reads a frame when it is asked for.
+    """Label maps of a video: a ``(T, H, W)`` uint8 array or tensor, or a sequence that reads a frame when it is accessed.
 
-    Protocols ask for the frames that they score and no others, in order, the true one first.
+    Protocols access only the frames that they score, in order, and the true frame before the predicted one.
     """
 
     def __len__(self) -> int: ...
@@ -52,9 +52,9 @@ class ObjectScores:
     F_recall: float
     F_decay: float
     unseen: bool = False
-    """Whether its category is known not to be in the training set (YouTube-VOS)."""
+    """Whether its category is known to be absent from the training set (YouTube-VOS)."""
     missing: bool = False
-    """Whether the predictions show it in none of the evaluated frames, although the truth does."""
+    """Whether the predictions never show it in the evaluated frames although the truth does."""
 
 
 def object_scores(video: str, object_id: int, scores: Sequence[FrameScore], unseen: bool = False) -> ObjectScores:

@@ -1,4 +1,4 @@
-"""A metric that follows a protocol while a network is validated, over all processes of a run."""
+"""A metric that scores videos by a protocol during validation, over all processes of a run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vos_lightning.metrics.scores import ObjectScores, Protocol
 class VideoMetric(Metric):
     """J and F of whole videos by a protocol, averaged over objects (and G, for YouTube-VOS).
 
-    Processes may see different numbers of videos, none at all, or the same video (a distributed sampler repeats some): every
+    Processes may see different numbers of videos, none at all, or the same video (a distributed sampler repeats some). Every
     object counts once.
 
     Args:
-        protocol: see :data:`vos_lightning.metrics.scores.Protocol`.
-        kwargs: for ``torchmetrics.Metric``.
+        protocol: how videos are scored, see :data:`vos_lightning.metrics.scores.Protocol`.
+        kwargs: arguments of ``torchmetrics.Metric``.
     """
 
     full_state_update = False
@@ -37,14 +37,15 @@ class VideoMetric(Metric):
         super().__init__(**kwargs)
         check_protocol(protocol)
         self.protocol: Protocol = protocol
-        # Rows travel between processes as bytes, one line of JSON each: names of any length and full precision on any device.
+        # Rows are exchanged between processes as bytes, one line of JSON each, with names of any length and full precision.
         self.add_state("lines", default=[], dist_reduce_fx="cat")
         self.reset()
 
     def reset(self) -> None:
         """Forget all videos."""
         super().reset()
-        # Where a process has no video, torchmetrics would gather an empty *float* tensor, which other processes cannot match.
+        # Without this, torchmetrics gathers an empty *float* tensor from a process without videos, which does not match the
+        # others.
         self.lines = [torch.zeros(0, dtype=torch.uint8, device=self.device)]
 
     def update(
@@ -55,7 +56,7 @@ class VideoMetric(Metric):
         Args:
             preds: predicted label maps of all annotated frames in original ids.
             target: true label maps of the same frames.
-            video: its name, unique in the data set.
+            video: name of the video, unique in the data set.
             unseen_ids: objects whose category is not in the training set (YouTube-VOS).
         """
         rows = evaluate_video(as_array(preds), as_array(target), self.protocol, video, unseen_ids)
@@ -72,7 +73,7 @@ class VideoMetric(Metric):
         return {key: torch.tensor(value, device=self.device) for key, value in summarize(self._decoded(), self.protocol).items()}
 
     def rows(self) -> list[ObjectScores]:
-        """Scores of every object of all processes; in a distributed run, every process must call this."""
+        """Scores of every object of all processes; in a distributed run, every process must call this method."""
         with self.sync_context():
             return self._decoded()
 

@@ -15,13 +15,13 @@ from vos_lightning.metrics.scores import Frames, NothingToScoreError, ObjectScor
 def evaluate_video(preds: Frames, target: Frames, video: str = "", unseen_ids: Iterable[int] = ()) -> list[ObjectScores]:
     """Score every object over the annotated frames after the one that shows it first.
 
-    Predictions before an object's first frame do not count for it. An object that only the last frame shows has nothing to score
-    and no row.
+    Predictions before an object's first frame do not count for it. An object that only the last frame shows cannot be scored and
+    has no row.
 
     Args:
-        preds: predicted label maps of all annotated frames; up to the first frame with an object they are not looked at.
+        preds: predicted label maps of all annotated frames; those up to the first frame with an object are not read.
         target: true label maps of the same frames; 255 is background.
-        video: its name, for the rows and for messages.
+        video: name of the video, for the rows and for messages.
         unseen_ids: objects whose category is not in the training set.
 
     Returns:
@@ -31,7 +31,7 @@ def evaluate_video(preds: Frames, target: Frames, video: str = "", unseen_ids: I
         ValueError: the video has fewer than two frames, or no object to score.
 
     Reference: Xu et al., "YouTube-VOS: A Large-Scale Video Object Segmentation Benchmark", 2018. Its server does not publish
-    which frames it scores; leaving out the given one is the rule of LVOS and of the vos-benchmark toolkit.
+    which frames it scores; the given frame is left out as in LVOS and in the vos-benchmark toolkit.
     """
     if len(target) < 2:
         raise ValueError(f"{video}: {len(target)} annotated frames; an object's first one is skipped, so at least 2 are needed")

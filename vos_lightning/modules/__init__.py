@@ -1,1 +1,1 @@
-"""One LightningModule a paper; what they have in common is in :mod:`vos_lightning.modules.base`."""
+"""One LightningModule for each paper; common parts are in :mod:`vos_lightning.modules.base`."""

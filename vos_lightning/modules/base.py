@@ -1,4 +1,4 @@
-"""The LightningModule that every system shares: steps, engine, metric, optimiser, logging. No paper in it."""
+"""The LightningModule that all systems share: steps, engine, metric, optimiser and logging. It has no code of a single paper."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FrameListener = Callable[[VideoSample, FramePrediction], None]
 class VOSModule(LightningModule):
     """Trains a network by unrolling it over clips and evaluates it by streaming it over videos.
 
-    Subclasses choose: they pass a network and two propagations, and may override :meth:`clip_loss`.
+    Subclasses pass a network and two propagations, and may override :meth:`clip_loss`.
 
     Args:
         network: the system.
-        train_propagation: used by ``training_step``.
-        eval_propagation: used in validation, test, prediction and by :meth:`engine`.
+        train_propagation: propagation of ``training_step``.
+        eval_propagation: propagation of validation, test, prediction, and of :meth:`engine`.
         optimisation: optimiser, rates and schedule.
         evaluation: size and scoring of validation and test.
         late_objects: give objects that first appear after frame 0 of a training clip.
@@ -43,13 +43,13 @@ class VOSModule(LightningModule):
 
     network: VOSNetwork[Any, Any, Any]
     new_parts: tuple[str, ...] = ()
-    """Prefixes of the parameters that this system adds to another one; training may start from a checkpoint of that one."""
+    """Prefixes of the parameters that this system adds to another one; training may start from a checkpoint of that system."""
     base_part: str = ""
-    """Prefix of the parameters of that other one inside this system."""
+    """Prefix of the parameters of that other system inside this one."""
     training_arguments: ClassVar[frozenset[str]] = frozenset(
         ("train_aggregation", "optimisation", "evaluation.protocol", "late_objects", "channels_last")
     )
-    """Arguments of the constructor, dotted inside groups, that change no prediction, see :class:`VOSNetwork`."""
+    """Arguments of the constructor, dotted inside groups, that do not change predictions, see :class:`VOSNetwork`."""
 
     def __init__(
         self,
@@ -71,15 +71,15 @@ class VOSModule(LightningModule):
         self.late_objects = late_objects
         self.metrics = nn.ModuleDict({stage: VideoMetric(evaluation.protocol) for stage in ("val", "test")})
         self.frame_listeners: list[FrameListener] = []
-        """Called with every predicted frame of validation, test and prediction; callbacks register here."""
+        """Functions that are called with every predicted frame of validation, test and prediction; callbacks register here."""
         self.scored_rows: list[ObjectScores] = []
         """Rows of the last validation or test, of all processes."""
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Compare what the network needs with what the data have, before anything is computed.
+        """Compare the network's needs with the data before anything is computed.
 
         Raises:
-            ValueError: the network needs proposals, and the data have none.
+            ValueError: the network needs proposals and the data have none.
         """
         data = getattr(self.trainer, "datamodule", None)
         has_proposals: bool | None = getattr(data, "has_proposals", None)
@@ -98,8 +98,8 @@ class VOSModule(LightningModule):
     def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
         """Named losses of a clip; ``loss`` is optimised, the others are logged.
 
-        The default is the mean cross-entropy of all predicted frames. A clip in which no object was given (its object vanished
-        in the augmentation) does not count.
+        The default is the mean cross-entropy of all predicted frames. A clip in which no object was given (because augmentation
+        removed it) does not count.
         """
         per_frame = [
             cross_entropy(output.logits, trainable_labels(batch.label_maps[:, t], output.introduced))
@@ -125,22 +125,22 @@ class VOSModule(LightningModule):
         return losses["loss"]
 
     def training_network(self) -> VOSNetwork[Any, Any, Any]:
-        """The network as a training step uses it; a schedule may return a copy that shares the parameters."""
+        """The network of a training step; a schedule may return a copy that shares the parameters."""
         return self.network
 
     def remembered_masks(self, batch: ClipBatch) -> Float[Tensor, "B T N H W"] | None:  # noqa: ARG002
-        """What a training clip writes into the memory; None for what the network predicts."""
+        """Masks that a training clip writes into the memory; None for the predicted masks."""
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser moves: by default one group of all trainable parameters."""
+        """Parameter groups of the optimiser; by default one group of all trainable parameters."""
         return [{"params": trainable(self.parameters())}]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the trainable parameters, with a schedule counted in steps."""
         optimizer = self.optimisation.build(self.network, self.parameter_groups())
         schedule = self.optimisation.schedule
-        # A plain function: LambdaLR would pickle anything else into the checkpoint.
+        # A plain function, because LambdaLR would pickle anything else into the checkpoint.
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.at(step, self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -159,7 +159,7 @@ class VOSModule(LightningModule):
     def panels(self, view: FrameView) -> list[Panel]:
         """Pictures of what the network computed for a frame, from ``view.aux``.
 
-        The default shows the probability of every object; a paper adds what its ``segment`` puts into ``aux``. Where nothing was
+        The default shows the probability of every object; a paper adds what its ``segment`` returns in ``aux``. If nothing was
         predicted, as in the first frame, ``aux`` is empty.
         """
         return probability_panels(view)
@@ -195,11 +195,11 @@ class VOSModule(LightningModule):
     def _log_metric(self, stage: str) -> None:
         metric = self.metric(stage)
         self.scored_rows = metric.rows()
-        # From the rows, which are gathered already; compute() would gather them again.
+        # Computed from the rows, which are gathered already; compute() would gather them again.
         scores = summarize(self.scored_rows, self.evaluation.protocol)
         metric.reset()
-        # Every process computes the same rows (the metric gathers them), so nothing is left to synchronise. `jf` is the name
-        # for checkpoint files: `&` and `/` do not belong into paths.
+        # Every process computes the same rows (the metric gathers them), so nothing needs synchronisation. `jf` is the name for
+        # checkpoint files, because `&` and `/` are not allowed in paths.
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, batch_size=1, rank_zero_only=False)
         self.log(f"{stage}_jf", scores["J&F"], batch_size=1, prog_bar=True)
 
@@ -220,6 +220,6 @@ class VOSModule(LightningModule):
         self._log_metric("test")
 
     def predict_step(self, batch: VideoSample, batch_idx: int) -> str:  # noqa: ARG002
-        """Stream a video and return its name; the frame listeners (a prediction writer) take what they want."""
+        """Stream a video and return its name; frame listeners, such as a prediction writer, receive the frames."""
         self._stream(batch)
         return batch.name

@@ -33,23 +33,24 @@ EVALUATION = Evaluation(short_side=480)
 class DMNAOAModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.dmn_aoa.DMNAOA`.
 
-    The defaults are the paper's pre-training: Adam, 1e-4, 1e-5 in the backbone, cross-entropy of the aggregated masks, and all
-    earlier frames of a clip in the memory. See :class:`VOSModule` for the other arguments.
+    The defaults are the paper's pre-training: Adam with 1e-4 (1e-5 in the backbone), cross-entropy of the aggregated masks, and
+    all earlier frames of a clip in the memory. See :class:`VOSModule` for the other arguments.
 
     Args:
         network: the network with its own options.
         memory: which frames are remembered at inference.
-        memory_stride: with ``every_kth``, every how many frames one is remembered.
-        max_memory_frames: largest number of remembered frames without an annotation; None keeps all that ``memory`` says.
+        memory_stride: number of frames from one remembered frame to the next, for ``every_kth``.
+        max_memory_frames: largest number of remembered frames without an annotation; None keeps all frames that ``memory``
+            selects.
         train_aggregation: how objects are merged in training.
         eval_aggregation: how objects are merged at inference.
-        coarse_weight: weight of the soft overlap loss of the coarse masks; 0 in the paper.
+        coarse_weight: weight of the soft overlap loss of coarse masks; 0 in the paper.
         matching_weight: weight of the squared error of the similarities, see :func:`matching_loss`; 0 in the paper.
 
     Raises:
-        ValueError: arguments out of their range.
+        ValueError: an argument is out of its range.
 
-    Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1. The paper does not say when rates fall (``schedule.milestones``).
+    Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1. The paper does not state when rates fall (``schedule.milestones``).
     """
 
     network: DMNAOA
@@ -89,7 +90,7 @@ class DMNAOAModule(VOSModule):
         self.save_hyperparameters()
 
     def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
-        """Cross-entropy of the refined masks; the soft overlap of the coarse ones and the error of the matching, as weighted."""
+        """Cross-entropy of the refined masks, plus the weighted losses of the coarse masks and of the matching."""
         losses = super().clip_loss(outputs, batch)
         parts: dict[str, list[Tensor]] = {"coarse": [], "matching": []}
         for t, output in enumerate(outputs[1:], start=1):
@@ -107,7 +108,7 @@ class DMNAOAModule(VOSModule):
         return {**losses, "loss": loss}
 
     def panels(self, view: FrameView) -> list[Panel]:
-        """Proposals with their weights, where the middle of the template lies in the best one, coarse and refined mask."""
+        """Proposals with their weights, the alignment of the template's middle to the best proposal, coarse and refined mask."""
         panels = super().panels(view)
         if "coarse" not in view.aux:
             return panels
@@ -124,7 +125,7 @@ class DMNAOAModule(VOSModule):
         return panels + score_panels(view, torch.stack(aligned).unsqueeze(1), ["alignment of the middle"], "", 0.0, 1.0)
 
     def _alignment(self, view: FrameView, n: int, k: int) -> Tensor:
-        """Correspondence of the template's middle cell to the cells of a proposal, drawn into its box; the largest is 1."""
+        """Correspondence of the template's middle cell to the cells of a proposal, drawn into its box; its largest value is 1."""
         template, proposal = view.aux["template"][n], view.aux["projected"][k]
         grid = template.shape[-1]
         middle = template[:, grid // 2, grid // 2, None]

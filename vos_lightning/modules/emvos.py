@@ -1,4 +1,4 @@
-"""EMVOS as a LightningModule: reference and previous frame, odds aggregation at test time, plain cross-entropy."""
+"""EMVOS as a LightningModule: reference and previous frame, odds aggregation at inference, plain cross-entropy."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ EVALUATION = Evaluation(short_side=480, min_object_pixels=1000)
 class EMVOSModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.emvos.EMVOS`.
 
-    The defaults are the paper's recipe: Adam, constant 1e-4, cross-entropy on all frames after the first, the network's own
-    soft masks fed back, gradients through the whole clip. See :class:`VOSModule` for the other arguments.
+    The defaults are the paper's training: Adam with a constant 1e-4, cross-entropy on all frames after the first, the network's
+    own soft masks fed back, and gradients through the whole clip. See :class:`VOSModule` for the other arguments.
 
     Args:
         network: the network with its own options.
-        train_aggregation: ``none`` feeds the plain softmax back (released code); the paper does not say.
-        eval_aggregation: ``minimum``, the odds rule of the released code.
-        reannotation: an object that is annotated again reads the new frame only (``replace``) or both (``add``).
+        train_aggregation: how objects are merged in training; ``none`` feeds back the plain softmax (released code); the paper
+            does not say.
+        eval_aggregation: how objects are merged at inference; ``minimum`` is the odds rule of the released code.
+        reannotation: frames that an object reads when it is annotated again: the new one only (``replace``) or both (``add``).
 
     Reference: EMVOS (Cho et al., arXiv 2209.03139), section 3.7; released code for what the paper leaves open.
     """
@@ -58,7 +59,7 @@ class EMVOSModule(VOSModule):
         self.save_hyperparameters()
 
     def panels(self, view: FrameView) -> list[Panel]:
-        """The score maps as in Figure 4, each on its own scale, a row for every kind of matching."""
+        """The score maps as in Figure 4, each on its own scale, with a row for every kind of matching."""
         panels = super().panels(view)
         if "scores" in view.aux:
             names = self.network.score_names

@@ -1,4 +1,4 @@
-"""How a system is evaluated, once for all systems."""
+"""How a system is evaluated; one definition for all systems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Evaluation:
     Attributes:
         protocol: how validation and test are scored, see :data:`vos_lightning.metrics.Protocol`.
         short_side: frames are resized to this short side in pixels; None keeps their size.
-        min_object_pixels: a video keeps its size if a resized given mask has fewer pixels, see :class:`InferenceEngine`; 0 never.
+        min_object_pixels: a video keeps its size if a resized given mask has fewer pixels than this, see
+            :class:`InferenceEngine`; 0 turns the rule off.
 
     Raises:
         ValueError: a size is not positive.

@@ -40,21 +40,21 @@ class MUNetModule(VOSModule):
 
     Args:
         network: the network with its own options.
-        loss: ``bootstrapped+iou``: cross-entropy over background and objects of the hardest pixels, and the mask IoU of every
-            object; ``binary_bootstrapped+iou``: a binary cross-entropy for every object instead, as the paper's equation reads;
+        loss: ``bootstrapped+iou``: cross-entropy over background and objects on the hardest pixels, and the mask IoU of every
+            object; ``binary_bootstrapped+iou``: instead a binary cross-entropy for every object, as the paper's equation reads;
             ``cross_entropy``: the baseline of the ablation.
         hardest_fraction: share of the pixels that the bootstrapped loss keeps.
-        iou_weight: :math:`\lambda`.
-        train_memory: what the frames of a training clip read: the annotated frame (``reference``) or all frames before
+        iou_weight: weight :math:`\lambda` of the mask IoU.
+        train_memory: what the frames of a training clip read: the annotated frame (``reference``) or all earlier frames
             (``recurrent``), with their predicted masks or with the annotated ones (``truth``). The paper does not say; AFB-URR,
-            whose recipe this is otherwise, reads the first frame.
-        memory_stride: at test time every such frame is remembered.
+            whose training it follows otherwise, reads the first frame.
+        memory_stride: number of frames from one remembered frame to the next at inference.
         count_from: where the stride is counted from, see :class:`EveryKth`.
-        include_previous: at test time the frame before is remembered, until the next one.
-        max_memory_frames: largest number of remembered frames without an annotation at test time; None for all.
-        optimisation: the rate stays constant, for the paper states no schedule.
+        include_previous: remember the previous frame at inference, until the next one.
+        max_memory_frames: most frames without annotation that are remembered at inference; None for all.
+        optimisation: optimiser, rates and schedule; the paper states no schedule.
 
-    Reference: MUNet (Sun et al., arXiv 2111.14646) sections 3.4 and 3.5; STM (Oh et al., ICCV 2019) for the memory at test time.
+    Reference: MUNet (Sun et al., arXiv 2111.14646) sections 3.4 and 3.5; STM (Oh et al., ICCV 2019) for the memory at inference.
     """
 
     network: MUNet
@@ -106,7 +106,7 @@ class MUNetModule(VOSModule):
         self.save_hyperparameters()
 
     def remembered_masks(self, batch: ClipBatch) -> Float[Tensor, "B T N H W"] | None:
-        """The annotation, if ``train_memory`` says so."""
+        """The annotation, if ``train_memory`` asks for it; otherwise None."""
         if self.train_memory != "truth":
             return None
         return masks_from_label_map(batch.label_maps, batch.object_valid.shape[1])
@@ -133,7 +133,7 @@ class MUNetModule(VOSModule):
         """Displacement as in Figure 5 (colours are directions), uncertainty as in Figures 5 and 6, attention as in Figure 7."""
         panels = super().panels(view)
         if "displacement" in view.aux:
-            # The displacement points to where a pixel came from; what moves is its opposite.
+            # The displacement points to where a pixel came from, so motion is its negative.
             panels.append(Panel("motion", flow_map(view.frame, -view.enlarge(view.aux["displacement"])), "motion"))
         for name in ("uncertainty", "attention"):
             if name in view.aux:

@@ -1,4 +1,4 @@
-"""How the parameters of a system are moved: optimiser, rates and schedule, once for all systems."""
+"""How the parameters of a system are optimised: optimiser, rates and schedule; one definition for all systems."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Schedule:
     Attributes:
         kind: ``constant``; ``cosine`` to zero over the whole training; ``steps``, which multiplies by ``factor`` at every
             milestone; ``exponential``, which multiplies by ``factor`` every ``period`` steps.
-        milestones: optimiser steps, or shares of the training where a value lies below 1; for ``steps``.
-        factor: see ``kind``, in (0, 1].
+        milestones: optimiser steps of the changes, or shares of the training for values below 1; for ``steps``.
+        factor: factor of every change, in (0, 1]; for ``steps`` and ``exponential``.
         period: optimiser steps from one fall of the rate to the next; for ``exponential``.
-        warmup_steps: steps over which the rate rises linearly from zero, with every kind.
+        warmup_steps: number of steps over which the rate rises linearly from zero, for every kind.
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -66,11 +66,11 @@ class Optimisation:
 
     Attributes:
         optimizer: ``adam``, whose weight decay is an L2 penalty, or ``adamw``, whose decay is decoupled.
-        learning_rate: base rate.
-        weight_decay: see ``optimizer``.
+        learning_rate: base learning rate.
+        weight_decay: strength of the weight decay, see ``optimizer``.
         decay_norms_and_biases: whether biases and the scales and shifts of normalisation decay too.
         schedule: how all rates change over the training.
-        rate_factors: name of a part of the network, as ``backbone`` -> factor of the base rate for its parameters.
+        rate_factors: factors of the base rate by the name of a part of the network, such as ``backbone``.
 
     Raises:
         ValueError: the optimiser is unknown or a rate is negative.
@@ -90,11 +90,11 @@ class Optimisation:
             raise ValueError("optimisation.learning_rate and weight_decay must not be negative")
 
     def build(self, network: nn.Module, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
-        """The optimiser of parameter groups, split where rates or decay differ.
+        """Build the optimiser for parameter groups, which are split where rates or decay differ.
 
         Args:
-            network: whose parts ``rate_factors`` names.
-            groups: ``params``, and what else should stand in the optimiser's groups.
+            network: network whose parts ``rate_factors`` names.
+            groups: mappings with ``params`` and further options of the optimiser's groups.
 
         Raises:
             ValueError: ``rate_factors`` names no part of the network.
@@ -130,5 +130,5 @@ def _norms_and_biases(network: nn.Module) -> set[int]:
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """The parameters that want a gradient."""
+    """The parameters that require a gradient."""
     return [parameter for parameter in parameters if parameter.requires_grad]

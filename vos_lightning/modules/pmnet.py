@@ -1,4 +1,4 @@
-"""PMNet as a LightningModule: backbone and point refinement against uncertainty detection, points from either."""
+"""PMNet as a LightningModule: the losses of the backbone and point refinement, and of the uncertainty detection."""
 
 from __future__ import annotations
 
@@ -38,48 +38,50 @@ class PMNetModule(VOSModule):
     r"""Training and evaluation of :class:`vos_lightning.networks.pmnet.PMNet`.
 
     Backbone :math:`\theta` and point refinement :math:`\gamma` follow the loss of the first masks and of the refined points
-    (equation 4), the detector :math:`\phi` the loss of its map (equation 1). No gradient of one objective reaches the parameters
-    of the other, so that both go through one backward pass. They are two groups of one optimiser, which keeps the moments of
-    every parameter by itself: the same steps as those of two optimisers.
+    (equation 4), and the detector :math:`\phi` follows the loss of its map (equation 1). No gradient of one objective reaches the
+    parameters of the other, so both go through one backward pass. They are two groups of one optimiser. As it keeps the moments
+    of every parameter separately, its steps are the same as those of two optimisers.
 
     A network with ``sampling.source`` ``none`` is trained without points: only the backbone, as in the pre-training on still
-    images. The parameters of points are then fixed. See :class:`VOSModule` for the other arguments.
+    images. The parameters of points are then fixed. See :class:`VOSModule` for the arguments that are not listed here.
 
     Args:
         network: the network with its own options.
-        alternation: ``iteration``: every step moves each group, by its own loss while the other is fixed; ``epoch``: the groups
-            take turns of ``steps_per_epoch`` steps; ``joint``: as ``iteration``, but a gradient clipping sees both together.
-        steps_per_epoch: see ``alternation``; 3,764 videos in batches of 4.
-        switch_fraction: part of the training in which points come from the predicted probabilities; after it, they come from
-            what ``sampling.source`` of the network says. The detector is trained all along. 2/3 are epoch 100 of 150.
-        point_weight: :math:`\lambda` of equation 4, which the paper does not give.
-        point_loss: ``binary`` cross-entropy of every object at its points, or the cross-entropy over background and objects after
-            aggregation (``aggregated``).
-        truth: masks at stride 4 by ``nearest`` neighbour, or where more than half of the ``area`` of a cell is the object's.
+        alternation: ``iteration``: every step updates each group by its own loss while the other is fixed; ``epoch``: the groups
+            take turns of ``steps_per_epoch`` steps; ``joint``: like ``iteration``, but gradient clipping takes both groups
+            together.
+        steps_per_epoch: length of a turn for ``alternation`` ``epoch``; the default is 3,764 videos in batches of 4.
+        switch_fraction: share of the training in which points come from the predicted probabilities; after it, they come from the
+            network's ``sampling.source``. The detector is trained all the time. 2/3 means epoch 100 of 150.
+        point_weight: weight :math:`\lambda` of equation 4, which the paper does not state.
+        point_loss: loss of the points: ``binary`` cross-entropy of every object, or the cross-entropy over background and objects
+            after aggregation (``aggregated``).
+        truth: true masks at stride 4: by the ``nearest`` neighbour, or where the object covers more than half of the ``area`` of
+            a cell.
         target_probability: the probability in equation 1: of the ``object`` by itself at stride 4, or ``aggregated`` at full
             resolution and averaged over cells.
-        uncertainty_by: order of the cells in equation 1, see :func:`vos_lightning.losses.auxiliary.uncertainty_loss`.
-        hardest_from: step until which all pixels count in the first term of equation 4.
-        hardest_until: step from which ``hardest_fraction`` of them do; linear between the two.
-        hardest_fraction: share of the pixels of each clip and frame that count at last, those with the largest loss.
-        uncertain_from: step until which all cells count in equation 1.
-        uncertain_until: step from which ``uncertain_fraction`` of them do; linear between the two.
-        uncertain_fraction: share of the cells of each object and frame that count at last, see ``uncertainty_by``.
-        memory_stride: frames from one remembered frame to the next in evaluation.
+        uncertainty_by: what ranks the cells in equation 1, see :func:`vos_lightning.losses.auxiliary.uncertainty_loss`.
+        hardest_from: last step at which all pixels count in the first term of equation 4.
+        hardest_until: step from which only ``hardest_fraction`` of them count; the share falls linearly in between.
+        hardest_fraction: share of the pixels of each clip and frame that count, those with the largest loss.
+        uncertain_from: last step at which all cells count in equation 1.
+        uncertain_until: step from which only ``uncertain_fraction`` of them count.
+        uncertain_fraction: share of the cells that count.
+        memory_stride: number of frames from one remembered frame to the next in evaluation.
         count_from: where the stride is counted from, see :class:`EveryKth`; ``latest`` for YouTube-VOS.
-        include_previous: read the previous frame at stride 16 too in evaluation.
-        max_memory_frames: largest number of remembered frames without an annotation; None for all.
+        include_previous: in evaluation, read the previous frame at stride 16 too.
+        max_memory_frames: most frames without annotation that are remembered; None for all.
 
     Raises:
         ValueError: an argument is unknown or out of range.
 
-    Reference: PMNet sections 3.2.4 and 4.1; STCN (Cheng et al., NeurIPS 2021) for the recipe that it leaves open.
+    Reference: PMNet sections 3.2.4 and 4.1; STCN (Cheng et al., NeurIPS 2021) for the training that it leaves open.
     """
 
     network: PMNet
     new_parts = ("network.detector.", "network.refiner.")
     base_part = "network.stcn."
-    """An STCN checkpoint has the rest."""
+    """A checkpoint of STCN holds the parameters under this prefix."""
     training_arguments = VOSModule.training_arguments.union(
         ("alternation", "steps_per_epoch", "switch_fraction", "point_weight", "point_loss", "truth", "target_probability"),
         ("uncertainty_by", "hardest_from", "hardest_until", "hardest_fraction"),
@@ -151,7 +153,7 @@ class PMNetModule(VOSModule):
     # Which parameters move, and where points come from ----------------------------------------------------------------
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Backbone and point refinement, and the detector if it is trained."""
+        """Backbone and point refinement as one group, and the detector as another if it is trained."""
         detector = {id(p) for p in self.network.detector.parameters()}
         trained = trainable(self.parameters())
         groups = {
@@ -161,19 +163,19 @@ class PMNetModule(VOSModule):
         return [{"params": parameters, "name": name} for name, parameters in groups.items() if parameters]
 
     def training_source(self, step: int) -> PointSource | None:
-        """Where points come from in training; None for the network's own ``sampling.source``."""
+        """Source of points in training; None for the network's own ``sampling.source``."""
         if self.network.sampling.source != "learned":
             return None
-        # Rounded, so that a fraction of thirds names the step that is meant.
+        # Rounded, so that a fraction such as 2/3 gives the intended step.
         return "probabilities" if step < round(self.switch_fraction * self.trainer.max_steps) else None
 
     def training_network(self) -> PMNet:
-        """The network with points from where they come from at this step."""
+        """The network with the source of points of this step."""
         source = self.training_source(self.global_step)
         return self.network if source is None else self.network.with_points_from(source)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """With turns, take the gradients of the group whose turn it is not: Adam leaves a parameter without one as it is."""
+        """With turns, remove the gradients of the group whose turn it is not: Adam then leaves its parameters unchanged."""
         if self.alternation != "epoch":
             return
         resting = ("uncertainty", "segmentation")[self.global_step // self.steps_per_epoch % 2]
@@ -185,7 +187,7 @@ class PMNetModule(VOSModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip each group by itself, as two optimisers would, unless they are ``joint``."""
+        """Clip each group separately, as two optimisers would, unless they are ``joint``."""
         if self.alternation == "joint" or not gradient_clip_val or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
@@ -195,10 +197,10 @@ class PMNetModule(VOSModule):
     # Loss -------------------------------------------------------------------------------------------------------------
 
     def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
-        """Losses summed over the predicted frames, averaged over the clips in which an object was given; and their parts."""
+        """Losses summed over the predicted frames and averaged over the clips in which an object was given; and their parts."""
         parts: dict[str, list[Tensor]] = {"coarse": [], "points": [], "uncertainty": []}
         for t in range(1, len(outputs)):
-            # An object that is given in this frame was not there to be predicted.
+            # An object that is given in this frame was not predicted in it.
             known = outputs[t - 1].introduced
             labels = trainable_labels(batch.label_maps[:, t], known)
             for name, value in self._frame_losses(outputs[t].aux, labels, known).items():
@@ -255,7 +257,7 @@ class PMNetModule(VOSModule):
     # Pictures ---------------------------------------------------------------------------------------------------------
 
     def panels(self, view: FrameView) -> list[Panel]:
-        """Uncertainty, points and masks before and after (the paper's Figure 4); a followed memory pixel (its Figure 5)."""
+        """Uncertainty, points, masks before and after (the paper's Figure 4), and a followed memory pixel (its Figure 5)."""
         panels = super().panels(view)
         width = (view.frame.shape[2] + view.padding.left + view.padding.right) // 4
         for n, object_id in enumerate(view.object_ids):
@@ -275,7 +277,7 @@ class PMNetModule(VOSModule):
     def _followed_pixel(self, view: FrameView, n: int, row: str) -> Panel:
         """Weights around the pixel of the first remembered frame that is now nearest to the middle of an object.
 
-        Its place in that frame and its place now are marked.
+        Its place in that frame and its present place are marked.
         """
         options = self.network.adaptive
         assert options is not None

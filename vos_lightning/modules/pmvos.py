@@ -1,4 +1,4 @@
-"""PMVOS as a LightningModule: reference and previous frame, odds aggregation at test time, rates that fall by the epoch."""
+"""PMVOS as a LightningModule: reference and previous frame, odds aggregation at inference, rates that fall every epoch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ EVALUATION = Evaluation()
 class PMVOSModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.pmvos.PMVOS`.
 
-    The defaults are the paper's first stage: Adam, 1e-4 times 0.975 an epoch, cross-entropy on all frames after the first. The
-    network's own soft masks are fed back, with gradients through the whole clip. See :class:`VOSModule` for the other arguments.
+    The defaults are the paper's first stage: Adam with 1e-4, multiplied by 0.975 every epoch, and cross-entropy on all frames
+    after the first. The network's own soft masks are fed back, with gradients through the whole clip. See :class:`VOSModule` for
+    the other arguments.
 
     Args:
         network: the network with its own options.
-        train_aggregation: ``none`` feeds the plain softmax back; the paper does not say.
-        eval_aggregation: ``minimum``, the odds rule of the released code.
-        reannotation: an object that is annotated again reads the new frame only (``replace``) or both (``add``).
-        optimisation: the rate falls by 0.975 an epoch; the paper does not say how many clips an epoch has (``schedule.period``),
-            and states no weight decay, where A-GAME, whose recipe this is otherwise, has 1e-5 and then 1e-6.
+        train_aggregation: how objects are merged in training; ``none`` feeds back the plain softmax; the paper does not say.
+        eval_aggregation: how objects are merged at inference; ``minimum`` is the odds rule of the released code.
+        reannotation: frames that an object reads when it is annotated again: the new one only (``replace``) or both (``add``).
+        optimisation: optimiser, rates and schedule. The rate is multiplied by 0.975 every epoch. The paper does not say how many
+            clips an epoch has (``schedule.period``), and states no weight decay; A-GAME, whose training it follows otherwise, has
+            1e-5 and then 1e-6.
 
     Reference: PMVOS (Cho et al., arXiv 2009.08855), section 3.4; released code for the aggregation.
     """
@@ -60,7 +62,7 @@ class PMVOSModule(VOSModule):
         self.save_hyperparameters()
 
     def panels(self, view: FrameView) -> list[Panel]:
-        """The score maps of either class, then the same after spatial and after channel attention, each on its own scale."""
+        """The score maps of either class, then the maps after spatial and after channel attention, each on its own scale."""
         panels = super().panels(view)
         if "scores" not in view.aux:
             return panels

@@ -1,4 +1,4 @@
-"""Fine-tuning of the proposal generator on the clips of any data module."""
+"""Fine-tuning of the proposal detector on the clips of any data module."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from vos_lightning.proposals.detector import Pretrained, ProposalDetector, Selec
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch, VideoSample
 
 SMALLEST = 4.0
-"""Sides of the smallest true box that trains, in pixels."""
+"""Side of the smallest true box that is used in training, in pixels."""
 
 
 class ProposalDetectorModule(LightningModule):
     """Trains a :class:`ProposalDetector` to find the annotated objects of frames, whatever their class.
 
-    Every frame of a clip is an image of its own; clips of one frame and a batch of 8 are the paper's batch of 8. The losses are
-    those of Mask R-CNN, batch normalisation stays frozen. Validation logs the recall: the share of the true objects that a
-    proposal overlaps by more than one half (``val/recall``; ``val_jf`` is the same number, under the name that chooses a
-    checkpoint).
-    ``precompute-proposals --weights`` and ``predict --detector`` read the checkpoint.
+    Every frame of a clip is a separate image; clips of one frame and a batch of 8 give the paper's batch of 8. The losses are
+    those of Mask R-CNN, and batch normalisation stays frozen. Validation logs the recall: the share of the true objects that a
+    proposal overlaps by more than one half (``val/recall``; ``val_jf`` is the same number, under the name by which checkpoints
+    are chosen). ``precompute-proposals --weights`` and ``predict --detector`` read the checkpoint.
 
     Args:
-        network: with ``num_classes=2``, or with any number, of which 1 then stands for "object".
-        learning_rate: of Adam; the paper has 1e-6, from trained weights.
-        every_nth_frame: of a validation video, that is looked at.
+        network: the detector, with ``num_classes=2``; with another number, class 1 stands for "object".
+        learning_rate: learning rate of Adam; the paper has 1e-6, starting from trained weights.
+        every_nth_frame: validation uses every n-th frame of a video.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1; DMM-Net (Zeng et al., ICCV 2019).
     """
@@ -98,14 +97,14 @@ class ProposalDetectorModule(LightningModule):
 
 
 def load_detector(source: str) -> ProposalDetector:
-    """The detector of a checkpoint, or torchvision's, with the settings that ``precompute-proposals`` has by default.
+    """The detector of a checkpoint, or torchvision's, with the default settings of ``precompute-proposals``.
 
     Args:
-        source: ``COCO_V1``, or the checkpoint of a run of :class:`ProposalDetectorModule`, which says what its detector is.
+        source: ``COCO_V1``, or the checkpoint of a run of :class:`ProposalDetectorModule`, which describes its detector.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or does not describe a detector.
+        ValueError: the file is damaged, or does not describe a detector.
     """
     if source in get_args(Pretrained):
         return ProposalDetector(pretrained=source)  # type: ignore[arg-type]
@@ -130,7 +129,7 @@ def load_detector(source: str) -> ProposalDetector:
 
 
 def targets_of(label_map: Tensor) -> dict[str, Any]:
-    """The objects of a label map as Mask R-CNN wants them: boxes, masks, and the label 1 for each."""
+    """The objects of a label map in Mask R-CNN's form: boxes, masks, and the label 1 for each."""
     ids = [i for i in torch.unique(label_map).tolist() if 0 < i < IGNORE_LABEL]
     planes = torch.stack([label_map == i for i in ids]) if ids else label_map.new_zeros(0, *label_map.shape).bool()
     boxes = tight_boxes(planes[None].float())[0][0]

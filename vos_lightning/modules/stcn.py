@@ -1,4 +1,4 @@
-"""STCN as a LightningModule: a frame in five is remembered, product aggregation, bootstrapped cross-entropy."""
+"""STCN as a LightningModule: every fifth frame is remembered, product aggregation, bootstrapped cross-entropy."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ EVALUATION = Evaluation()
 class STCNModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.stcn.STCN`.
 
-    The defaults are the main training after still images: Adam with an L2 penalty, 1e-5 and a tenth of it from step 125,000 on;
-    the network's own soft masks are remembered, with gradients through the whole clip. See :class:`VOSModule` for the other
-    arguments.
+    The defaults are the main training after the one on still images: Adam with an L2 penalty, with 1e-5 and a tenth of it from
+    step 125,000 on. The network's own soft masks are remembered, with gradients through the whole clip. See :class:`VOSModule`
+    for the other arguments.
 
     Args:
         network: the network with its own options.
-        memory_stride: frames from one remembered frame to the next in evaluation; 3 for the test-dev set of DAVIS.
+        memory_stride: number of frames from one remembered frame to the next in evaluation; 3 for the test-dev set of DAVIS.
         count_from: where the stride is counted from, see :class:`EveryKth`; ``latest`` for YouTube-VOS.
-        include_previous: read the previous frame too in evaluation.
-        max_memory_frames: largest number of remembered frames without an annotation; None for all.
-        hardest_from: step until which all pixels count in the loss.
-        hardest_until: step from which ``hardest_fraction`` of them do; linear between the two.
-        hardest_fraction: share of the pixels of each clip and frame that count at last, those with the largest loss.
+        include_previous: in evaluation, read the previous frame too.
+        max_memory_frames: most frames without annotation that are remembered; None for all.
+        hardest_from: last step at which all pixels count in the loss.
+        hardest_until: step from which only ``hardest_fraction`` of them count; the share falls linearly in between.
+        hardest_fraction: share of the pixels of each clip and frame that count, those with the largest loss.
 
     Raises:
         ValueError: ``hardest_from`` lies after ``hardest_until``.
@@ -81,7 +81,7 @@ class STCNModule(VOSModule):
         return falling_fraction(step, self.hardest_from, self.hardest_until, self.hardest_fraction)
 
     def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
-        """Bootstrapped cross-entropy, summed over the predicted frames, averaged over the clips in which an object was given."""
+        """Bootstrapped cross-entropy, summed over predicted frames and averaged over clips in which an object was given."""
         fraction = self.counted_fraction(self.global_step)
         per_frame = [
             bootstrapped_cross_entropy(output.logits, trainable_labels(batch.label_maps[:, t], output.introduced), fraction)

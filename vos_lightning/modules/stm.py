@@ -1,4 +1,4 @@
-"""STM as a LightningModule: previous frame and a frame in five are remembered, product aggregation, plain cross-entropy."""
+"""STM as a LightningModule: previous frame and every fifth frame are remembered, product aggregation, plain cross-entropy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ EVALUATION = Evaluation()
 class STMModule(VOSModule):
     """Training and evaluation of :class:`vos_lightning.networks.stm.STM`.
 
-    The defaults are the paper's recipe: Adam, constant 1e-5, cross-entropy on all frames after the first, the network's own soft
-    masks remembered, gradients through the whole clip. See :class:`VOSModule` for the other arguments.
+    The defaults are the paper's training: Adam with a constant 1e-5, cross-entropy on all frames after the first, the network's
+    own soft masks remembered, and gradients through the whole clip. See :class:`VOSModule` for the other arguments.
 
     Args:
         network: the network with its own options.
-        memory_stride: frames from one remembered frame to the next in evaluation.
+        memory_stride: number of frames from one remembered frame to the next in evaluation.
         count_from: where the stride is counted from, see :class:`EveryKth`.
-        include_previous: read the previous frame too in evaluation.
-        max_memory_frames: largest number of remembered frames without an annotation; None for all.
+        include_previous: in evaluation, read the previous frame too.
+        max_memory_frames: most frames without annotation that are remembered; None for all.
 
     Reference: STM (Oh et al., ICCV 2019), section 3.5, and answers of its first author in the issues of ``seoungwugoh/STM``.
     """

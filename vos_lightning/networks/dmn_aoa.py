@@ -30,30 +30,30 @@ Coarse = Literal["proposals", "template"]
 
 @dataclass(frozen=True)
 class Features:
-    """A frame and its proposals, without objects."""
+    """Features of a frame and its proposals, independent of objects."""
 
     pyramid: FeaturePyramid
-    """Reduced, with the same channels at every stride."""
+    """Reduced features, with the same number of channels at every stride."""
     as_query: Float[Tensor, "B CD h w"] | None
-    """Projections by which reference frames are aligned to this frame, and by which it becomes one; None without refinement."""
+    """Projections of this frame as the current one and as a reference frame; both are None without refinement."""
     as_reference: Float[Tensor, "B CD h w"] | None
     proposals: SeenProposals | None
-    """None where coarse masks need no proposals."""
+    """The proposals of the frame; None if coarse masks need none."""
 
 
 @dataclass(frozen=True)
 class Carry:
-    """What is replaced at every frame."""
+    """State that is replaced at every frame."""
 
     known: Bool[Tensor, "B N"] = per_object()  # noqa: RUF009
     age: Float[Tensor, "B N"] = per_object()  # noqa: RUF009
     """Frames since the object was introduced."""
     boxes: Float[Tensor, "B N 4"] = per_object()  # noqa: RUF009
-    """Where it was last seen."""
+    """Box in which the object was last seen."""
     masks: Float[Tensor, "B N h4 w4"] = per_object()  # noqa: RUF009
     """Masks of the last frame, at stride 4."""
     template: Float[Tensor, "B N C g g"] | None = per_object()  # noqa: RUF009
-    """Value of the frame that introduced the object, where that is the template."""
+    """Value of the frame that introduced the object, if templates come from that frame."""
     previous: ReferenceFrame | None = None
     first: tuple[ReferenceFrame, ...] = ()
     """The frames that introduced objects."""
@@ -64,31 +64,32 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
 
     Shuxian Liang, Xu Shen, Jianqiang Huang, Xian-Sheng Hua; ICCV 2021.
 
-    Objects are matched to proposals of an instance detector. A memory of each object, seen in its own boxes, is read with the
+    Objects are matched to proposals of an instance detector. A memory of each object, encoded in its boxes, is read with the
     features in its last box and gives a template for the current frame (:class:`DynamicMemory`). Every proposal is aligned to the
     template before the two are compared, and a relaxed assignment weighs the masks of the proposals into a coarse mask
-    (:class:`ProposalMasks`). It is refined with the first and the previous frame, aligned to the current one
+    (:class:`ProposalMasks`). The coarse mask is refined with the first and the previous frame, both aligned to the current one
     (:class:`ReferenceRefiner`).
 
-    The authors have published no code. What the paper leaves open is an argument. An object that has vanished is looked for where
-    it was last seen, and frames without it are not read. What does not depend on the object is computed once a frame.
+    The authors have published no code, so everything that the paper leaves open is an argument. An object that has vanished is
+    searched where it was last seen, and frames without it are not read. Everything that does not depend on the object is computed
+    once a frame.
 
     Args:
-        backbone: a ResNet-50 or ResNet-101 up to stride 16, with frozen batch normalisation, in the paper.
+        backbone: encoder of frames; in the paper a ResNet-50 or ResNet-101 up to stride 16 with frozen batch normalisation.
         reduced_channels: number of channels to which the features at strides 4, 8 and 16 are reduced (the "bottleneck layers").
         groups: number of groups of every group normalisation.
-        objects: how objects and proposals are encoded inside their boxes.
-        alignment: the spaces in which proposals are aligned to templates, and reference frames to the current one.
-        template: where templates come from: read from the ``memory``, or the value of the ``first_frame`` (rows A1 and A3).
+        objects: options of the encoding of objects and proposals inside their boxes.
+        alignment: options of the spaces in which proposals are aligned to templates, and reference frames to the current one.
+        template: source of the templates: read from the ``memory``, or the value of the ``first_frame`` (rows A1 and A3).
         memory_features: what the memory encodes: the ``object`` in its box, or the whole ``frame`` (row A4).
-        coarse: what coarse masks are: weighted masks of the ``proposals``, or masks that are decoded from the ``template`` in the
-            last box, without proposals (row A5).
-        matching: how objects are matched with proposals, where ``coarse`` says so.
-        refinement: how coarse masks are refined; None makes them the result (row A6).
-        copier_start: initialise the refinement to hand the coarse mask on; for training from scratch, not in the paper.
+        coarse: source of the coarse masks: weighted masks of the ``proposals``, or masks that are decoded from the ``template``
+            in the last box, without proposals (row A5).
+        matching: options of the matching of objects with proposals, for ``coarse`` ``proposals``.
+        refinement: options of the refinement of coarse masks; None returns the coarse masks (row A6).
+        copier_start: initialise the refinement to pass on the coarse mask; for training from scratch, not in the paper.
 
     Raises:
-        ValueError: arguments that are unknown or contradict each other.
+        ValueError: an argument is unknown, or arguments contradict each other.
     """
 
     padding = PaddingRule("zero", larger_half_first=False, repad_masks=True)
@@ -157,9 +158,9 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         Args:
             weights: pretrained weights, see :class:`ResNetPyramid`; None for a random initialisation.
             norm: normalisation of the backbone.
-            train_from: the first stage of the backbone that is trained.
+            train_from: first layer group of the backbone that is trained.
             blocks: ``(3, 4, 6, 3)`` for ResNet-50, ``(3, 4, 23, 3)`` for ResNet-101; other numbers only without ``weights``.
-            width: channels of the stem; other than 64 only without ``weights``.
+            width: number of channels of the stem; other than 64 only without ``weights``.
             options: further arguments of the constructor.
         """
         backbone = ResNetPyramid("bottleneck", blocks, width, "layer3", weights, train_from, norm)
@@ -199,10 +200,11 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         return Features(pyramid, as_query, as_reference, proposals)
 
     def segment(self, features: Features, memory: Memory[Entry, Carry]) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
-        """Read a template of every object, make a coarse mask of it, and refine that.
+        """Read a template of every object, decode a coarse mask from it, and refine the mask.
 
         Returns:
-            Logits, and ``coarse``, the coarse masks at stride 4, beside what :meth:`ProposalMasks.forward` returns.
+            Logits, and a dictionary with ``coarse``, the coarse masks at stride 4, and the auxiliary outputs of
+            :meth:`ProposalMasks.forward`.
         """
         carry = memory.carry
         with record_function("vos/template"):
@@ -231,7 +233,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         introduced: Bool[Tensor, "B N"],
         keep: bool,
     ) -> tuple[Entry | None, Carry]:
-        """Encode every object in its box, and keep what the refinement of the next frame looks back to."""
+        """Encode every object in its box, and keep the reference frames of the refinement."""
         old = None if memory is None else memory.carry
         at4 = pool_to_stride(masks, 4)
         boxes, visible = tight_boxes(masks)
@@ -263,7 +265,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
     def _templates(
         self, pyramid: FeaturePyramid, memory: Memory[Entry, Carry]
     ) -> tuple[Float[Tensor, "B N C g g"], Float[Tensor, "B N g g"] | None]:
-        """What every object should look like in this frame, and how much of each cell belongs to it."""
+        """The expected appearance of every object in this frame, and how much of each cell belongs to it."""
         carry = memory.carry
         if self.template == "first_frame":
             assert carry.template is not None

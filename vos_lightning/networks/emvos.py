@@ -25,20 +25,20 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Matching = Literal["surjective", "equalized", "surjective+equalized"]
 MASK_EVIDENCE = 4.0
-"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask ..."""
+"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask."""
 SCORE_EVIDENCE = 4.0
-"""... and to a score of 1 for the foreground and 0 for the background, for each pair of score maps."""
+"""Log-odds that a copier start gives to a score of 1 for the foreground and 0 for the background, for each pair of score maps."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """A frame, without masks and objects."""
+    """Features of a frame, independent of masks and objects."""
 
     pyramid: FeaturePyramid
     cosine_key: Float[Tensor, "B CK h w"] | None
-    """Of unit length; None without surjective matching."""
+    """Key of unit length; None without surjective matching."""
     dot_key: Float[Tensor, "B CK h w"] | None
-    """Not normalised; None without equalized matching."""
+    """Key without normalisation; None without equalized matching."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
     Suhwan Cho, Woo Jin Kim, MyeongAh Cho, Seunghoon Lee, Minhyeok Lee, Chaewon Park, Sangyoun Lee; arXiv 2209.03139, 2022.
 
     Every pixel of the query frame is scored against the annotated (reference) and the previous frame in two ways. Surjective
-    matching takes the best memory pixel of either class. Equalized matching first lets every memory pixel share out the same
-    total influence over the query frame, so that a pixel that resembles everything decides nothing. The eight score maps, with
-    the previous mask, are decoded at three scales.
+    matching takes the best memory pixel of either class. Equalized matching first gives every memory pixel the same total
+    influence on the query frame, so that a pixel that resembles everything decides nothing. The eight score maps and the previous
+    mask are decoded at three scales.
 
     Deviations. ``train_encoder=True`` is the paper (only batch normalisation is frozen); the released code runs the whole encoder
     without gradients in training too, which is ``train_encoder=False``. Keys are normalised with a guard against zero, where the
@@ -67,24 +67,24 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
     frame's features only) is computed once a frame for all objects: the same function in another order of summation.
 
     Args:
-        backbone: a DenseNet-121 with frozen batch normalisation in the paper.
-        matching: which score maps the decoder sees; each kind gives four, and has its own key.
+        backbone: encoder of frames; in the paper a DenseNet-121 with frozen batch normalisation.
+        matching: which score maps the decoder sees; each kind gives four maps and has its own key.
         train_encoder: whether the backbone is trained.
-        key_channels: channels of either key.
-        decoder_channels: channels of every decoder stage.
-        reference_filter: bijective filter of the similarity to the reference frames, replacing surjective by bijective matching
+        key_channels: number of channels of either key.
+        decoder_channels: number of channels of the decoder at every scale.
+        reference_filter: bijective filter of the similarity to the reference frames; it replaces surjective by bijective matching
             in evaluation mode only.
-        previous_filter: the same for the previous frame.
-        normalize_fusion: instance-normalise features where keys and the decoder read them, see :class:`FusionStage`.
+        previous_filter: bijective filter of the similarity to the previous frame.
+        normalize_fusion: instance-normalise the features that keys and the decoder read, see :class:`FusionStage`.
         equalized_scale: factor of the inner products before the softmax of equalized matching.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`DeconvDecoder.start_as_copier`.
 
-    The last three are not in the paper. They are for training without pretrained weights: from random features the published
+    The last three are not in the paper. They are for training without pretrained weights: from random features, the published
     network does not find the ten map channels among 256 feature channels of a larger scale.
 
     Raises:
-        ValueError: arguments that contradict each other.
+        ValueError: arguments contradict each other.
     """
 
     training_arguments = VOSNetwork.training_arguments | {"train_encoder", "copier_start"}
@@ -125,7 +125,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         for key in (self.cosine_key, self.dot_key):
             if key is not None:
                 initialize(key)
-        # Two frames, two classes a kind of matching; then the previous mask of two classes.
+        # Two frames and two classes for each kind of matching, then the previous mask of both classes.
         self.score_names = tuple(
             f"{kind} {frame} {side}" for kind in kinds for frame in ("global", "local") for side in ("background", "foreground")
         )
@@ -150,16 +150,17 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         Args:
             weights: pretrained weights, see :class:`DenseNetPyramid`; None for a random initialisation.
             norm: normalisation of the backbone.
-            growth_rate: number of channels that a layer adds; other than 32 only without ``weights``.
-            block_config: number of layers of the three blocks; other than those of DenseNet-121 only without ``weights``.
-            num_init_features: number of channels of the stem; other than 64 only without ``weights``.
+            growth_rate: number of channels that a layer adds. This and the next two arguments may differ from DenseNet-121's only
+                without ``weights``.
+            block_config: numbers of layers of the three blocks.
+            num_init_features: number of channels of the stem.
             options: further arguments of the constructor.
         """
         return cls(DenseNetPyramid(growth_rate, block_config, num_init_features, weights, norm), **options)
 
     @classmethod
     def small(cls) -> EMVOS:
-        """A random network of some 13 thousand parameters."""
+        """A random network with about 13 thousand parameters."""
         size: dict[str, Any] = {"growth_rate": 4, "block_config": (1, 2, 2), "num_init_features": 8}
         return cls.published(None, key_channels=8, decoder_channels=8, **size)
 

@@ -22,23 +22,23 @@ DEFAULT_MOTION = MotionOptions()
 
 @dataclass(frozen=True)
 class Features:
-    """A frame, without masks and objects."""
+    """Features of a frame, independent of masks and objects."""
 
     image: Float[Tensor, "B 3 H W"]
     """Padded; the memory encoder of STM sees it again together with the masks."""
     pyramid: FeaturePyramid
     current: Float[Tensor, "B CM h w"] | None
-    """Reduced features of unit length, as the frame whose motion is asked for; None without motion."""
+    """Reduced features of unit length, for the motion of this frame; None without motion."""
     earlier: Float[Tensor, "B CM h w"] | None
-    """The same as the frame before it; another tensor only with two reductions."""
+    """Reduced features of unit length, for the motion of the next frame; a different tensor only with two reductions."""
 
 
 @dataclass(frozen=True)
 class Carry:
-    """What the next frame needs of this one beside the memory."""
+    """What the next frame needs from this one besides the memory."""
 
     earlier: Float[Tensor, "B CM h w"] | None
-    """Reduced features of unit length."""
+    """Reduced features of unit length; None without motion."""
 
 
 class MUNet(VOSNetwork[Features, Entry, Carry]):
@@ -46,27 +46,27 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
 
     Jiadai Sun, Yuxin Mao, Yuchao Dai, Yiran Zhong, Jianyuan Wang; Pattern Recognition, 2023 (arXiv 2111.14646).
 
-    A space-time memory network whose query knows what moves. The features of this frame and of the one before are compared in a
-    window; the displacement of every pixel and the uncertainty of its match become a gate that emphasises the query's features
-    before they are turned into the key and the value which read the memory. Nobody supervises the motion.
+    A space-time memory network whose query emphasises what moves. The features of this frame and of the previous one are compared
+    in a window. The displacement of every pixel and the uncertainty of its match become a gate that emphasises the query's
+    features before they are turned into the key and the value that read the memory. The motion is learned without supervision.
 
-    The paper leaves its base open. Here it is STM: memory keys that depend on the object, separate projections for memory and
-    query, STM's decoder with two classes, of whose logits the difference is returned.
+    The paper does not name its base network. Here it is STM: memory keys that depend on the object, separate projections for
+    memory and query, and STM's decoder with two classes, whose difference of logits is returned.
 
-    Deviations. The paper's softmax favours the offsets that match worst and is, without a temperature, almost uniform over 625
-    offsets, so that its displacement hardly moves. The defaults of :class:`MotionOptions` take the best match instead
+    Deviations. The paper's softmax favours the offsets that match worst. Without a temperature it is almost uniform over 625
+    offsets, so that its displacement hardly changes. The defaults of :class:`MotionOptions` take the best match instead
     (``sign=1``, a low ``temperature``, normalised to the window, offsets out of the frame left out); ``sign=-1, temperature=1.0,
     normalize=False`` is what is printed. The motion of a frame does not depend on the objects and is computed once for all of
     them, and the reduced features of a frame are kept for the next one instead of encoding it twice.
 
     Args:
         stm: the space-time memory network; its memory encoder has one mask channel (``others: null``) in the paper.
-        motion: how the motion is computed; None is the baseline of the ablation, the plain STM.
-        fusion: how motion and semantic features are joined: by spatial attention (:class:`MSAM`) or as their sum.
+        motion: options of the motion layer; None is the baseline of the ablation, the plain STM.
+        fusion: how motion and semantic features are joined: by spatial attention (:class:`MSAM`) or as a sum.
         store_motion: fuse the motion with the features of remembered frames too.
 
     Raises:
-        ValueError: arguments that are unknown or contradict each other.
+        ValueError: an argument is unknown, or arguments contradict each other.
     """
 
     reads_previous = False
@@ -106,9 +106,9 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         Args:
             weights: pretrained weights of both encoders; None for a random initialisation. ``MASK_RCNN_COCO_V1`` is the paper's
                 second version.
-            motion: how the motion is computed; None for the baseline of the ablation, the plain STM.
-            fusion: how motion and semantic features are joined: by ``attention`` or by ``addition``.
-            store_motion: fuse the motion with the features of remembered frames too.
+            motion: options of the motion layer, see the constructor.
+            fusion: how motion and semantic features are joined, see the constructor.
+            store_motion: whether remembered frames are fused with motion too, see the constructor.
             options: further arguments of :meth:`STM.published`.
         """
         stm = STM.published(weights, **{"others": None, **options})
@@ -116,7 +116,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
 
     @classmethod
     def small(cls) -> MUNet:
-        """A random network of some 84 thousand parameters."""
+        """A random network with about 84 thousand parameters."""
         widths: dict[str, Any] = {"key_channels": 8, "value_channels": 8, "decoder_channels": 8}
         return cls.published(None, motion=MotionOptions(window=5, reduced_channels=8), blocks=(1, 1, 1), width=4, **widths)
 
@@ -130,8 +130,8 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
     def segment(self, features: Features, memory: Memory[Entry, Carry]) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
         """Emphasise what moves, read the memory and decode.
 
-        The auxiliary outputs, at stride 16: ``displacement`` ``(B, 2, h, w)`` as (x, y), ``uncertainty`` and ``attention`` ``(B,
-        1, h, w)``, as far as the network has them.
+        The auxiliary outputs are at stride 16: ``displacement`` ``(B, 2, h, w)`` as (x, y), ``uncertainty`` and ``attention``
+        ``(B, 1, h, w)``. Outputs of parts that the network does not have are missing.
         """
         semantic = features.pyramid.s16
         aux: dict[str, Tensor] = {}
@@ -151,7 +151,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         introduced: Bool[Tensor, "B N"],  # noqa: ARG002
         keep: bool,
     ) -> tuple[Entry | None, Carry]:
-        """Encode the frame with its masks if it is to be kept, and hand its reduced features on."""
+        """Encode the frame with its masks if it is to be kept, and pass on its reduced features."""
         carry = Carry(features.earlier)
         if not keep:
             return None, carry
@@ -169,5 +169,5 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         return self.motion(features.current, memory.carry.earlier)
 
     def _fuse(self, semantic: Float[Tensor, "R C h w"], motion: Float[Tensor, "R C h w"]) -> tuple[Tensor, Tensor | None]:
-        """The semantic feature with the motion, and the attention if there is one."""
+        """The semantic feature joined with the motion, and the attention if there is one."""
         return (semantic + motion, None) if self.attention is None else self.attention(semantic, motion)

@@ -36,14 +36,14 @@ DEFAULT_ADAPTIVE = AdaptiveMatching()
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where the pixels of the remembered frames are in the latest frame; the same for all objects."""
+    """Positions of the pixels of the remembered frames in the latest frame; the same for all objects."""
 
     frames: tuple[int, ...]
     """Indices of the remembered frames."""
     trajectories: Trajectories
-    """Of their pixels, frame by frame."""
+    """Trajectories of the pixels of these frames, frame after frame."""
     key: Float[Tensor, "B CK h w"]
-    """Of the latest frame."""
+    """Key of the latest frame."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Fine:
     """What points read, at stride 4."""
 
     grid: PointGrid
-    """First frame of every object."""
+    """Cells of the first frame of every object."""
     previous: PointMap
     fresh: Bool[Tensor, "B N"] = per_object()  # noqa: RUF009
     """Objects whose first frame is the previous one."""
@@ -59,7 +59,7 @@ class Fine:
 
 @dataclass(frozen=True)
 class Carry:
-    """What is folded over time; parts that nobody reads are None."""
+    """State that is folded over time; parts that are not used are None."""
 
     t: int
     """Index of the latest frame."""
@@ -71,25 +71,26 @@ class Carry:
 class PMNet(VOSNetwork[Features, Entry, Carry]):
     """PMNet, a point-based memory network for video object segmentation (2022).
 
-    STCN first: every pixel reads the values of the memory frames by the similarity of its key, and the readout is decoded to a
-    mask of each object. While testing, each memory pixel is followed through the video and matched near where it is now,
-    the nearer the surer its trajectory is (adaptive matching). Then a small network marks the points where the mask may be wrong;
-    at these alone, features of stride 4 are matched to the first and the previous frame, and the mask is corrected.
+    The base is STCN: every pixel reads the values of the memory frames by the similarity of its key, and the readout is decoded
+    to a mask of each object. In evaluation mode, each memory pixel is followed through the video and matched near its present
+    place; the more certain its trajectory, the nearer (adaptive matching). A small network then marks the points where the mask
+    may be wrong. Only at these points, features of stride 4 are matched to the first and the previous frame, and the mask is
+    corrected.
 
     Deviations. The decoder's stride 16 has STCN's 512 channels, where the paper prints 256 (``decoder_channels``), and the value
-    encoder sees the other objects too, where it prints four input channels (``others``): so STCN's parameters fit. The first
-    frame of an object that appears later is the frame in which it is given. The memory holds refined masks.
+    encoder sees the other objects too, where the paper prints four input channels (``others``), so that STCN's parameters fit.
+    The first frame of an object that appears later is the frame in which it is given. The memory holds refined masks.
 
     Args:
         stcn: the space-time correspondence network.
         sampling: which points are refined.
-        refinement: how they are refined.
-        adaptive: follow memory pixels while testing; None reads the memory as STCN does.
-        copier_start: initialise the point refinement to hand on what the decoder says, for training from scratch; ``stcn`` has a
-            switch of its own.
+        refinement: options of the refinement of points.
+        adaptive: options of adaptive matching in evaluation mode; None reads the memory as STCN does.
+        copier_start: initialise the point refinement to pass on the decoder's result, for training from scratch; ``stcn`` has its
+            own ``copier_start``.
 
     Raises:
-        ValueError: arguments that contradict each other.
+        ValueError: arguments contradict each other.
     """
 
     reads_previous = False
@@ -141,10 +142,10 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
 
         Args:
             weights: pretrained weights of both encoders; None for a random initialisation.
-            sampling: which points are refined.
-            refinement: how they are refined.
-            adaptive: how memory pixels are followed while testing; None reads the memory as STCN does.
-            copier_start: the switch of that name of STCN and of the point refinement, both at once.
+            sampling: which points are refined, see the constructor.
+            refinement: options of the refinement of points, see the constructor.
+            adaptive: options of adaptive matching, see the constructor.
+            copier_start: use the copier start of STCN and of the point refinement.
             options: further arguments of :meth:`STCN.published`.
         """
         stcn = STCN.published(weights, copier_start=copier_start, **options)
@@ -152,11 +153,11 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
 
     @classmethod
     def small(cls) -> PMNet:
-        """A random network of some 110 thousand parameters."""
+        """A random network with about 110 thousand parameters."""
         return cls(STCN.small(), refinement=PointRefinement(window=5, aggregation=(16, 8), prediction=(8,)))
 
     def with_points_from(self, source: PointSource) -> PMNet:
-        """The same network, parameters included, with points from another source: a schedule may choose one a step."""
+        """The same network, parameters included, with points from another source; a schedule may choose one for each step."""
         other = copy.copy(self)
         other.point_source = source
         return other
@@ -171,10 +172,10 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         """Read the memory, decode, and refine uncertain points.
 
         Returns:
-            Logits, and for losses and pictures, at stride 4: ``coarse`` logits before and ``refined`` ones after the refinement;
-            the learned ``uncertainty``; the ``score`` by which points were chosen; ``points``, which of them are ``points_valid``
-            and their ``point_logits``; and at stride 16 ``positions`` and ``spreads`` of the memory pixels. What was not computed
-            is missing.
+            Logits, and a dictionary for losses and pictures. At stride 4: ``coarse`` logits before and ``refined`` logits after
+            the refinement; the learned ``uncertainty``; the ``score`` by which points were chosen; ``points``, which of them are
+            ``points_valid``, and their ``point_logits``. At stride 16: ``positions`` and ``spreads`` of the memory pixels.
+            Entries that were not computed are missing.
         """
         aux: dict[str, Tensor] = {}
         with record_function("vos/readout"):
@@ -195,7 +196,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         introduced: Bool[Tensor, "B N"],
         keep: bool,
     ) -> tuple[Entry | None, Carry]:
-        """Encode the masks: to the value where the frame is remembered, else to the features at stride 4 that points read."""
+        """Encode the masks: to the value if the frame is remembered, else to the features at stride 4 that points read."""
         known = None if memory is None else memory.carry
         t = 0 if known is None else known.t + 1
         entry, fine, tracking = None, None, None
@@ -218,7 +219,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         bank, query, tracking = memory.bank, features.key, memory.carry.tracking
         if self.adaptive is None or tracking is None:
             return self.stcn.read(query, bank)
-        now = self._follow(tracking, query, tuple(slot.t for slot in bank.slots))
+        now = self._follow(tracking, query, tuple(frame.t for frame in bank.frames))
         aux["positions"], aux["spreads"] = now.position, now.spread
         return read_followed(
             bank.entry.key,
@@ -233,8 +234,8 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         ).unflatten(3, query.shape[-2:])
 
     def _track(self, key: Float[Tensor, "B CK h w"], memory: Memory[Entry, Carry] | None, new: int | None) -> Tracking:
-        """Trajectories up to this frame, of the frames that the bank still has and of this one if it is remembered."""
-        frames: tuple[int, ...] = () if memory is None else tuple(slot.t for slot in memory.bank.slots)
+        """Trajectories up to this frame, for the frames that are still in the bank, and for this one if it is remembered."""
+        frames: tuple[int, ...] = () if memory is None else tuple(frame.t for frame in memory.bank.frames)
         batch, cells = len(key), key.shape[-2] * key.shape[-1]
         parts: list[Trajectories] = []
         if memory is not None and memory.carry.tracking is not None:
@@ -247,7 +248,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         return Tracking(frames, Trajectories(position, torch.cat([part.spread for part in parts], dim=1)), key)
 
     def _follow(self, tracking: Tracking, key: Float[Tensor, "B CK h w"], frames: tuple[int, ...]) -> Trajectories:
-        """Trajectories of the pixels of some remembered frames, gone on to a frame with this key."""
+        """Trajectories of the pixels of some remembered frames, continued to a frame with this key."""
         assert self.adaptive is not None
         step, spread = self._step(tracking.key, key)
         kept = tracking.trajectories
@@ -262,7 +263,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
     def _step(
         self, before: Float[Tensor, "B CK h w"], now: Float[Tensor, "B CK h w"]
     ) -> tuple[Int64[Tensor, "B q"], Float[Tensor, "B q"]]:
-        """Where every pixel of a frame is in the next one, and its spread."""
+        """The position of every pixel of a frame in the next one, and its spread."""
         options = self.adaptive
         assert options is not None
         measure: Similarity = "cosine" if options.spread_form == "cosine" else self.stcn.similarity
@@ -297,7 +298,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         aux: dict[str, Tensor],
     ) -> Float[Tensor, "B N H W"]:
         coarse, source = aux["coarse"], self.point_source
-        # In training the map is learned from the first step on, wherever points come from.
+        # In training, the map is learned from the first step on, whatever the source of the points.
         if self.training or source == "learned":
             aux["uncertainty"] = self.detector(*decoded)
         score = aux["uncertainty"] if source == "learned" else self.sampling.score(coarse, introduced)

@@ -26,18 +26,18 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Matching = Literal["global", "global+local", "global+local+medial"]
 MASK_EVIDENCE = 4.0
-"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask ..."""
+"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask."""
 SCORE_EVIDENCE = 2.0
-"""... and to a score of 1 for the foreground and 0 for the background, for each kind of matching."""
+"""Log-odds that a copier start gives to a score of 1 for the foreground and 0 for the background, for each kind of matching."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """A frame, without masks and objects."""
+    """Features of a frame, independent of masks and objects."""
 
     pyramid: FeaturePyramid
     key: Float[Tensor, "B CK h w"]
-    """Of unit length."""
+    """Key of unit length."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Carry:
-    """What is folded over time."""
+    """State that is folded over time."""
 
     templates: Float[Tensor, "B N 2 CK"] = per_object()  # noqa: RUF009
     """Medial templates of (background, foreground)."""
     started: Bool[Tensor, "B N"] = per_object()  # noqa: RUF009
-    """Which objects have one; that of the others begins with the next frame."""
+    """Objects that have a template; the template of the others starts with the next frame."""
 
 
 class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
@@ -65,33 +65,33 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     Suhwan Cho, Heansung Lee, Sungmin Woo, Sungjun Jang, Sangyoun Lee; arXiv 2009.08855, 2020.
 
     Every pixel of the query frame is scored against the reference frame (global), the previous frame (local) and templates that
-    average a class over its pixels and over time (medial). Self-attention over the score maps adds what pixels and maps say of
-    each other; the maps, with the previous mask, are decoded at three scales.
+    average a class over its pixels and over time (medial). Self-attention over the score maps relates pixels and maps to each
+    other. The maps and the previous mask are decoded at three scales.
 
-    Deviations. Objects that appear later, which the released code ignores, get their own reference frame and template, both
-    with the mask as it was given. A class that is absent in some reference pixel has its score floored at 0 (the masks multiply
-    the raw cosine, as published); with several reference frames the floor always holds. Keys are normalised with a guard against
-    zero, where the released code gives NaN. The key of a frame, its similarity rows and the half of a fusion that sees its
-    features only are computed once for all objects, where the released code repeats them.
+    Deviations. Objects that appear later, which the released code ignores, get their own reference frame and template, both with
+    the given mask. The score of a class that is absent from some reference pixel is floored at 0 (the masks multiply the raw
+    cosine, as published); with several reference frames this always holds. Keys are normalised with a guard against zero, where
+    the released code gives NaN. The key of a frame, its similarity rows and the part of a fusion that sees only its features are
+    computed once for all objects, where the released code repeats them.
 
     Args:
-        backbone: a dilated ResNet-50 in the paper. Which stages are trained the paper does not say; the released code freezes all
-            before ``layer4`` and leaves batch normalisation in training mode there.
+        backbone: encoder of frames; in the paper a dilated ResNet-50. The paper does not say which layer groups are trained; the
+            released code freezes all before ``layer4`` and leaves its batch normalisation in training mode.
         matching: which score maps the decoder sees: rows I, II and III (with ``attention`` IV) of Table 1.
         attention: dual self-attention over the score maps, which doubles their number.
         medial: templates as the paper defines them, or as the released code computes them, see :func:`medial_template`.
-        medial_rate: of the moving average of the templates.
-        key_channels: channels of the matching space.
-        lateral_channels: channels of the decoder, see :class:`CRVOSDecoder`.
-        decoder_channels: channels of the decoder, see :class:`CRVOSDecoder`.
-        normalize_fusion: instance-normalise features where the key and the decoder read them, see :class:`FusionStage`.
+        medial_rate: rate of the moving average of the templates.
+        key_channels: number of channels of the matching space.
+        lateral_channels: number of channels of the decoder's reduced features, see :class:`CRVOSDecoder`.
+        decoder_channels: number of channels of the decoder's fused features, see :class:`CRVOSDecoder`.
+        normalize_fusion: instance-normalise the features that the key and the decoder read, see :class:`FusionStage`.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`CRVOSDecoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
 
     Raises:
-        ValueError: arguments that are unknown or contradict each other.
+        ValueError: an argument is unknown, or arguments contradict each other.
     """
 
     training_arguments = VOSNetwork.training_arguments | {"copier_start"}
@@ -123,14 +123,14 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         self.key = nn.Conv2d(s16, key_channels, 1)
         initialize(self.key)
         self.attention = DualAttention(len(self.kinds)) if attention else nn.Identity()
-        # Two classes; then the previous mask of two classes.
+        # Score maps of two classes, then the previous mask of two classes.
         copies = 2 if attention else 1
         num_scores = 2 * len(self.kinds) * copies
         self.decoder = CRVOSDecoder(
             self.backbone.channels, num_scores + 2, lateral_channels, decoder_channels, normalize=normalize_fusion
         )
         if copier_start:
-            # The maps of the background come first; attention starts as the identity, so that every map is there twice.
+            # The maps of the background come first. Attention starts as the identity, so every map occurs twice.
             of_scores = [-SCORE_EVIDENCE / copies, SCORE_EVIDENCE / copies]
             weights_of_maps = [weight for weight in of_scores for _ in range(num_scores // 2)] + [-MASK_EVIDENCE, MASK_EVIDENCE]
             self.decoder.start_as_copier(dict(enumerate(weights_of_maps)))
@@ -149,9 +149,9 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
 
         Args:
             weights: pretrained weights, see :class:`ResNetPyramid`; None for a random initialisation.
-            train_from: first stage of the backbone that is trained.
-            norm: normalisation of the trained stages.
-            blocks: number of blocks of the four stages; other than those of ResNet-50 only without ``weights``.
+            train_from: first layer group that is trained.
+            norm: normalisation of the trained layer groups.
+            blocks: numbers of blocks of the four layer groups; other than ResNet-50's only without ``weights``.
             width: number of channels of the stem; other than 64 only without ``weights``.
             options: further arguments of the constructor.
         """
@@ -159,7 +159,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
 
     @classmethod
     def small(cls) -> PMVOS:
-        """A random network of some 57 thousand parameters, whose objects differ clearly from each other."""
+        """A random network with about 57 thousand parameters, whose objects differ clearly from each other."""
         widths: dict[str, Any] = {"key_channels": 8, "lateral_channels": 8, "decoder_channels": 8}
         return cls.published(None, blocks=(1, 1, 1, 2), width=4, copier_start=True, **widths)
 
@@ -174,7 +174,8 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         """Match the query frame to the reference frames, the previous frame and the templates, and decode.
 
         ``aux["scores"]``, ``(B, N, 2, maps, h, w)``, holds the score maps of (background, foreground) in the order of ``kinds``;
-        ``aux["attended"]``, ``(B, N, 2, maps or 2 * maps, h, w)``, the same after attention: spatial, then channel attention.
+        ``aux["attended"]``, ``(B, N, 2, maps or 2 * maps, h, w)``, holds the maps after attention: first spatial, then channel
+        attention.
         """
         assert memory.previous is not None
         query = features.key.flatten(2)
@@ -187,7 +188,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
                 maps.append(medial_match(memory.carry.templates, query))
             scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
         with record_function("vos/attention"):
-            # The same attention for background and foreground.
+            # Background and foreground share the attention.
             attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3])
         with record_function("vos/decode"):
             maps_of_object = torch.cat([attended.flatten(2, 3), torch.stack([1 - masks, masks], dim=2)], dim=2)
@@ -210,12 +211,12 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         templates = medial_template(features.key, pooled, self.medial)
         if memory is not None:
             assert memory.carry is not None
-            # Templates of objects that are not introduced yet are overwritten with every frame; nobody reads them.
+            # Templates of objects that are not introduced yet are overwritten with every frame and never read.
             templates = update_template(memory.carry.templates, templates, ~memory.carry.started, self.medial_rate)
         return entry, Carry(templates, introduced)
 
     def forget(self, carry: Carry | None, which: Bool[Tensor, "B N"]) -> Carry | None:
-        """Templates of objects that are annotated anew begin again."""
+        """Restart the templates of objects that are annotated anew."""
         return None if carry is None else Carry(carry.templates, carry.started & ~which)
 
     @staticmethod

@@ -26,7 +26,7 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 @dataclass(frozen=True)
 class Features:
-    """A frame, without masks and objects."""
+    """Features of a frame, independent of masks and objects."""
 
     image: Float[Tensor, "B 3 H W"]
     pyramid: FeaturePyramid
@@ -39,7 +39,7 @@ class Entry:
     """A remembered frame; ``cells`` are ``h w``, or ``S`` where frames are stacked."""
 
     key: Float[Tensor, "B CK *cells"]
-    """Of the frame alone: all objects share it, and their affinities with it."""
+    """Key of the frame alone: all objects share it and its affinities."""
     value: Float[Tensor, "B N CV *cells"] = per_object()  # noqa: RUF009
 
 
@@ -48,35 +48,37 @@ class STCN(VOSNetwork[Features, Entry, None]):
 
     Ho Kei Cheng, Yu-Wing Tai, Chi-Keung Tang; NeurIPS 2021, arXiv 2106.05210.
 
-    Frames correspond to frames, whatever objects they show: keys come from the image alone, one encoder makes those of the memory
-    and of the query, and one affinity, the negative squared distance of keys, serves all objects. Only the values depend on the
-    masks; they are made by a shallow encoder, for the frames that are remembered.
+    Frames correspond to frames, whatever objects they show. Keys come from the image alone, and one encoder makes those of the
+    memory and of the query. One affinity, the negative squared distance of keys, serves all objects. Only the values depend on
+    the masks; a shallow encoder makes them for the frames that are remembered.
 
-    Deviations. The released code exponentiates the top-k affinities without subtracting the largest, which overflows above 88;
-    here it is subtracted: the same function. What does not depend on the object is computed once a frame. The first convolution
-    of the value encoder is kept in two parts, for the colours and for the masks. Objects that appear later do not read frames
-    from before their first annotation, as in the released code for YouTube-VOS, which keeps a bank for every object.
+    Deviations. The released code exponentiates the top-k affinities without subtracting the largest, which overflows above 88.
+    Here it is subtracted, which is the same function. Everything that does not depend on the object is computed once a frame. The
+    first convolution of the value encoder is kept in two parts, for the colours and for the masks. Objects that appear later do
+    not read frames from before their first annotation, as in the released code for YouTube-VOS, which keeps a bank for every
+    object.
 
     Args:
-        backbone: encoder of frames to keys, a ResNet-50 up to stride 16 in the paper.
-        mask_encoder: encoder of a frame with its masks to values, a ResNet-18 in the paper; with one mask channel
+        backbone: encoder of frames to keys; in the paper a ResNet-50 up to stride 16.
+        mask_encoder: encoder of a frame with its masks to values; in the paper a ResNet-18. With one mask channel
             (``others: null``) it is that of the pre-training on still images, which sees one object.
-        similarity: of keys.
-        cosine_scale: factor of the similarity with ``cosine``; the others have one over the root of the number of channels.
-        top_k: memory pixels that a query pixel reads in evaluation mode; None for all. In training it always reads all.
-        attention: have the CBAM in the value encoder.
+        similarity: similarity of keys.
+        cosine_scale: factor of the similarity with ``cosine``; the other similarities have one over the square root of the number
+            of channels.
+        top_k: number of memory pixels that a query pixel reads in evaluation mode; None for all. In training it always reads all.
+        attention: use the CBAM in the value encoder.
         reduction: factor by which the channel gate of the CBAM narrows.
-        key_channels: channels of the keys.
-        value_channels: channels of the memory values and of the query value.
-        decoder_channels: channels of the decoder at strides 16, 8 and 4.
+        key_channels: number of channels of the keys.
+        value_channels: number of channels of the memory values and of the query value.
+        decoder_channels: numbers of channels of the decoder at strides 16, 8 and 4.
         normalize_features: instance-normalise the features of a frame at every scale, before anything reads them.
         copier_start: initialise so that keys follow colours and edges, the memory's values hold the masks and the decoder
-            enlarges what was read: the untrained network moves masks along the affinities. See :meth:`Backbone.start_smooth`,
-            :meth:`KeyValueProjection.start_as_matcher`, :meth:`ValueEncoder.start_as_copier`.
+            enlarges the readout, so that the untrained network moves masks along the affinities. See
+            :meth:`Backbone.start_smooth`, :meth:`KeyValueProjection.start_as_matcher` and :meth:`ValueEncoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
 
-    Reference: the paper, and the released code (``hkchengrex/STCN``) for all that it leaves open.
+    Reference: the paper, and the released code (``hkchengrex/STCN``) for everything that it leaves open.
     """
 
     padding = PaddingRule("mean", larger_half_first=False)
@@ -133,13 +135,12 @@ class STCN(VOSNetwork[Features, Entry, None]):
         """The network on a ResNet-50 and a ResNet-18, as published.
 
         Args:
-            weights: pretrained weights of both encoders, see :class:`ResNetPyramid`; None for a random initialisation.
-            norm: normalisation of both encoders; its scale and shift are trained in the paper.
+            weights: pretrained weights of both encoders; None for a random initialisation.
+            norm: normalisation of both encoders, whose scale and shift are trained in the paper.
             others: second mask channel of the value encoder, see :class:`MaskedEncoder`.
-            blocks: number of blocks of the first three stages of the key encoder; other than those of ResNet-50 only without
+            blocks: numbers of blocks of the first three layer groups of the key encoder; other than ResNet-50's only without
                 ``weights``.
-            value_blocks: number of blocks of the first three stages of the value encoder; other than those of ResNet-18 only
-                without ``weights``.
+            value_blocks: numbers of blocks of the value encoder; other than ResNet-18's only without ``weights``.
             width: number of channels of both stems; other than 64 only without ``weights``.
             options: further arguments of the constructor.
         """
@@ -150,8 +151,8 @@ class STCN(VOSNetwork[Features, Entry, None]):
 
     @classmethod
     def small(cls) -> STCN:
-        """A random network of some 110 thousand parameters."""
-        # Width 8: strided 1 x 1 convolutions of 4 channels corrupt memory on CPUs (torch 2.15, channels-last, backward).
+        """A random network with about 110 thousand parameters."""
+        # Width 8, as strided 1 x 1 convolutions of 4 channels corrupt memory on CPUs (torch 2.15, channels-last, backward).
         return cls.published(
             None,
             blocks=(1, 1, 1),
@@ -178,7 +179,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
             return self.decoder(features.pyramid, readout, features.query_value), {}
 
     def read(self, key: Float[Tensor, "B CK h w"], bank: Bank[Entry]) -> Float[Tensor, "B N CV h w"]:
-        """What the pixels of a query frame read of the bank."""
+        """The values that the pixels of a query frame read from the bank."""
         return read_memory(
             bank.entry.key,
             key.flatten(2),
@@ -197,7 +198,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
         introduced: Bool[Tensor, "B N"],  # noqa: ARG002
         keep: bool,
     ) -> tuple[Entry | None, None]:
-        """Encode the masks, where the frame is remembered at all."""
+        """Encode the masks, if the frame is remembered at all."""
         if not keep:
             return None, None
         with record_function("vos/value_encoder"):

@@ -26,7 +26,7 @@ PadColour = Literal["black", "mean"]
 
 @dataclass(frozen=True)
 class Features:
-    """A frame, without masks and objects."""
+    """Features of a frame, independent of masks and objects."""
 
     image: Float[Tensor, "B 3 H W"]
     pyramid: FeaturePyramid
@@ -47,34 +47,34 @@ class STM(VOSNetwork[Features, Entry, None]):
 
     Seoung Wug Oh, Joon-Young Lee, Ning Xu, Seon Joo Kim; ICCV 2019, arXiv 1904.00607.
 
-    Past frames with their masks are encoded into keys and values; every pixel of the query frame reads the values of the memory
-    pixels whose keys resemble its own, and a decoder turns what it read into a mask. Memory and query have an encoder each, so
+    Past frames and their masks are encoded into keys and values. Every pixel of the query frame reads the values of the memory
+    pixels whose keys resemble its own, and a decoder turns the readout into a mask. Memory and query have separate encoders, so
     the keys of the memory depend on the object.
 
     Deviations. Objects that appear later, for which nothing is released, are handled as in STCN: they do not read frames from
-    before their first annotation. What does not depend on the object is computed once a frame; the first convolution of the
-    memory encoder is kept in two parts, for the colours and for the masks, where the released code has three.
+    before their first annotation. Everything that does not depend on the object is computed once a frame. The first convolution
+    of the memory encoder is kept in two parts, for the colours and for the masks, where the released code has three.
 
     Args:
-        backbone: encoder of the query frame, a ResNet-50 up to stride 16 in the paper.
+        backbone: encoder of the query frame; in the paper a ResNet-50 up to stride 16.
         mask_encoder: encoder of a remembered frame with its masks, the same ResNet with mask channels.
-        shared_projection: one projection to keys and values for memory and query (AFB-URR).
-        top_k: memory pixels that a query pixel reads in evaluation mode; None, as published, for all.
-        pad_colour: of the border that makes the sides of a frame multiples of 16: ``black``, as the released code, which
-            normalises colours after padding, or ``mean``, which is zero after normalisation.
-        key_channels: channels of the keys.
-        value_channels: channels of the memory values and of the query value.
-        decoder_channels: channels at all scales of the decoder.
+        shared_projection: use one projection to keys and values for memory and query (AFB-URR).
+        top_k: number of memory pixels that a query pixel reads in evaluation mode; None for all, as published.
+        pad_colour: colour of the border that makes the sides of a frame multiples of 16: ``black``, as in the released code,
+            which normalises colours after padding, or ``mean``, which is zero after normalisation.
+        key_channels: number of channels of the keys.
+        value_channels: number of channels of the memory values and of the query value.
+        decoder_channels: number of channels of the decoder at all scales.
         normalize_features: instance-normalise the features of a frame at every scale, and those of the memory, before anything
             reads them.
         copier_start: initialise so that memory and query have the same features and keys, which follow colours and edges, the
-            memory's values hold the masks and the decoder enlarges what was read: the untrained network moves masks along the
-            affinities. See :meth:`Backbone.start_smooth`, :meth:`KeyValueProjection.start_as_matcher`,
+            memory's values hold the masks and the decoder enlarges the readout, so that the untrained network moves masks along
+            the affinities. See :meth:`Backbone.start_smooth`, :meth:`KeyValueProjection.start_as_matcher` and
             :meth:`MaskedEncoder.start_as_copier`.
 
     The last two are not in the paper: they are for training without pretrained weights.
 
-    Reference: the paper, and the released code (``seoungwugoh/STM``) for all that it leaves open.
+    Reference: the paper, and the released code (``seoungwugoh/STM``) for everything that it leaves open.
     """
 
     reads_previous = False
@@ -96,7 +96,7 @@ class STM(VOSNetwork[Features, Entry, None]):
         super().__init__()
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1 or None, not {top_k}")
-        # The released code crops masks and pads them anew.
+        # The released code crops masks and pads them again.
         self.padding = PaddingRule("zero" if pad_colour == "black" else "mean", larger_half_first=False, repad_masks=True)
         self.top_k = top_k
         self.query_encoder = backbone
@@ -132,12 +132,11 @@ class STM(VOSNetwork[Features, Entry, None]):
         """The network on two ResNet-50, as published.
 
         Args:
-            weights: pretrained weights of both encoders, see :class:`ResNetPyramid`; None for a random initialisation.
-            norm: normalisation of both encoders; its scale and shift are trained in the paper.
+            weights: pretrained weights of both encoders; None for a random initialisation.
+            norm: normalisation of both encoders, whose scale and shift are trained in the paper.
             others: second mask channel of the memory encoder, see :class:`MaskedEncoder`.
-            blocks: number of blocks of the first three stages of both encoders; other than those of ResNet-50 only without
-                ``weights``.
-            width: number of channels of both stems; other than 64 only without ``weights``.
+            blocks: numbers of blocks of the first three layer groups; other than ResNet-50's only without ``weights``.
+            width: number of channels of the stems; other than 64 only without ``weights``.
             options: further arguments of the constructor.
         """
         trunks = [
@@ -148,7 +147,7 @@ class STM(VOSNetwork[Features, Entry, None]):
 
     @classmethod
     def small(cls) -> STM:
-        """A random network of some 47 thousand parameters."""
+        """A random network with about 47 thousand parameters."""
         return cls.published(None, blocks=(1, 1, 1), width=4, key_channels=8, value_channels=8, decoder_channels=8)
 
     def encode(self, frame: FrameInput) -> Features:
@@ -170,13 +169,13 @@ class STM(VOSNetwork[Features, Entry, None]):
         introduced: Bool[Tensor, "B N"],  # noqa: ARG002
         keep: bool,
     ) -> tuple[Entry | None, None]:
-        """Encode the frame with the masks, where it is remembered at all."""
+        """Encode the frame with the masks, if it is remembered at all."""
         return (self.entry(self.masked_features(features.image, masks)) if keep else None), None
 
-    # What systems that stand on STM use -------------------------------------------------------------------------------
+    # For systems that build on STM ----------------------------------------------------------------------------------------
 
     def pyramid(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
-        """Features of a frame as everything reads them."""
+        """Features of a frame, as all other parts read them."""
         pyramid: FeaturePyramid = self.feature_norm(self.query_encoder(image))
         return pyramid
 
@@ -187,7 +186,7 @@ class STM(VOSNetwork[Features, Entry, None]):
         query_value: Float[Tensor, "B CV h w"],
         bank: Bank[Entry],
     ) -> Float[Tensor, "B N H W"]:
-        """Read the bank by the key of a query frame, and decode what was read with its value and pyramid to logits."""
+        """Read the bank by the key of a query frame, and decode the readout with its value and pyramid to logits."""
         with record_function("vos/readout"):
             readout = read_memory(
                 bank.entry.key,
@@ -208,7 +207,7 @@ class STM(VOSNetwork[Features, Entry, None]):
             return features.unflatten(0, masks.shape[:2])
 
     def entry(self, masked: Float[Tensor, "B N C h w"]) -> Entry:
-        """What is remembered of such features."""
+        """The memory entry of such features."""
         projection = self.query_projection if self.memory_projection is None else self.memory_projection
         with record_function("vos/memory_encoder"):
             key, value = projection(masked.flatten(0, 1))

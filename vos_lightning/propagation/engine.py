@@ -1,4 +1,4 @@
-"""Streaming inference: frames in, label maps with original ids and size out."""
+"""Streaming inference: takes frames, and returns label maps with original ids and sizes."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from vos_lightning.propagation.step import Propagation, StepOutput, advance, sho
 from vos_lightning.structures import FrameInput, FramePrediction, Given, Proposals, VideoSample
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|bad_?alloc|alloc_failed", re.IGNORECASE)
-"""How allocators say it that raise a plain RuntimeError (processors, oneDNN, cuBLAS, cuDNN, MPS)."""
+"""Out-of-memory messages of allocators that raise a plain RuntimeError (CPUs, oneDNN, cuBLAS, cuDNN, MPS)."""
 
 
 class InferenceEngine:
-    """Segments a video frame by frame, for any network, with bounded memory where the policy bounds it.
+    """Segments a video frame by frame, for any network. Memory is bounded if the memory policy bounds it.
 
-    The network keeps no state, so that several engines may share one. Frames may have any size; objects may appear in any
-    frame, be annotated several times and be removed.
+    The network keeps no state, so several engines may share it. Frames may have any size. Objects may appear in any frame, be
+    annotated several times and be removed.
 
     Args:
-        network: any system, in ``eval`` mode.
+        network: any system in ``eval`` mode.
         propagation: policy, aggregation and introduction.
         short_side: process frames resized to this short side in pixels (bicubic; given masks nearest); None keeps their size.
-            Predictions come back at the size of the frames, given masks exactly as they were given. A given mask that loses all
-            its pixels in resizing marks every resized pixel that it touches instead, so that no object vanishes inside.
-        enlarge: whether frames with a smaller short side are enlarged too.
+            Predictions are returned at the size of the frames, and given masks exactly as they were given. A given mask that
+            would lose all its pixels in resizing marks every resized pixel that it touches instead, so that no object vanishes.
+        enlarge: enlarge frames with a smaller short side too.
         min_object_pixels: :meth:`run` keeps the original size for a whole video if a resized given mask of some object has
             fewer pixels than this (EMVOS's released code: 1000). 0 switches the rule off.
         precision: autocast type on the network's device (``torch.bfloat16``, ``torch.float16``); None for full precision.
 
     Raises:
-        ValueError: a short side below 1.
+        ValueError: ``short_side`` is below 1.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class InferenceEngine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next frame starts a new video."""
+        """Forget everything; the next frame starts a new video."""
         self._state: State[Any, Any] | None = None
         self._ids: tuple[int, ...] = ()
         self._size: tuple[int, int] | None = None
@@ -87,25 +87,25 @@ class InferenceEngine:
         *,
         proposals: Proposals | None = None,
     ) -> FramePrediction:
-        """Process the next frame. Where this raises, the engine is as it was before, and another frame may follow.
+        """Process the next frame. If this raises, the engine is unchanged, and another frame may follow.
 
         Args:
             frame: RGB, a tensor ``(3, H, W)`` or a NumPy array ``(H, W, 3)``, uint8 or float in [0, 1], on any device; see
                 :func:`vos_lightning.propagation.inputs.as_frame`.
-            masks: annotations of this frame, tensors or NumPy arrays: a label map ``(H, W)`` in original ids 1..254, where 0
-                says nothing and a map of 0 and 255 is a black-and-white mask of object 1; or object id -> mask ``(H, W)``,
-                where later masks lie over earlier ones. Ids that are not yet known start to be tracked; known ones are
-                corrected. See :func:`vos_lightning.propagation.inputs.as_label_map`.
-            proposals: one row, in pixels of the frame, for networks that need them (from the first annotation on); one without
-                any box, or with scores of 0, says that a detector found nothing.
+            masks: annotations of this frame, as tensors or NumPy arrays. Either a label map ``(H, W)`` in original ids 1..254,
+                where 0 is not annotated and a map that holds only 0 and 255 is a black-and-white mask of object 1. Or a mapping
+                from object ids to masks ``(H, W)``, where later masks cover earlier ones. New ids start to be tracked; known ones
+                are corrected. See :func:`vos_lightning.propagation.inputs.as_label_map`.
+            proposals: proposals of this frame, one row, in pixels of the frame; needed from the first annotation on by networks
+                that match proposals. A row without boxes, or with scores of 0, means that the detector found nothing.
 
         Returns:
-            Label map and probabilities at the size of the frame, on the host. Given masks are in it bit for bit, and outside of
-            them given objects are absent. Frames before the first annotation are empty.
+            Label map and probabilities at the size of the frame, on the host. Given masks are in the label map exactly, and given
+            objects are absent outside them. Frames before the first annotation are empty.
 
         Raises:
-            ValueError: a frame or mask of a wrong type, size or range, a mask without a pixel, too many objects, no
-                proposals where the network needs them, or a frame that does not fit into memory.
+            ValueError: a frame or mask has a wrong type, size or range; a mask is empty; there are too many objects; proposals
+                are missing although the network needs them; or a frame does not fit into memory.
         """
         frame = as_frame(frame)
         size = self._check_size(frame)
@@ -120,16 +120,16 @@ class InferenceEngine:
             if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not _OUT_OF_MEMORY.search(str(error)):
                 raise
             out_of_memory = True
-        if out_of_memory:  # outside of the handler, whose exception would hold on to the memory
+        if out_of_memory:  # outside the handler, whose exception would keep the memory alive
             raise ValueError(self._too_large(size, len(ids)))
         self._state, self._ids, self._size, self._frame_index = state, ids, size, prediction.frame_index
         return prediction
 
     def remove_object(self, object_id: int) -> None:
-        """Stop tracking an object, and forget all that was remembered of it; its id may be given anew.
+        """Stop tracking an object, and forget everything that was remembered of it; its id may be used again.
 
         Raises:
-            ValueError: the id is not tracked.
+            ValueError: no object with this id is tracked.
         """
         if object_id not in self._ids:
             raise ValueError(f"object {object_id} is not tracked; tracked are {list(self._ids)}")
@@ -139,7 +139,7 @@ class InferenceEngine:
         self._ids = tuple(self._ids[slot] for slot in kept)
 
     def run(self, video: VideoSample) -> Iterator[FramePrediction]:
-        """Segment a whole video, frame by frame; frames are decoded as they are needed.
+        """Segment a whole video frame by frame; frames are decoded when they are needed.
 
         Raises:
             ValueError: the network needs proposals and the video has none.
@@ -172,7 +172,7 @@ class InferenceEngine:
     def _segment(
         self, frame: Tensor, annotation: UInt8[Tensor, "H W"] | None, ids: tuple[int, ...], proposals: Proposals | None
     ) -> tuple[FramePrediction, State[Any, Any] | None]:
-        """What :meth:`step` returns, and the state after it."""
+        """The result of :meth:`step`, and the state after the frame."""
         size = (int(frame.shape[1]), int(frame.shape[2]))
         if self._state is None and annotation is None:
             return self._empty(size), None
@@ -249,7 +249,7 @@ class InferenceEngine:
 
 
 def _resize_masks(masks: Float[Tensor, "B N H W"], size: tuple[int, int]) -> Float[Tensor, "B N h w"]:
-    """Nearest, as label maps are resized; a mask that would lose all its pixels keeps every one that it touches."""
+    """Resize to the nearest pixel, like label maps; a mask that would lose all its pixels keeps every one that it touches."""
     resized = F.interpolate(masks, size=size, mode="nearest")
     lost = masks.flatten(2).any(dim=2) & ~resized.flatten(2).any(dim=2)
     return torch.where(lost[:, :, None, None], F.adaptive_max_pool2d(masks, size), resized)

@@ -1,4 +1,4 @@
-"""What users hand to the engine, read as what it means: frames and masks, as tensors or NumPy arrays."""
+"""Checks and conversions of what users pass to the engine: frames and masks, as tensors or NumPy arrays."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from vos_lightning.mask_ops import as_object_map, object_ids_in
 
 Array: TypeAlias = Tensor | np.ndarray
 Masks: TypeAlias = Array | Mapping[int, Array] | Mapping[np.integer, Array]
-"""A label map, or object id -> mask."""
+"""A label map, or a mapping from object ids to masks."""
 MAX_OBJECTS = 254
-"""Label maps are 8-bit: ids 1..254 (255 is white or void)."""
+"""Label maps have 8 bits: ids 1..254 (255 is white or void)."""
 HALF_A_GREY_LEVEL = 0.5 / 255
-"""How far a floating-point frame may leave [0, 1]: rounding, and not another range."""
+"""How far a floating-point frame may exceed [0, 1] through rounding, without having another range."""
 
 
 def as_frame(frame: Array) -> Tensor:
-    """One RGB frame, channels first.
+    """One RGB frame with the channels first.
 
     Args:
         frame: a tensor ``(3, H, W)`` or a NumPy array ``(H, W, 3)``, uint8 or floating point in [0, 1]. The order of the
-            dimensions follows from the type alone, never from the shape. Channels are red, green, blue: frames that OpenCV has
-            read are turned with ``frame[:, :, ::-1]``.
+            dimensions follows from the type alone, never from the shape. The channels are red, green, blue; ``frame[:, :, ::-1]``
+            converts frames that OpenCV has read.
 
     Returns:
-        ``(3, H, W)``, of the same type and on the same device.
+        The frame as ``(3, H, W)``, in the same type and on the same device.
 
     Raises:
-        ValueError: another shape or type, or values outside of the range.
+        ValueError: the shape or type is another one, or values lie outside the range.
     """
     tensor = _as_tensor(frame, "a frame")
     last = isinstance(frame, np.ndarray)
@@ -59,16 +59,17 @@ def as_label_map(masks: Masks, size: tuple[int, int]) -> UInt8[Tensor, "H W"] | 
     """Annotations of a frame as one label map in original ids, on the host.
 
     Args:
-        masks: a label map ``(H, W)`` of integers, see :func:`vos_lightning.mask_ops.as_object_map` for their meaning; one of
-            bool is the mask of object 1. Or object id -> mask ``(H, W)``: bool, integers that are 0 and one other value, or
-            floating point in [0, 1], of which more than 0.5 is the object. Where masks overlap, later ones lie over earlier ones.
+        masks: a label map ``(H, W)`` of integers, see :func:`vos_lightning.mask_ops.as_object_map` for their meaning; a map of
+            bool is the mask of object 1. Or a mapping from object ids to masks ``(H, W)``: bool, integers that are 0 and one
+            other value, or floating point in [0, 1], where values above 0.5 are the object. Where masks overlap, later ones cover
+            earlier ones.
         size: height and width of the frame.
 
     Returns:
         The label map; None if nothing is annotated (no object in the label map, no mask in the mapping).
 
     Raises:
-        ValueError: a wrong type, size or id, a mask without a pixel, or one of which the masks over it leave nothing.
+        ValueError: a type, size or id is wrong, a mask is empty, or a mask is covered completely by later ones.
     """
     if isinstance(masks, Mapping):
         label_map = _from_mapping(masks, size)
@@ -138,7 +139,7 @@ def _as_tensor(value: Any, what: str) -> Tensor:
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{what} must be a torch tensor or a NumPy array, not {type(value).__name__}; see numpy.asarray")
     try:
-        # A copy where the array cannot be shared: reversed, or not to be written to.
+        # Arrays that PyTorch cannot share (reversed or read-only ones) are copied.
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     except (TypeError, ValueError):
         raise ValueError(f"{what} cannot be of the NumPy type {value.dtype}") from None
@@ -149,7 +150,7 @@ def _type_name(tensor: Tensor) -> str:
 
 
 def _hint(tensor: Tensor, last: bool) -> str:
-    """What to do about a frame of a common wrong shape."""
+    """Advice for a frame of a common wrong shape."""
     if tensor.ndim == 3 and tensor.shape[0 if last else 2] == 3:
         return ": frame.transpose(1, 2, 0)" if last else ": frame.permute(2, 0, 1)"
     channels = 1 if tensor.ndim == 2 else int(tensor.shape[2 if last else 0]) if tensor.ndim == 3 else None

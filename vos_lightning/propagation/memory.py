@@ -1,4 +1,4 @@
-"""What is remembered of past frames. Everything here is a value: nothing is changed in place."""
+"""What is remembered of past frames. Everything here is an immutable value."""
 
 from __future__ import annotations
 
@@ -19,90 +19,92 @@ CarryT = TypeVar("CarryT")
 
 
 @dataclass(frozen=True)
-class Slot(Generic[EntryT]):
+class MemoryFrame(Generic[EntryT]):
     """One remembered frame."""
 
     entry: EntryT
-    """Paper-specific dataclass. Every tensor ends in two spatial dimensions: ``(B, C, h, w)`` or ``(B, N, ..., h, w)``."""
+    """Dataclass of the paper. Every tensor ends in two spatial dimensions: ``(B, C, h, w)`` or ``(B, N, ..., h, w)``."""
     t: int
     """Index of the frame."""
     readable: Bool[Tensor, "B N"]
     """Which objects may read this frame."""
     permanent: bool
-    """Whether an annotation was given here; such slots are never dropped."""
+    """Whether an annotation was given here; such frames are never dropped."""
 
 
 @dataclass(frozen=True)
 class Bank(Generic[EntryT]):
     """An ordered set of remembered frames and its stacked view.
 
-    The view is computed on first use and kept for as long as the bank lives: a bank that a frame leaves unchanged is handed on
-    as the same object, so nothing is stacked again.
+    The view is computed on first use and kept as long as the bank exists. A bank that a frame leaves unchanged is passed on as
+    the same object, so nothing is stacked again.
     """
 
-    slots: tuple[Slot[EntryT], ...]
+    frames: tuple[MemoryFrame[EntryT], ...]
 
     def __len__(self) -> int:
-        return len(self.slots)
+        return len(self.frames)
 
     @cached_property
     def entry(self) -> EntryT:
-        """All entries side by side: spatial dimensions flattened and concatenated to ``S``, e.g. ``(B, C, S)``."""
-        return _stack([slot.entry for slot in self.slots])
+        """All entries concatenated: spatial dimensions are flattened and joined to ``S``, e.g. ``(B, C, S)``."""
+        return _stack([frame.entry for frame in self.frames])
 
     @cached_property
     def readable(self) -> Bool[Tensor, "B N S"]:
         """Which object may read which memory pixel."""
-        return torch.cat([self._expand(slot, slot.readable) for slot in self.slots], dim=-1)
+        return torch.cat([self._expand(frame, frame.readable) for frame in self.frames], dim=-1)
 
     @cached_property
     def readers(self) -> Bool[Tensor, "B R S"] | None:
-        """:attr:`readable` as small as it gets, so that objects which read the same frames can share their affinities.
+        """:attr:`readable` in its smallest form, so that objects that read the same frames can share their affinities.
 
-        None if everybody may read everything, ``(B, 1, S)`` if all objects may read the same. Objects that may read nothing
-        at all are not asked: whatever they read, their output does not exist.
+        None if all objects may read everything, ``(B, 1, S)`` if all objects may read the same pixels. Objects with no readable
+        frame are skipped; their output is masked anyway.
         """
-        slots = torch.stack([slot.readable for slot in self.slots], dim=2)
-        anyone = slots.any(dim=1, keepdim=True)
-        unanimous = (slots == anyone) | ~slots.any(dim=2, keepdim=True)
-        # One transfer to the host, and this view is kept for as long as the bank lives.
+        readable = torch.stack([frame.readable for frame in self.frames], dim=2)
+        anyone = readable.any(dim=1, keepdim=True)
+        unanimous = (readable == anyone) | ~readable.any(dim=2, keepdim=True)
+        # One transfer to the host; the view is kept as long as the bank exists.
         shared, everything = torch.stack([unanimous.all(), anyone.all()]).tolist()
         if not shared:
             return self.readable
-        return None if everything else torch.cat([self._expand(slot, slot.readable.any(1, True)) for slot in self.slots], dim=-1)
+        return (
+            None if everything else torch.cat([self._expand(frame, frame.readable.any(1, True)) for frame in self.frames], dim=-1)
+        )
 
     @cached_property
     def permanent(self) -> Bank[EntryT]:
-        """The annotated frames only (this very bank where all are)."""
-        kept = tuple(slot for slot in self.slots if slot.permanent)
-        return self if len(kept) == len(self.slots) else Bank(kept)
+        """The annotated frames only (this same bank if all frames are annotated)."""
+        kept = tuple(frame for frame in self.frames if frame.permanent)
+        return self if len(kept) == len(self.frames) else Bank(kept)
 
     @property
-    def latest(self) -> Slot[EntryT]:
+    def latest(self) -> MemoryFrame[EntryT]:
         """The last remembered frame, unflattened."""
-        return self.slots[-1]
+        return self.frames[-1]
 
     @staticmethod
-    def _expand(slot: Slot[EntryT], readable: Bool[Tensor, "B n"]) -> Bool[Tensor, "B n q"]:
-        tensor = next(iter(_tensors(slot.entry)))
+    def _expand(frame: MemoryFrame[EntryT], readable: Bool[Tensor, "B n"]) -> Bool[Tensor, "B n q"]:
+        tensor = next(iter(_tensors(frame.entry)))
         cells = tensor.shape[-2] * tensor.shape[-1]
         return readable[:, :, None].expand(-1, -1, cells)
 
 
 @dataclass(frozen=True)
 class Memory(Generic[EntryT, CarryT]):
-    """All that ``VOSNetwork.segment`` may read."""
+    """Everything that ``VOSNetwork.segment`` may read."""
 
     bank: Bank[EntryT]
     """Frames that the memory policy keeps."""
     previous: Bank[EntryT] | None
-    """The frame before, as a bank of one slot; None for networks that do not read it.
+    """The previous frame, as a bank of one frame; None for networks that do not read it.
 
-    Its masks are always what the aggregation made of that frame. The bank may hold the same frame with the masks that were given
-    in it, see :class:`vos_lightning.propagation.step.Propagation`.
+    Its masks are always those after the aggregation of that frame. The bank may hold the same frame with its given masks, see
+    :class:`vos_lightning.propagation.step.Propagation`.
     """
     carry: CarryT
-    """State folded over time (a template, tracked positions); replaced at every frame."""
+    """State that is folded over time (a template, tracked positions); replaced at every frame."""
 
     @property
     def reference(self) -> Bank[EntryT]:
@@ -117,7 +119,7 @@ class State(Generic[EntryT, CarryT]):
     memory: Memory[EntryT, CarryT]
     introduced: Bool[Tensor, "B N"]
     t: int
-    """Index of the last frame that was seen."""
+    """Index of the last processed frame."""
 
 
 def grow(state: State[EntryT, CarryT], num_objects: int) -> State[EntryT, CarryT]:
@@ -134,7 +136,7 @@ def grow(state: State[EntryT, CarryT], num_objects: int) -> State[EntryT, CarryT
 def select(state: State[EntryT, CarryT], slots: Sequence[int]) -> State[EntryT, CarryT]:
     """Keep some object slots only, in the given order; frames that none of the kept objects may read are dropped.
 
-    Asks the device which frames those are, so it has no place in a training step.
+    It reads from the device which frames those are, so it must not be used in a training step.
     """
     index = torch.tensor(slots, dtype=torch.long, device=state.introduced.device)
     chosen = _with_objects(state, lambda tensor: tensor.index_select(1, index))
@@ -142,25 +144,25 @@ def select(state: State[EntryT, CarryT], slots: Sequence[int]) -> State[EntryT, 
 
 
 def drop_unread(state: State[EntryT, CarryT]) -> State[EntryT, CarryT]:
-    """Drop the frames of the bank that no object may read any more: references that were replaced, or whose object was removed.
+    """Drop the frames of the bank that no object may read any more: references that were replaced or whose object was removed.
 
-    Asks the device which frames those are, so it has no place in a training step.
+    It reads from the device which frames those are, so it must not be used in a training step.
     """
     bank = state.memory.bank
-    kept = tuple(slot for slot in bank.slots if bool(slot.readable.any()))
+    kept = tuple(frame for frame in bank.frames if bool(frame.readable.any()))
     if len(kept) == len(bank):
         return state
     return State(dataclasses.replace(state.memory, bank=Bank(kept)), state.introduced, state.t)
 
 
 def _with_objects(state: State[EntryT, CarryT], change: Callable[[Tensor], Tensor]) -> State[EntryT, CarryT]:
-    """The state with another set of object slots; ``change`` does it to a tensor that has them in dimension 1."""
+    """The state with another set of object slots; ``change`` is applied to every tensor that has them in dimension 1."""
 
     def change_bank(bank: Bank[EntryT]) -> Bank[EntryT]:
         return Bank(
             tuple(
-                dataclasses.replace(slot, entry=_map_objects(slot.entry, change), readable=change(slot.readable))
-                for slot in bank.slots
+                dataclasses.replace(frame, entry=_map_objects(frame.entry, change), readable=change(frame.readable))
+                for frame in bank.frames
             )
         )
 
@@ -178,7 +180,7 @@ def _pad_objects(tensor: Tensor, extra: int) -> Tensor:
 
 
 def _map_objects(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change the fields declared with ``per_object``, in nested dataclasses and tuples of them too."""
+    """Change the fields declared with ``per_object``, also in nested dataclasses and in tuples of them."""
     if isinstance(value, tuple):
         return tuple(_map_objects(entry, change) for entry in value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
@@ -209,7 +211,7 @@ def _stack(entries: list[Any]) -> Any:
         if len(flat) == 1:
             return flat[0]
         if flat[0].ndim > 2 and flat[0].shape[-2] > 1 and flat[0].stride(-2) == 1:
-            # Channels of a cell lie side by side (channels-last): so they stay, copied in one piece a frame.
+            # Channels of a cell are contiguous (channels-last) and stay so: each frame is copied in one piece.
             return torch.cat([x.transpose(-1, -2) for x in flat], dim=-2).transpose(-1, -2)
         return torch.cat(flat, dim=-1)
     if dataclasses.is_dataclass(first) and not isinstance(first, type):

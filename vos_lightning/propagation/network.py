@@ -15,10 +15,10 @@ from vos_lightning.structures import FrameInput, Proposals
 
 
 class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
-    """A semi-supervised VOS system as plain PyTorch; it holds parameters and never state.
+    """A semi-supervised VOS system as a plain PyTorch module; it holds parameters and no state.
 
-    The three methods see frames padded to a multiple of ``stride``. Features, entries and carries are frozen dataclasses of
-    tensors whose first dimension is ``B``; fields that have object slots in dimension 1 are declared with
+    The three methods receive frames padded to a multiple of ``stride``. Features, entries and carries are frozen dataclasses of
+    tensors whose first dimension is ``B``; fields with object slots in dimension 1 are declared with
     :func:`vos_lightning.structures.per_object`.
     """
 
@@ -27,26 +27,26 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     reads_previous: ClassVar[bool] = True
     """Whether ``segment`` reads ``memory.previous``; if not, frames that no policy keeps need no entry."""
     needs_proposals: bool = False
-    """Whether every frame must come with object proposals; a network sets it from its configuration. Proposals may be empty (the
-    detector found nothing), but they may not be missing."""
+    """Whether every frame must come with object proposals; a network sets it from its configuration. Proposals may be empty (if
+    the     detector found nothing), but they must not be missing."""
     training_arguments: ClassVar[frozenset[str]] = frozenset()
-    """Arguments of the constructor that change no prediction of a network with given parameters: how it starts, what is trained.
-    In all others a checkpoint has to agree with the experiment that evaluates it."""
+    """Arguments of the constructor that do not change predictions once the parameters are given: initialisation, and which parts
+    are trained. All other arguments of a checkpoint must agree with the experiment that evaluates it."""
 
     @classmethod
     @abstractmethod
     def small(cls) -> VOSNetwork[FeaturesT, EntryT, CarryT]:
-        """A small random instance with every part of the real one: for tests and demonstrations."""
+        """A small random instance with every part of the real network, for tests and demonstrations."""
 
     @abstractmethod
     def encode(self, frame: FrameInput) -> FeaturesT:
-        """What a frame looks like, without masks and objects: computed once a frame, shared by all objects."""
+        """Features of a frame without masks and objects: computed once a frame and shared by all objects."""
 
     @abstractmethod
     def segment(self, features: FeaturesT, memory: Memory[EntryT, CarryT]) -> tuple[Float[Tensor, "B N H W"], dict[str, Tensor]]:
         """Foreground logits of every object in the query frame, and auxiliary outputs for losses and visualisation.
 
-        Must be finite for slots that may read nothing. Two-channel heads return ``foreground - background``.
+        Logits must be finite also for object slots that may read nothing. Two-channel heads return ``foreground - background``.
         """
 
     @abstractmethod
@@ -60,33 +60,33 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
     ) -> tuple[EntryT | None, CarryT]:
         """Turn a segmented frame into a memory entry and fold it into the carry.
 
-        A frame in which given masks join predictions is memorized twice: with the masks as given, for the bank and the carry,
-        and as they were aggregated, for ``memory.previous`` (the carry of this call is not used).
+        A frame in which given masks join predictions is memorized twice: with the given masks, for the bank and the carry, and
+        with the masks after aggregation, for ``memory.previous`` (the carry of this call is not used).
 
         Args:
-            features: of this frame.
+            features: features of this frame.
             masks: soft masks after aggregation, or given ones, in [0, 1]; zero for objects that are not introduced.
-            memory: before this frame; None at the first.
+            memory: memory before this frame; None at the first frame.
             introduced: objects known up to and including this frame.
-            keep: whether the entry will be read by anyone. If False, None may be returned in its place.
+            keep: whether the entry will be read. If False, None may be returned instead.
         """
 
     def forget(self, carry: CarryT, which: Bool[Tensor, "B N"]) -> CarryT:  # noqa: ARG002
-        """The carry without what was folded of the objects ``which``: they are annotated anew, before ``memorize`` sees them.
+        """The carry without the state of the objects ``which``, which are annotated anew; called before ``memorize``.
 
         The default keeps everything.
         """
         return carry
 
     def check_proposals(self, proposals: Proposals | None, where: str) -> None:
-        """Refuse a frame without proposals where the network needs them: without them it would be another method.
+        """Refuse a frame without proposals if the network needs them, as the result would be that of another method.
 
         Args:
-            proposals: of the frame or frames.
-            where: what they belong to, for the message.
+            proposals: proposals of the frame or frames.
+            where: frame or video that they belong to, for the message.
 
         Raises:
-            ValueError: they are missing.
+            ValueError: proposals are missing.
         """
         if self.needs_proposals and proposals is None:
             raise ValueError(
@@ -96,5 +96,5 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device

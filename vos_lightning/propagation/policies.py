@@ -10,48 +10,48 @@ from typing import Literal, get_args
 from jaxtyping import Bool
 from torch import Tensor
 
-from vos_lightning.propagation.memory import Bank, EntryT, Slot
+from vos_lightning.propagation.memory import Bank, EntryT, MemoryFrame
 
 CountFrom = Literal["start", "latest"]
 
 
 class MemoryPolicy(ABC):
-    """Decides what the bank keeps. Policies are values: they hold options, never frames."""
+    """Decides which frames the bank keeps. Policies are values: they hold options, never frames."""
 
     @abstractmethod
     def keeps(self, t: int) -> bool:
-        """Whether the bank wants frame ``t`` although nothing is annotated in it."""
+        """Whether the bank keeps frame ``t`` although nothing is annotated in it."""
 
     def wants(self, bank: Bank[EntryT], t: int) -> bool:  # noqa: ARG002
-        """:meth:`keeps`, given what the bank holds before frame ``t``."""
+        """:meth:`keeps`, given the content of the bank before frame ``t``."""
         return self.keeps(t)
 
-    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+    def update(self, bank: Bank[EntryT], frame: MemoryFrame[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
         """The bank after a frame.
 
         Args:
-            bank: before the frame; returned as the same object where nothing changes, so that its stacked view stays valid.
-            slot: the frame, readable by all introduced objects.
-            annotated: objects that were given in this frame; None if none was.
+            bank: bank before the frame; returned as the same object if nothing changes, so that its stacked view stays valid.
+            frame: the new frame, readable by all introduced objects.
+            annotated: objects that were given in this frame; None if there are none.
         """
         if annotated is not None:
-            return Bank((*bank.slots, dataclasses.replace(slot, permanent=True)))
-        if self.wants(bank, slot.t):
-            return Bank((*bank.slots, slot))
+            return Bank((*bank.frames, dataclasses.replace(frame, permanent=True)))
+        if self.wants(bank, frame.t):
+            return Bank((*bank.frames, frame))
         return bank
 
     def bounded(self, frames: int) -> MemoryPolicy:  # noqa: ARG002
-        """The same policy, with at most so many frames without annotation where it would keep ever more of them."""
+        """The same policy with at most ``frames`` frames without annotation, if it would otherwise keep more and more of them."""
         return self
 
 
 @dataclass(frozen=True)
 class AnnotatedOnly(MemoryPolicy):
-    """The frame that introduces an object is its reference for ever; nothing else is kept (PMVOS, EMVOS).
+    """The frame that introduces an object remains its reference; nothing else is kept (PMVOS, EMVOS).
 
     Args:
-        reannotation: an object that is annotated again either reads the new frame only (``replace``, as EMVOS's released code)
-            or both (``add``).
+        reannotation: frames that an object reads when it is annotated again: the new one only (``replace``, as in EMVOS's
+            released code) or both (``add``).
     """
 
     reannotation: str = "replace"
@@ -61,29 +61,29 @@ class AnnotatedOnly(MemoryPolicy):
             raise ValueError(f"reannotation must be 'replace' or 'add', not {self.reannotation!r}")
 
     def keeps(self, t: int) -> bool:  # noqa: ARG002
-        """No frame without an annotation."""
+        """Never: only annotated frames are kept."""
         return False
 
-    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+    def update(self, bank: Bank[EntryT], frame: MemoryFrame[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
         """Keep an annotated frame, readable by the objects that are annotated in it."""
         if annotated is None:
             return bank
-        earlier = bank.slots
+        earlier = bank.frames
         if self.reannotation == "replace":
             earlier = tuple(dataclasses.replace(old, readable=old.readable & ~annotated) for old in earlier)
-        return Bank((*earlier, dataclasses.replace(slot, readable=annotated, permanent=True)))
+        return Bank((*earlier, dataclasses.replace(frame, readable=annotated, permanent=True)))
 
 
 @dataclass(frozen=True)
 class EveryKth(MemoryPolicy):
-    """Annotated frames, every ``k``-th frame and, if wanted, the previous one as a temporary entry (STM, STCN).
+    """Annotated frames, every ``k``-th frame and, optionally, the previous one as a temporary entry (STM, STCN).
 
     Args:
         k: stride in frames.
-        count_from: ``start`` keeps frames 0, k, 2k, ... of a propagation (STM; STCN on DAVIS); ``latest`` keeps a frame that is
-            ``k`` or more after the latest kept one, which may be an annotated one (STCN on YouTube-VOS).
+        count_from: ``start`` keeps frames 0, k, 2k, ... of a propagation (STM; STCN on DAVIS); ``latest`` keeps a frame that
+            comes ``k`` or more frames after the latest kept one, which may be an annotated one (STCN on YouTube-VOS).
         include_previous: keep the latest frame until the next one arrives (STM yes, STCN no).
-        max_frames: upper bound of kept frames without annotation; the oldest go first. None keeps all of them.
+        max_frames: largest number of kept frames without annotation; the oldest go first. None keeps all of them.
     """
 
     k: int = 5
@@ -98,63 +98,63 @@ class EveryKth(MemoryPolicy):
             raise ValueError(f"memory stride k must be at least 1, not {self.k}")
 
     def keeps(self, t: int) -> bool:
-        """Every ``k``-th frame, or every frame for as long as it is the previous one."""
+        """Every ``k``-th frame, or every frame while it is the previous one."""
         return self.include_previous or t % self.k == 0
 
     def wants(self, bank: Bank[EntryT], t: int) -> bool:
-        """As :meth:`keeps`, or every frame that comes ``k`` or more after the latest lasting one."""
+        """As :meth:`keeps`, or every frame that comes ``k`` or more frames after the latest lasting one."""
         if self.count_from == "start":
             return self.keeps(t)
         lasting = self._lasting(bank)
         return self.include_previous or not lasting or t - lasting[-1].t >= self.k
 
-    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
+    def update(self, bank: Bank[EntryT], frame: MemoryFrame[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:
         """Drop the temporary entry, then append."""
         lasting = self._lasting(bank)
-        before = bank if len(lasting) == len(bank.slots) else Bank(lasting)
-        after = super().update(before, slot, annotated)
+        before = bank if len(lasting) == len(bank.frames) else Bank(lasting)
+        after = super().update(before, frame, annotated)
         if self.max_frames is not None:
-            loose = [old for old in after.slots if not old.permanent]
+            loose = [old for old in after.frames if not old.permanent]
             if len(loose) > self.max_frames:
                 dropped = {old.t for old in loose[: len(loose) - self.max_frames]}
-                after = Bank(tuple(old for old in after.slots if old.permanent or old.t not in dropped))
+                after = Bank(tuple(old for old in after.frames if old.permanent or old.t not in dropped))
         return after
 
     def bounded(self, frames: int) -> MemoryPolicy:
-        """With ``max_frames``, unless there is a bound already."""
+        """Set ``max_frames``, unless there is a bound already."""
         return dataclasses.replace(self, max_frames=frames) if self.max_frames is None else self
 
-    def _lasting(self, bank: Bank[EntryT]) -> tuple[Slot[EntryT], ...]:
-        """The slots of a bank without the temporary one, which can only be the last."""
-        slots = bank.slots
-        if not slots or slots[-1].permanent:
-            return slots
-        before, t = slots[:-1], slots[-1].t
+    def _lasting(self, bank: Bank[EntryT]) -> tuple[MemoryFrame[EntryT], ...]:
+        """The frames of a bank without the temporary one, which can only be the last one."""
+        frames = bank.frames
+        if not frames or frames[-1].permanent:
+            return frames
+        before, t = frames[:-1], frames[-1].t
         kept = t % self.k == 0 if self.count_from == "start" else not before or t - before[-1].t >= self.k
-        return slots if kept else before
+        return frames if kept else before
 
 
 @dataclass(frozen=True)
 class All(MemoryPolicy):
-    """Every frame stays: training on short clips (STM, STCN, DMN-AOA)."""
+    """Every frame is kept: for training on short clips (STM, STCN, DMN-AOA)."""
 
     def keeps(self, t: int) -> bool:  # noqa: ARG002
-        """Always."""
+        """Always: every frame is kept."""
         return True
 
     def bounded(self, frames: int) -> MemoryPolicy:
-        """The latest ones."""
+        """The latest frames."""
         return EveryKth(1, max_frames=frames)
 
 
 @dataclass(frozen=True)
 class PreviousOnly(MemoryPolicy):
-    """Nothing but the previous frame, annotated or not (an ablation of DMN-AOA)."""
+    """Only the previous frame, annotated or not (an ablation of DMN-AOA)."""
 
     def keeps(self, t: int) -> bool:  # noqa: ARG002
-        """Always, until the next frame."""
+        """Always, until the next frame replaces it."""
         return True
 
-    def update(self, bank: Bank[EntryT], slot: Slot[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:  # noqa: ARG002
-        """The frame alone."""
-        return Bank((slot,))
+    def update(self, bank: Bank[EntryT], frame: MemoryFrame[EntryT], annotated: Bool[Tensor, "B N"] | None) -> Bank[EntryT]:  # noqa: ARG002
+        """A bank of this frame alone."""
+        return Bank((frame,))

@@ -1,4 +1,4 @@
-"""The one recurrence: :func:`advance` for a frame, :func:`unroll` for a clip."""
+"""The recurrence that all systems share: :func:`advance` for a frame, :func:`unroll` for a clip."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from vos_lightning.mask_ops import (
     soft_aggregate,
     unpad,
 )
-from vos_lightning.propagation.memory import Bank, Memory, Slot, State
+from vos_lightning.propagation.memory import Bank, Memory, MemoryFrame, State
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.policies import MemoryPolicy
 from vos_lightning.structures import FrameInput, Given, Proposals, map_tensors
 
 Introduction = Literal["overwrite", "join"]
-"""How given masks meet predictions in the same frame: replace them (STCN) or enter the soft aggregation (EMVOS)."""
+"""How given masks and predictions of one frame are combined: given masks replace them (STCN) or join the aggregation (EMVOS)."""
 
 
 @dataclass(frozen=True)
 class Propagation:
-    """Everything beside the network that defines a propagation; training and inference may differ in each.
+    """Everything besides the network that defines a propagation; training and inference may differ in every part.
 
     Attributes:
         policy: which frames the bank keeps.
         aggregation: how objects are merged, see :func:`vos_lightning.mask_ops.soft_aggregate`.
-        introduction: what a given mask does to the predictions of other objects in its frame. ``overwrite``: once aggregated,
-            they become zero inside given masks, then all is aggregated again. ``join``: the given mask takes part in the
-            aggregation as a saturated prediction, and the two roles of the frame differ: its place in the bank (and the carry)
-            has the given mask itself, as the reference of its object, and ``Memory.previous`` has what the aggregation left of
-            it. Either way the output of the frame shows the given mask.
+        introduction: what a given mask does to the predictions of other objects in its frame. ``overwrite``: the predictions are
+            aggregated, set to zero inside given masks, and aggregated again. ``join``: the given mask joins the aggregation as a
+            saturated prediction, and the frame has two roles. The bank (and the carry) hold the given mask itself, as the
+            reference of its object; ``Memory.previous`` holds the mask after the aggregation. In both cases the output of the
+            frame shows the given mask.
     """
 
     policy: MemoryPolicy
@@ -64,7 +64,8 @@ class StepOutput:
     """Result of a frame, at the size of the frame."""
 
     logits: Float[Tensor, "B N1 H W"]
-    """Channel 0 background; their softmax is ``probabilities`` (see :func:`soft_aggregate` for the one exception)."""
+    """Logits with the background in channel 0; their softmax is ``probabilities`` (see :func:`soft_aggregate` for one
+    exception)."""
     probabilities: Float[Tensor, "B N1 H W"]
     introduced: Bool[Tensor, "B N"]
     """Objects known up to and including this frame; the others have probability 0."""
@@ -105,22 +106,22 @@ def advance(
     given: Given | None = None,
     remembered: Float[Tensor, "B N H W"] | None = None,
 ) -> tuple[StepOutput, State[Any, Any]]:
-    """Process one frame: segment the known objects, take over given masks, remember.
+    """Process one frame: segment the known objects, introduce given masks, and remember the frame.
 
     Args:
-        network: any system.
+        network: the network of any system.
         propagation: policy, aggregation and introduction.
-        state: after the frame before; None at the first frame. It is not changed.
-        frame: the frame, or what :func:`encode` made of it.
-        given: objects annotated in this frame, new or known; None if none is. The first frame needs it.
-        remembered: masks that the network remembers instead of its own (a training that remembers the truth); of objects that
-            are not introduced, nothing is.
+        state: state after the previous frame; None at the first frame. It is not changed.
+        frame: the frame, or the result of :func:`encode`.
+        given: objects annotated in this frame, new or known; None if there are none. The first frame needs it.
+        remembered: masks that the network remembers instead of its own (in a training that remembers the truth); objects that are
+            not introduced are left out.
 
     Returns:
         The output at the frame's size and the next state.
 
     Raises:
-        ValueError: the first frame comes without ``given``, or a frame without the proposals that the network needs.
+        ValueError: the first frame has no ``given``, or a frame has no proposals although the network needs them.
     """
     encoded = frame if isinstance(frame, Encoded) else encode(network, frame)
     features, padding = encoded.features, encoded.padding
@@ -138,7 +139,7 @@ def advance(
         raise ValueError("the first frame of a propagation needs given masks")
     if given is not None:
         if foreground is not None and propagation.introduction == "overwrite":
-            # What is overwritten are the final probabilities of the frame: they are aggregated twice.
+            # The final probabilities of the frame are overwritten, so the frame is aggregated twice.
             foreground = logits_from_masks(soft_aggregate(foreground, introduced, propagation.aggregation)[1][:, 1:])
         introduced = introduced | given.which
         given_masks = pad(given.masks, padding, mask_mode)
@@ -153,9 +154,10 @@ def advance(
         masks = pad(unpad(masks, padding), padding, mask_mode)
     reference = masks
     if given is not None and propagation.introduction == "join":
-        # Where another object claims a pixel, the aggregation leaves half of it; the reference of an object is what was given.
+        # Where another object claims a pixel, the aggregation leaves only half of it; the reference of an object is its given
+        # mask.
         reference = torch.where(given.which[:, :, None, None], given_masks, masks)
-        if state is None:  # nothing was predicted that the given masks could have met
+        if state is None:  # there are no predictions yet
             masks = reference
     known = None if state is None else state.memory
     if known is not None and given is not None:
@@ -170,10 +172,10 @@ def advance(
     previous = None
     if keep:
         assert entry is not None, "memorize must return an entry when keep is set"
-        slot = Slot(entry, t, introduced, permanent=False)
-        bank = propagation.policy.update(bank, slot, None if given is None else given.which)
+        kept = MemoryFrame(entry, t, introduced, permanent=False)
+        bank = propagation.policy.update(bank, kept, None if given is None else given.which)
         if network.reads_previous:
-            previous = Bank((slot if latest is entry else Slot(latest, t, introduced, permanent=False),))
+            previous = Bank((kept if latest is entry else MemoryFrame(latest, t, introduced, permanent=False),))
 
     output = StepOutput(unpad(logits, padding), unpad(probabilities, padding), introduced, aux)
     if given is not None:
@@ -199,14 +201,14 @@ def _introduce(
 
 
 def show_given(probabilities: Float[Tensor, "B N1 H W"], given: Given) -> Float[Tensor, "B N1 H W"]:
-    """Probabilities that show the annotation: certain inside given masks, and given objects are nowhere else.
+    """Probabilities that show the annotation: given masks are certain, and given objects are absent outside them.
 
-    Other objects and the background keep their shares outside the given masks. A pixel that loses all it had becomes
-    background, and a pixel that several given masks claim is divided among them.
+    Other objects and the background keep their shares outside the given masks. A pixel that loses all its probability becomes
+    background, and a pixel in several given masks is divided among them.
 
     Args:
-        probabilities: channel 0 background.
-        given: at the size of the probabilities.
+        probabilities: probabilities with the background in channel 0.
+        given: given masks at the size of the probabilities.
 
     Returns:
         A new tensor.
@@ -222,14 +224,14 @@ def show_given(probabilities: Float[Tensor, "B N1 H W"], given: Given) -> Float[
 
 
 def _show_given(output: StepOutput, given: Given) -> StepOutput:
-    """Where an object is given in this frame, the output is the annotation, whatever was predicted."""
+    """Make the output show the annotation of objects that are given in this frame, whatever was predicted."""
     shown, hidden = _annotated(given)
     logits = torch.where(hidden, logits_from_masks(shown.to(output.logits.dtype)), output.logits)
     return StepOutput(logits, show_given(output.probabilities, given), output.introduced, output.aux)
 
 
 def _annotated(given: Given) -> tuple[Bool[Tensor, "B N1 H W"], Bool[Tensor, "B N1 H W"]]:
-    """Where a channel is certain, and where it is not what was predicted; channel 0 background."""
+    """Where a channel is certain, and where its prediction is discarded; channel 0 is the background."""
     which = given.which[:, :, None, None]
     masks = given.masks * which > 0.5
     covered = masks.any(dim=1, keepdim=True)
@@ -243,12 +245,12 @@ def introductions(
     """The annotations that a training clip gives to the network: each object's first visible frame.
 
     Args:
-        label_maps: slots.
-        object_valid: slots that exist.
-        late_objects: whether objects that first appear after frame 0 are given there; otherwise they stay unknown.
+        label_maps: label maps in object slots.
+        object_valid: object slots that exist.
+        late_objects: whether objects that first appear after frame 0 are given in that frame; otherwise they stay unknown.
 
     Returns:
-        Frame index -> given objects. Frame 0 is always there (its masks may be empty).
+        Given objects by frame index. Frame 0 is always included (its masks may be empty).
     """
     length = label_maps.shape[1]
     num_objects = object_valid.shape[1]
@@ -274,12 +276,12 @@ def unroll(
     """Propagate through a clip with gradients; every frame is encoded in one call.
 
     Args:
-        network: any system.
+        network: the network of any system.
         propagation: policy, aggregation and introduction.
-        frames: RGB in [0, 1].
-        given: frame index -> annotated objects, see :func:`introductions`.
-        proposals: time-major rows; None only for networks that do not need them.
-        remembered: see :func:`advance`; None for the network's own masks.
+        frames: RGB frames in [0, 1].
+        given: annotated objects by frame index, see :func:`introductions`.
+        proposals: proposals in time-major rows; None only for networks that do not need them.
+        remembered: masks that are remembered, see :func:`advance`; None for the network's own masks.
 
     Returns:
         One output a frame.
@@ -302,7 +304,7 @@ def unroll(
 
 
 def _split_frames(features: Any, batch: int, length: int) -> Iterator[Any]:
-    """Features of one frame after the other. Split once a clip: the backward pass of a slice fills a whole clip with zeros."""
+    """Yield the features of each frame. They are split once, as the backward pass of a slice fills a clip with zeros."""
     split: list[tuple[Tensor, ...]] = []
 
     def collect(tensor: Tensor) -> Tensor:

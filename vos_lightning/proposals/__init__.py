@@ -1,1 +1,1 @@
-"""Object proposals: boxes with masks, found by a detector or made from ground truth, kept on disk."""
+"""Object proposals: boxes with masks, from a detector or from ground truth, stored on disk."""

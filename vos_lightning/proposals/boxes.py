@@ -1,4 +1,4 @@
-"""Boxes and masks in boxes: tight boxes of masks, pasting, resampling. All proposals of a batch at a time, on their device."""
+"""Boxes and masks in boxes: tight boxes, pasting and resampling. All functions process whole batches on their device."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def tight_boxes(masks: Float[Tensor, "B N H W"], threshold: float = 0.5) -> tupl
     """Smallest boxes around the pixels above a threshold.
 
     Args:
-        masks: in [0, 1].
-        threshold: pixels above it count.
+        masks: masks in [0, 1].
+        threshold: pixels above this value count.
 
     Returns:
-        Corners ``x0 y0 x1 y1`` in pixels (a single pixel at ``(x, y)`` has ``x y x+1 y+1``), and which masks have such pixels;
-        the boxes of the others are 0.
+        Corners ``x0 y0 x1 y1`` in pixels (a single pixel at ``(x, y)`` gives ``x y x+1 y+1``), and which masks have such pixels;
+        boxes of the others are 0.
     """
     inside = masks > threshold
     edges = []
     for dim in (2, 3):
         line = inside.any(dim=dim).int()
         length = line.shape[-1]
-        # argmax takes the first of equal values.
+        # argmax returns the first of equal values.
         first = line.argmax(dim=2)
         last = length - line.flip(2).argmax(dim=2)
         edges.append((first, last))
@@ -41,16 +41,16 @@ def paste_masks(
     r"""Draw masks that are given inside their boxes into frames.
 
     The rule is torchvision's: the mask gets a border of one zero, the box grows with it about its centre, its corners are
-    truncated to whole pixels, the mask is enlarged bilinearly, and what lies outside of the frame is lost. As bilinear
-    enlargement is separable, all masks are drawn by two products, :math:`W_y M W_x^\top`; and as averaging over cells is, too, a
-    coarser drawing costs less and equals the average of the full one.
+    truncated to whole pixels, the mask is enlarged bilinearly, and everything outside the frame is cut off. Bilinear enlargement
+    is separable, so all masks are drawn by two products, :math:`W_y M W_x^\top`. Averaging over cells is separable too, so
+    drawing at a coarser stride costs less and equals the average of the full drawing.
 
     Args:
-        masks: in [0, 1]; differentiable.
+        masks: masks in [0, 1]; differentiable.
         boxes: corners ``x0 y0 x1 y1`` in pixels of the frame.
-        height: of the frame, a multiple of ``stride``.
-        width: likewise.
-        stride: average over cells of so many pixels.
+        height: height of the frame, a multiple of ``stride``.
+        width: width of the frame, a multiple of ``stride``.
+        stride: side in pixels of the cells over which the drawing is averaged.
 
     Returns:
         ``(B, K, height / stride, width / stride)``, float32.
@@ -86,16 +86,16 @@ def _axis_weights(
 def masks_in_boxes(
     planes: Float[Tensor, "B K H W"], boxes: Float[Tensor, "B K 4"], size: int, scale: float = 1.0
 ) -> Float[Tensor, "B K m m"]:
-    """Resample one plane a box to a fixed number of cells: the inverse of :func:`paste_masks`.
+    """Resample one plane for each box to a fixed number of cells: the inverse of :func:`paste_masks`.
 
     Args:
         planes: masks of whole frames, each read in its own box.
         boxes: corners ``x0 y0 x1 y1`` in pixels of the frame.
-        size: cells along a side.
-        scale: cells of a plane per pixel of the frame.
+        size: number of cells along a side.
+        scale: number of cells of a plane per pixel of the frame.
 
     Returns:
-        ``(B, K, size, size)``; 0 outside of the frame.
+        ``(B, K, size, size)``; 0 outside the frame.
     """
     count = planes.shape[0] * planes.shape[1]
     index = torch.arange(count, device=planes.device, dtype=planes.dtype).unsqueeze(1)
@@ -107,13 +107,13 @@ def masks_in_boxes(
 def box_features(
     features: Float[Tensor, "B C h w"], boxes: Float[Tensor, "B K 4"], size: int, scale: float
 ) -> Float[Tensor, "B K C m m"]:
-    """Features of a frame inside each of its boxes, on a fixed grid (RoIAlign, two samples a cell and axis).
+    """Features of a frame inside each of its boxes, on a fixed grid (RoIAlign with two samples per cell and axis).
 
     Args:
-        features: shared by all boxes of a frame.
+        features: features of the frame, shared by all its boxes.
         boxes: corners ``x0 y0 x1 y1`` in pixels of the frame.
-        size: cells along a side.
-        scale: feature cells per pixel.
+        size: number of cells along a side.
+        scale: number of feature cells per pixel.
 
     Reference: Mask R-CNN (He et al., ICCV 2017), section 3, with half-pixel alignment.
     """
@@ -131,21 +131,21 @@ def transform_proposals(
     width: int,
     threshold: float = 0.4,
 ) -> tuple[Float[Tensor, "B K 4"], Float[Tensor, "B K m m"], Bool[Tensor, "B K"]]:
-    r"""Move proposals as an affine map moves their frame; boxes are made tight around the moved masks.
+    r"""Move proposals by the affine map that moves their frame; boxes become tight around the moved masks.
 
-    The mask is sampled on a grid in the bounding box of the moved box, twice as fine as itself. What lies outside of the new
-    frame is cut off; the cells above the threshold give the new box, in which the mask is sampled again.
+    The mask is sampled in the bounding box of the moved box, on a grid twice as fine as the mask. Parts outside the new frame are
+    cut off. The cells above the threshold give the new box, in which the mask is sampled again.
 
     Args:
         boxes: corners ``x0 y0 x1 y1`` in pixels.
-        masks: in [0, 1], inside the boxes.
-        forward: from ``(x, y, 1)`` in pixels of the old frame to pixels of the new one.
-        height: of the new frame.
-        width: likewise.
-        threshold: of the pixels that a tight box contains (DMM-Net: 0.4).
+        masks: masks in [0, 1], inside the boxes.
+        forward: affine map from ``(x, y, 1)`` in pixels of the old frame to pixels of the new one.
+        height: height of the new frame.
+        width: width of the new frame.
+        threshold: mask value above which a cell belongs to the tight box (DMM-Net: 0.4).
 
     Returns:
-        Boxes, masks, and which proposals are left; the others are 0.
+        Boxes, masks, and which proposals remain; the others are 0.
 
     Reference: DMM-Net (Zeng et al., ICCV 2019), released code, which warps whole pasted masks.
     """

@@ -44,14 +44,14 @@ class Selection:
     """Which detections become proposals.
 
     Attributes:
-        order: ``nms_first``: detections of all classes (at most ``candidates`` of them, after torchvision's suppression within
-            classes at 0.5), suppression whatever the class, the best ``top_k``; ``top_first``: the best ``top_k`` first, then
-            suppression (DMM-Net); ``objectness``: one detection a region, scored by how little it looks like background.
+        order: ``nms_first``: from all detections (at most ``candidates``, after torchvision's suppression within classes at 0.5),
+            suppression regardless of class, then the best ``top_k``; ``top_first``: first the best ``top_k``, then suppression
+            (DMM-Net); ``objectness``: one detection for each region, scored by one minus its background probability.
         nms_threshold: overlap above which the weaker of two proposals is dropped.
-        top_k: proposals of a frame.
-        score_threshold: weakest score.
-        candidates: detections of a frame before ours.
-        tight_boxes: draw boxes tight around masks above 0.4 before suppression (DMM-Net).
+        top_k: number of proposals of a frame.
+        score_threshold: lowest score of a proposal.
+        candidates: number of detections of a frame before this selection.
+        tight_boxes: before suppression, make boxes tight around the mask values above 0.4 (DMM-Net).
     """
 
     order: Order = "nms_first"
@@ -76,23 +76,23 @@ class ProposalDetector(nn.Module):
     """A frozen Mask R-CNN that returns soft masks inside boxes, in pixels of the frames that it is given.
 
     Args:
-        architecture: backbone.
+        architecture: backbone of the detector.
         pretrained: COCO weights of torchvision, for ``resnet50`` and ``resnet50_v2``, see :func:`read_pretrained`.
-        weights: file with a state dict of the model (plain, or under ``state_dict`` or ``model``), of ``architecture`` and
-            ``num_classes``. Without either the detector is random.
-        num_classes: with the background; 91 for COCO, 2 for "object". COCO weights of 91 classes are made into 2 by the mean over
-            the classes, a start for fine-tuning.
-        selection: of the proposals.
-        min_size: short side at which frames are seen, in pixels.
-        max_size: largest long side.
+        weights: file with a state dict of the model (plain, or under ``state_dict`` or ``model``) for ``architecture`` and
+            ``num_classes``. Without ``pretrained`` and ``weights`` the detector is random.
+        num_classes: number of classes, background included; 91 for COCO, 2 for "object". COCO weights of 91 classes are reduced
+            to 2 by the mean over the classes, as a start for fine-tuning.
+        selection: which detections become proposals.
+        min_size: short side in pixels to which frames are resized.
+        max_size: largest long side of resized frames in pixels.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: weights that do not fit, or two kinds of weights.
+        ValueError: weights do not fit, or both kinds of weights are given.
     """
 
     training_arguments: ClassVar[frozenset[str]] = frozenset({"pretrained", "weights"})
-    """Arguments that change nothing where the parameters come from a checkpoint."""
+    """Arguments that change nothing if the parameters come from a checkpoint."""
 
     def __init__(
         self,
@@ -124,12 +124,12 @@ class ProposalDetector(nn.Module):
 
     @property
     def identity(self) -> str:
-        """Name of generator and weights, for folders and headers."""
+        """Name of detector and weights, for folders and headers."""
         return f"maskrcnn_{self.architecture}_{self.source}"
 
     @property
     def header(self) -> dict[str, Any]:
-        """All that decides the proposals, as plain values."""
+        """Everything that decides the proposals, as plain values."""
         return {
             "generator": self.identity,
             "num_classes": self.num_classes,
@@ -142,7 +142,7 @@ class ProposalDetector(nn.Module):
         """Proposals of every frame, best first.
 
         Args:
-            frames: RGB in [0, 1]; sizes may differ.
+            frames: RGB frames in [0, 1]; sizes may differ.
         """
         with record_function("vos/proposals"):
             images, _ = self.model.transform(list(frames))
@@ -158,7 +158,7 @@ class ProposalDetector(nn.Module):
             ]
 
     def find(self, frames: Sequence[UInt8[Tensor, "3 _h _w"]]) -> list[Found]:
-        """Proposals of frames as they are read: 8-bit RGB, on any device; sizes may differ. See :meth:`forward`."""
+        """Proposals of frames as they are read: 8-bit RGB on any device; sizes may differ. See :meth:`forward`."""
         device = next(self.parameters()).device
         found: list[Found] = self([frame.to(device).float() / 255 for frame in frames])
         return found
@@ -166,7 +166,7 @@ class ProposalDetector(nn.Module):
     def _class_agnostic(
         self, features: dict[str, Tensor], regions: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """One detection a region: box and mask of its best class, scored by everything but the background."""
+        """One detection for each region: box and mask of its best class, scored by one minus the background probability."""
         heads = self.model.roi_heads
         logits, offsets = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, regions, sizes)))
         boxes = heads.box_coder.decode(offsets, regions)  # (regions, classes, 4)
@@ -202,12 +202,12 @@ class ProposalDetector(nn.Module):
 
 
 def select(boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], selection: Selection) -> Int64[Tensor, " k"]:
-    """Indices of the proposals, best first: suppression of overlapping boxes, whatever their class, and a cut.
+    """Indices of the proposals, best first: overlapping boxes are suppressed regardless of class, then the number is cut.
 
     Args:
-        boxes: corners.
-        scores: larger is better.
-        selection: order, thresholds, number.
+        boxes: corners of the boxes.
+        scores: scores of the boxes; larger is better.
+        selection: order, thresholds and number of proposals.
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] > selection.score_threshold]
@@ -253,11 +253,11 @@ def _build(
 
 
 def read_weights(path: Path) -> Any:
-    """What a file of detector weights holds.
+    """The content of a file of detector weights.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds more than tensors and plain values.
+        ValueError: the file is damaged, or holds more than tensors and plain values.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of detector weights")
@@ -292,9 +292,10 @@ def _fill(model: nn.Module, content: dict[str, Tensor], source: str) -> None:
 
 
 def _fit_classes(content: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Heads of many classes made into heads of background and object: the background, and the mean of all others.
+    """Reduce heads of many classes to background and object: the background, and the mean of all other classes.
 
-    Every class has one row of scores, four of box offsets, one of masks; other tensors, and other numbers of classes, are left.
+    Every class has one row of scores, four of box offsets and one of masks. Other tensors and other numbers of classes stay
+    unchanged.
     """
     fitted = dict(content)
     for name, rows in (("box_predictor.cls_score", 1), ("box_predictor.bbox_pred", 4), ("mask_predictor.mask_fcn_logits", 1)):

@@ -1,4 +1,4 @@
-"""Proposals of one frame after the other: read from a file, or found by a detector as the video goes on."""
+"""Proposals frame by frame: read from a file, or found by a detector while the video is processed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vos_lightning.structures import Proposals
 
 
 class FrameProposals(ABC):
-    """Where the proposals of a video's frames come from; counts the frames for which there are none.
+    """Source of the proposals of a video's frames; it counts the frames without any.
 
     Attributes:
-        num_frames: frames that were asked for.
-        num_empty: those among them in which the detector found nothing.
+        num_frames: number of frames whose proposals were requested.
+        num_empty: number of these frames in which the detector found nothing.
     """
 
     def __init__(self) -> None:
         self.num_frames = self.num_empty = 0
 
     def of_frame(self, name: str, frame: UInt8[Tensor, "3 H W"]) -> Proposals:
-        """The best proposals of a frame, as the engine takes them.
+        """The best proposals of a frame, in the form that the engine takes.
 
         Args:
-            name: of the frame.
-            frame: RGB, on the host.
+            name: name of the frame.
+            frame: RGB image on the host.
 
         Raises:
             ValueError: a file does not belong to the video.
@@ -45,29 +45,31 @@ class FrameProposals(ABC):
 
     @property
     def note(self) -> str | None:
-        """One line about frames without proposals; None where every frame has some."""
+        """One line about frames without proposals; None if every frame has some."""
         if not self.num_empty:
             return None
         if self.num_empty == self.num_frames:
             return (
-                f"the detector found nothing in any of {self.num_frames} frames: no object was matched, every mask goes on from "
-                "the one before; take another detector"
+                f"the detector found nothing in any of {self.num_frames} frames: no object was matched, every mask continues "
+                "from the one before; use another detector"
             )
-        return f"the detector found nothing in {self.num_empty} of {self.num_frames} frames: masks go on from those before there"
+        return (
+            f"the detector found nothing in {self.num_empty} of {self.num_frames} frames: there, masks continue from those before"
+        )
 
 
 class StoredFrames(FrameProposals):
     """Proposals from a file, see :mod:`vos_lightning.proposals.store`.
 
     Args:
-        path: the file.
-        names: of the frames of the video; None where they are not known (a video file), then ``length`` is compared.
-        length: number of frames, as far as it is known.
+        path: file of stored proposals.
+        names: names of the frames of the video; None if they are not known (a video file), then ``length`` is compared.
+        length: number of frames, if it is known.
         size: height and width of the frames in pixels.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or of another video.
+        ValueError: the file is damaged, or belongs to another video.
     """
 
     def __init__(
@@ -94,10 +96,10 @@ class StoredFrames(FrameProposals):
 
 
 class DetectedFrames(FrameProposals):
-    """Proposals that a detector finds when they are asked for, equal to those that it would write into a file.
+    """Proposals that a detector finds on demand, equal to those that it would write into a file.
 
     Args:
-        detector: on the device where it is to run.
+        detector: the detector, on the device on which it should run.
     """
 
     def __init__(self, detector: ProposalDetector) -> None:

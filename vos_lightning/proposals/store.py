@@ -1,7 +1,8 @@
 """Proposals on disk: one file a video, from which single frames are read.
 
-A file is an ``.npz`` archive that ``numpy.load`` opens: ``header``, a JSON text, and for every frame ``<name>`` a structured
-array with one row a proposal (:data:`ROW`). Members are compressed one by one, so that a frame is read without the others.
+A file is an ``.npz`` archive that ``numpy.load`` can open. It holds ``header``, a JSON text, and for every frame ``<name>`` a
+structured array with one row for each proposal (:data:`ROW`). Members are compressed separately, so that a frame can be read
+without the others.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ MASK_SIZE = 28
 ROW = np.dtype([("box", "<f4", 4), ("score", "<f2"), ("label", "<i2"), ("mask", "u1", (MASK_SIZE, MASK_SIZE))])
 """Box ``x0 y0 x1 y1`` in pixels of the stored frame, score, class of the detector, mask inside the box times 255."""
 NUM_PROPOSALS = 30
-"""Proposals of a frame that networks see unless they are told otherwise, the best ones."""
+"""Default number of proposals of a frame that networks use; the best ones are taken."""
 
 
 def precompute_command(images: str = "FOLDER_OR_VIDEO", output: str = "FOLDER", stills: bool = False) -> str:
-    """The command line that makes missing proposals, for messages.
+    """The command line that computes missing proposals, for messages.
 
     Args:
-        images: where the frames are.
-        output: where the proposals go.
-        stills: every image has proposals of its own.
+        images: folder or file of the frames.
+        output: folder of the proposals.
+        stills: every image has its own proposals.
     """
     more = " --stills" if stills else ""
     return f"python -m vos_lightning precompute-proposals --images {images}{more} --output {output} --pretrained COCO_V1"
@@ -51,11 +52,11 @@ class Found:
     masks: Float[Tensor, "n 28 28"]
     scores: Float[Tensor, " n"]
     labels: Int64[Tensor, " n"]
-    """Classes of the detector; 0 where there are none."""
+    """Classes of the detector; 0 if there are none."""
 
 
 def nothing_found() -> Found:
-    """No proposal."""
+    """Proposals of a frame in which the detector found nothing."""
     masks = torch.zeros(0, MASK_SIZE, MASK_SIZE)
     return Found(torch.zeros(0, 4), masks, torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
@@ -64,8 +65,8 @@ def batch_proposals(frames: Sequence[Found], num_proposals: int) -> Proposals:
     """Rows of a batch, cut to the best ``num_proposals`` or padded with score 0.
 
     Args:
-        frames: one a row.
-        num_proposals: ``K``.
+        frames: proposals of every row.
+        num_proposals: number ``K`` of proposals in every row.
     """
     size = len(frames)
     boxes, scores = torch.zeros(size, num_proposals, 4), torch.zeros(size, num_proposals)
@@ -74,18 +75,18 @@ def batch_proposals(frames: Sequence[Found], num_proposals: int) -> Proposals:
         count = min(len(found.scores), num_proposals)
         boxes[row, :count] = found.boxes[:count]
         masks[row, :count] = found.masks[:count]
-        # A score of 0 would say that there is no proposal.
+        # A score of 0 would mean that there is no proposal.
         scores[row, :count] = found.scores[:count].clamp_min(1e-6)
     return Proposals(boxes, masks, scores)
 
 
 def write_proposals(path: str | Path, frames: Mapping[str, Found], header: Mapping[str, Any]) -> None:
-    """Write the proposals of a video; the file appears whole or not at all.
+    """Write the proposals of a video atomically.
 
     Args:
-        path: ends in ``.npz``.
-        frames: by frame name, in time order.
-        header: where they come from (generator, weights, thresholds) and ``frame_size``, height and width of the frames; plain
+        path: output file, whose name ends in ``.npz``.
+        frames: proposals by frame name, in time order.
+        header: origin of the proposals (generator, weights, thresholds) and ``frame_size``, height and width of the frames; plain
             values.
     """
     counts = [len(found.scores) for found in frames.values()]
@@ -104,11 +105,11 @@ class ProposalFile:
     """The proposals of a video.
 
     Args:
-        path: written by :func:`write_proposals`.
+        path: file that was written by :func:`write_proposals`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or of another version of the format.
+        ValueError: the file is damaged, or has another version of the format.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -128,19 +129,19 @@ class ProposalFile:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the detector found nothing in any frame, as far as the file says so."""
+        """Whether the detector found nothing in any frame, if the file records it."""
         counts: list[int] | None = self.header.get("counts")
         return counts is not None and not any(counts)
 
     def check(self, names: Sequence[str], size: tuple[int, int] | None = None) -> None:
-        """Whether the proposals are those of a video.
+        """Check that the proposals belong to a video.
 
         Args:
-            names: of frames that must be there.
-            size: height and width of the frames, where that is known.
+            names: names of the frames that must be in the file.
+            size: height and width of the frames, if it is known.
 
         Raises:
-            ValueError: they are those of another video, or of frames of another size.
+            ValueError: the proposals belong to another video, or to frames of another size.
         """
         known = set(self.frames)
         missing = [name for name in names if name not in known]
@@ -166,9 +167,9 @@ class ProposalFile:
         return [_found(arrays[name]) for name in names]
 
     def _read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        # Opened for every call: workers must not share a file position, and the directory of an archive is short.
+        # The file is opened for every call: workers must not share a file position, and the directory of an archive is short.
         try:
-            # The file is opened here, as numpy leaves one that is no archive open.
+            # The file is opened here, because numpy does not close a file that is not an archive.
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 missing = next((name for name in names if name not in archive.files), None)
                 if missing is not None:
@@ -179,7 +180,7 @@ class ProposalFile:
 
 
 def as_stored(found: Found) -> Found:
-    """Proposals as they come back from a file: on the host, with masks in 8 and scores in 16 bits."""
+    """Proposals as they are read back from a file: on the host, with 8-bit masks and 16-bit scores."""
     return _found(_rows(found))
 
 

@@ -1,7 +1,7 @@
-"""Proposals made from ground truth and noise: for tests, demonstrations and trainings where no detector is at hand.
+"""Proposals made from ground truth and noise: for tests, demonstrations and trainings without a detector.
 
-They know the answer, but for the noise. A score that was reached with them says nothing about a system that has to find objects
-by itself, and must be reported as such.
+Except for the noise, they contain the answer. A score that was reached with them says nothing about a system that has to find
+objects by itself, and must be reported as such.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from vos_lightning.proposals.store import MASK_SIZE, Found, nothing_found
 
 @dataclass(frozen=True)
 class TruthNoise:
-    """How far proposals from ground truth are from it.
+    """How far proposals differ from the ground truth.
 
     Attributes:
-        recall: how often a visible object has a proposal of its own.
-        box_jitter: standard deviation of every side of its box, in sizes of the object.
-        mask_noise: strength of the smooth noise on its mask; 0 leaves it as it is, 1 bends most of its outline.
-        num_distractors: other proposals: parts of objects and blobs anywhere, half and half.
+        recall: probability that a visible object has its own proposal.
+        box_jitter: standard deviation of the position of every side of the box, relative to the size of the object.
+        mask_noise: strength of the smooth noise on the mask; 0 leaves the mask unchanged, 1 bends most of its outline.
+        num_distractors: number of other proposals, of which one half are parts of objects and the other half blobs at random
+            places.
     """
 
     recall: float = 0.95
@@ -43,19 +44,19 @@ class TruthNoise:
 
 
 EXACT = TruthNoise(recall=1.0, box_jitter=0.0, mask_noise=0.0, num_distractors=0)
-"""No noise: the objects themselves."""
+"""No noise: the proposals are the objects themselves."""
 
 
 def proposals_from_truth(label_map: UInt8[Tensor, "H W"], noise: TruthNoise, rng: np.random.Generator) -> Found:
     """Proposals of a frame from its true label map.
 
     Args:
-        label_map: ids; 0 is background, 255 ignored.
-        noise: recall, jitter, distractors.
-        rng: decides all of it.
+        label_map: label map in ids; 0 is background, 255 is ignored.
+        noise: noise of the proposals.
+        rng: random generator for all draws.
 
     Returns:
-        In a random order but for their scores, which tell objects from distractors only loosely.
+        Proposals in a random order, except for their scores, which distinguish objects from distractors only loosely.
     """
     height, width = label_map.shape
     ids = object_ids_in(label_map)
@@ -100,7 +101,7 @@ def _inside(boxes: Float[Tensor, "n 4"], height: int, width: int) -> Float[Tenso
 
 
 def _bend(masks: Float[Tensor, "n m m"], strength: float, rng: np.random.Generator) -> Float[Tensor, "n m m"]:
-    """Add smooth noise where a mask is undecided or near it."""
+    """Add smooth noise where a mask is undecided or close to it."""
     if strength == 0:
         return masks
     coarse = torch.from_numpy(rng.standard_normal((len(masks), 1, 7, 7))).float() * strength

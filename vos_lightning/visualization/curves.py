@@ -1,4 +1,4 @@
-"""J of every frame over time, of one system or several: a table and a picture.
+"""J of every frame over time, for one or several systems, as a table and a picture.
 
 ``python -m vos_lightning curves --truth DIR --predictions MUNet=DIR STM=DIR --videos soapbox --output DIR``
 """
@@ -27,9 +27,9 @@ from vos_lightning.visualization.sheets import write_png
 CurveProtocol = Literal["davis16", "davis17"]
 
 WIDTH, HEIGHT, MARGIN = 520, 260, 40
-"""Pixels of a plot with its margins, and of a margin."""
+"""Width and height of a plot with its margins, and width of a margin, in pixels."""
 PLOTS_PER_ROW = 3
-# Apart for colour-blind readers too (Okabe and Ito, "Color Universal Design", 2008).
+# Distinguishable for colour-blind readers too (Okabe and Ito, "Color Universal Design", 2008).
 COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (0, 0, 0))
 
 
@@ -40,7 +40,7 @@ class FrameScore:
     system: str
     video: str
     frame: str
-    """Stem of its files."""
+    """Stem of the frame's files."""
     object_id: int
     J: float
 
@@ -51,11 +51,11 @@ def frame_scores(
     """J of every object in every frame that the protocol scores.
 
     Args:
-        system: name for the rows.
+        system: name of the system in the rows.
         truth: a folder of video folders of label-map PNGs.
-        predictions: the same layout.
+        predictions: a folder of the same layout.
         protocol: which objects and frames count.
-        videos: names; None means all folders of the truth.
+        videos: names of the videos; None means all folders of the truth.
 
     Raises:
         EvaluationError: files are missing or do not fit.
@@ -74,7 +74,7 @@ def frame_scores(
 
 
 def write_table(path: Path, rows: Sequence[FrameScore]) -> None:
-    """Write rows as CSV, whole or not at all."""
+    """Write rows as CSV, atomically."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(field.name for field in fields(FrameScore))
@@ -83,7 +83,7 @@ def write_table(path: Path, rows: Sequence[FrameScore]) -> None:
 
 
 def draw_curves(rows: Sequence[FrameScore]) -> Image.Image:
-    """A plot for every video: the mean J of its objects over time, a line for every system."""
+    """A plot for every video: the mean J of its objects over time, with a line for every system."""
     curves: dict[str, dict[str, list[float]]] = {}
     frames: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: arguments; None takes those of the process.
+        argv: arguments of the command; None takes those of the process.
 
     Returns:
         0, or 2 after one line on stderr for each problem.
@@ -148,9 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--predictions", nargs="+", required=True, metavar="NAME=DIR", help="folders of the same layout, each with a name"
     )
     parser.add_argument("--protocol", choices=get_args(CurveProtocol), default="davis17")
-    parser.add_argument("--videos", nargs="+", help="names (default: all of the truth)")
+    parser.add_argument("--videos", nargs="+", help="names of videos (default: all of the truth)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run of curves has written there")
+    parser.add_argument("--overwrite", action="store_true", help="remove the output of an earlier run of curves")
     arguments = parser.parse_args(argv)
     systems = [named.partition("=") for named in arguments.predictions]
     for named, (name, _, folder) in zip(arguments.predictions, systems, strict=True):

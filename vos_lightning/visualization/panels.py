@@ -1,7 +1,7 @@
-"""Pictures of what a network computes inside: score maps, displacements, points and boxes over the frame that they belong to.
+"""Pictures of what a network computes: score maps, displacements, points and boxes over their frame.
 
-A network puts what is worth drawing into the ``aux`` of ``segment``, on its own grid; :func:`frame_view` brings it together with
-the frame, and ``VOSModule.panels`` of a paper turns it into named pictures with the functions here.
+A network returns everything worth drawing in the ``aux`` of ``segment``, on its own grid. :func:`frame_view` combines it with the
+frame, and ``VOSModule.panels`` of a paper turns it into named pictures with the functions here.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vos_lightning.mask_ops import Padding, PaddingRule, padding_for, unpad
 from vos_lightning.structures import FramePrediction
 
 BAR_WIDTH = 52
-"""Pixels right of a heat map that hold its colour bar and scale."""
+"""Width in pixels of the colour bar and its scale, to the right of a heat map."""
 SHOWN = 0.65
 """Opacity of colours over a frame."""
-# Dark to bright, so that a printed page in grey shows the order too (the anchors of matplotlib's "inferno").
+# Dark to bright, so that a grey print shows the order too (the anchors of matplotlib's "inferno").
 _ANCHORS = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
 _COLOURS = torch.tensor([[int(anchor[i : i + 2], 16) for i in (0, 2, 4)] for anchor in _ANCHORS], dtype=torch.float32)
 
@@ -37,9 +37,9 @@ class Panel:
 
     title: str
     image: UInt8[Tensor, "3 H W"]
-    """RGB."""
+    """RGB image."""
     row: str = ""
-    """Panels of the same row stand side by side on a sheet."""
+    """Panels of the same row are placed side by side on a sheet."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class FrameView:
     """A frame and what the network computed for it, on the host and without the batch dimension."""
 
     frame: UInt8[Tensor, "3 H W"]
-    """RGB at the size at which the network worked, without padding."""
+    """RGB image at the size at which the network worked, without padding."""
     probabilities: Float[Tensor, "N H W"]
     object_ids: tuple[int, ...]
-    """Original ids of the objects ``N``, in the order of the object slots of ``aux``."""
+    """Original ids of the ``N`` objects, in the order of the object slots in ``aux``."""
     aux: Mapping[str, Any]
-    """As ``segment`` returned it, row 0 of the batch; tensors in float32 on the host."""
+    """Auxiliary outputs of ``segment`` for row 0 of the batch; tensors are in float32 on the host."""
     padding: Padding
-    """Between the frame and what the network saw."""
+    """Padding between the frame and the network's input."""
 
     def enlarge(self, maps: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch H W"]:
-        """Maps on any grid over the padded frame, bilinearly enlarged and cut to the frame."""
+        """Enlarge maps on any grid over the padded frame bilinearly, and cut them to the frame."""
         height, width = self.frame.shape[-2:]
         padded = (
             height + self.padding.top + self.padding.bottom,
@@ -68,7 +68,7 @@ class FrameView:
         return unpad(large, self.padding).reshape(*maps.shape[:-2], height, width)
 
     def place(self, points: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 2"]:
-        """Points ``(x, y)`` in pixels of the padded frame, in pixels of the frame."""
+        """Convert points ``(x, y)`` from pixels of the padded frame to pixels of the frame."""
         return points - points.new_tensor([self.padding.left, self.padding.top])
 
 
@@ -76,10 +76,10 @@ def frame_view(frame: UInt8[Tensor, "3 H0 W0"], prediction: FramePrediction, rul
     """Bring a frame and its prediction to the size at which the network worked.
 
     Args:
-        frame: as it was given to the engine, uint8.
-        prediction: of the engine for this frame.
-        rule: padding of the network.
-        stride: of the network.
+        frame: frame as it was given to the engine, uint8.
+        prediction: prediction of the engine for this frame.
+        rule: padding rule of the network.
+        stride: stride of the network.
     """
     size = prediction.processed_size or (int(frame.shape[1]), int(frame.shape[2]))
     seen = F.interpolate(frame[None].cpu().float(), size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
@@ -97,16 +97,16 @@ def frame_view(frame: UInt8[Tensor, "3 H0 W0"], prediction: FramePrediction, rul
 def heat_map(
     frame: UInt8[Tensor, "3 H W"], values: Float[Tensor, "H W"], low: float | None = None, high: float | None = None
 ) -> UInt8[Tensor, "3 H W2"]:
-    """Values as colours over a grey frame, with a colour bar and its scale at the right.
+    """Values as colours over a grey frame, with a colour bar and its scale to the right.
 
     Args:
-        frame: RGB.
-        values: at the size of the frame.
-        low: end of the scale; None for the smallest value.
-        high: end of the scale; None for the largest value.
+        frame: RGB image.
+        values: values at the size of the frame.
+        low: lower end of the scale; None for the smallest value.
+        high: upper end of the scale; None for the largest value.
 
     Returns:
-        ``W2 = W + BAR_WIDTH``.
+        Picture of width ``W2 = W + BAR_WIDTH``.
     """
     values = values.detach().float()
     low = float(values.min()) if low is None else low
@@ -128,12 +128,12 @@ def score_panels(
     """A heat map for every score map of every object.
 
     Args:
-        view: the frame.
-        scores: on a grid over the padded frame.
-        names: of the ``M`` maps.
-        row: what the maps of an object have in common; the object is named in front of it.
-        low: end of all scales; None for each map's own, as in EMVOS's Figure 4.
-        high: likewise.
+        view: the frame and its prediction.
+        scores: score maps on a grid over the padded frame.
+        names: names of the ``M`` maps.
+        row: title of the row of an object's maps; the name of the object is put in front of it.
+        low: lower end of all scales; None for the smallest value of each map, as in EMVOS's Figure 4.
+        high: upper end of all scales; None for the largest value of each map.
     """
     large = view.enlarge(scores)
     return [
@@ -157,12 +157,12 @@ def probability_panels(view: FrameView) -> list[Panel]:
 def flow_map(
     frame: UInt8[Tensor, "3 H W"], displacement: Float[Tensor, "2 H W"], largest: float | None = None
 ) -> UInt8[Tensor, "3 H W"]:
-    """Displacements as colours over a grey frame: the hue is the direction, the saturation the length; a wheel explains them.
+    """Displacements as colours over a grey frame: hue is direction, saturation is length; a colour wheel explains them.
 
     Args:
-        frame: RGB.
+        frame: RGB image.
         displacement: ``(dx, dy)`` in pixels or cells, at the size of the frame.
-        largest: length of full saturation; None for the largest there is.
+        largest: length that is shown with full saturation; None for the largest length.
     """
     displacement = displacement.detach().float()
     largest = float(displacement.norm(dim=0).max()) if largest is None else largest
@@ -186,13 +186,13 @@ def draw_points(
     values: Float[Tensor, " K"] | None = None,
     radius: float = 3.0,
 ) -> UInt8[Tensor, "3 H W"]:
-    """Points over a frame.
+    """Draw points over a frame.
 
     Args:
-        frame: RGB.
-        points: ``(x, y)`` in pixels of the frame.
-        values: in [0, 1], shown as colours; None for one colour.
-        radius: in pixels.
+        frame: RGB image.
+        points: points ``(x, y)`` in pixels of the frame.
+        values: values in [0, 1], shown as colours; None for one colour.
+        radius: radius of a point in pixels.
     """
     canvas = as_image(frame)
     draw = ImageDraw.Draw(canvas)
@@ -206,12 +206,12 @@ def draw_points(
 def draw_boxes(
     frame: UInt8[Tensor, "3 H W"], boxes: Float[Tensor, "K 4"], weights: Float[Tensor, " K"] | None = None
 ) -> UInt8[Tensor, "3 H W"]:
-    """Boxes over a frame, each with its weight; the heavier, the more opaque.
+    """Draw boxes over a frame, each with its weight; larger weights are more opaque.
 
     Args:
-        frame: RGB.
+        frame: RGB image.
         boxes: corners ``x0 y0 x1 y1`` in pixels of the frame.
-        weights: in [0, 1]; None for boxes alone.
+        weights: weights in [0, 1]; None draws the boxes alone.
     """
     canvas = as_image(frame).convert("RGBA")
     order = range(len(boxes)) if weights is None else weights.argsort().tolist()
@@ -229,7 +229,7 @@ def draw_boxes(
 
 
 def as_image(picture: UInt8[Tensor, "3 H W"]) -> Image.Image:
-    """A picture in the form that can be drawn on and saved."""
+    """The picture as a Pillow image, which can be drawn on and saved."""
     return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -237,14 +237,14 @@ def as_image(picture: UInt8[Tensor, "3 H W"]) -> Image.Image:
 
 
 def _colour_of(share: Tensor) -> Tensor:
-    """Shares of the scale, of any shape, as RGB in front of that shape; linear between the anchors."""
+    """Convert shares of the scale, of any shape, to RGB in front of that shape; linear between the anchors."""
     position = share * (len(_COLOURS) - 1)
     below = position.floor().long().clamp(0, len(_COLOURS) - 2)
     return torch.lerp(_COLOURS[below], _COLOURS[below + 1], (position - below).unsqueeze(-1)).movedim(-1, 0)
 
 
 def _directions(vectors: Float[Tensor, "2 H W"]) -> Float[Tensor, "3 H W"]:
-    """Hue of the direction; white for no length, full colour for length 1."""
+    """Colours of directions: the hue is the direction; white for length 0, full colour for length 1."""
     hue = (torch.atan2(vectors[1], vectors[0]) / (2 * math.pi)) % 1
     pure = (((hue * 6 + torch.tensor([0.0, 4.0, 2.0])[:, None, None]) % 6 - 3).abs() - 1).clamp(0, 1)
     return 255 * torch.lerp(torch.ones_like(pure), pure, vectors.norm(dim=0).clamp(max=1))

@@ -1,4 +1,4 @@
-"""Small pictures of segmented frames and sheets of them, for people who want to see what a number means."""
+"""Small pictures of segmented frames, and sheets of them, which show what a number means."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vos_lightning.io.label_maps import overlay
 from vos_lightning.visualization.panels import Panel
 
 CAPTION_HEIGHT = 18
-"""Pixels above a thumbnail that hold its caption."""
+"""Height in pixels of the caption above a thumbnail."""
 GAP = 4
-"""Pixels between the pictures of a sheet."""
+"""Space in pixels between the pictures of a sheet."""
 TARGET_COLOUR = (255, 255, 255)
-"""Outline of the annotation. No object has this colour."""
+"""Colour of the annotation's outline; no object has it."""
 
 
 def spread(length: int, count: int) -> tuple[int, ...]:
@@ -41,17 +41,17 @@ def thumbnail(
     """A small picture of a frame: coloured objects, a caption, and the outline of the annotation in white.
 
     Args:
-        frame: RGB.
+        frame: RGB image.
         label_map: prediction in original ids.
-        caption: one short line.
+        caption: caption, one short line.
         target: annotation, if there is one; 255 counts as background.
-        height: of the picture without the caption, in pixels.
+        height: height of the picture without the caption, in pixels.
 
     Returns:
         ``(3, h, w)`` with ``h = height + CAPTION_HEIGHT``.
     """
     size = (height, max(1, round(height * frame.shape[2] / frame.shape[1])))
-    # Resized before it is coloured, so that outlines stay one pixel wide.
+    # The label map is resized before it is coloured, so that outlines stay one pixel wide.
     small = F.interpolate(frame[None].float(), size=size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
     picture = overlay(small, _resize_labels(label_map, size))
     if target is not None:
@@ -62,10 +62,10 @@ def thumbnail(
 
 
 def sheet(rows: Sequence[Sequence[UInt8[Tensor, "3 _h _w"]]]) -> Image.Image:
-    """Pictures in rows on a dark ground; rows and pictures may differ in size.
+    """Arrange pictures in rows on a dark background; rows and pictures may differ in size.
 
     Args:
-        rows: RGB pictures.
+        rows: RGB pictures of every row.
     """
     heights = [max(p.shape[1] for p in row) for row in rows]
     widths = [sum(p.shape[2] + GAP for p in row) for row in rows]
@@ -82,12 +82,12 @@ def sheet(rows: Sequence[Sequence[UInt8[Tensor, "3 _h _w"]]]) -> Image.Image:
 
 
 def contact_sheet(panels: Sequence[Panel], columns: int = 4, height: int = 200) -> Image.Image:
-    """Panels with their titles as captions; a row of panels fills a row of the sheet, or several.
+    """Arrange panels with their titles as captions; a row of panels fills one or several rows of the sheet.
 
     Args:
-        panels: in order; those of one row need not be neighbours.
-        columns: most panels side by side.
-        height: of a panel without its caption, in pixels.
+        panels: panels in order; those of one row need not be adjacent.
+        columns: largest number of panels side by side.
+        height: height of a panel without its caption, in pixels.
     """
     named: dict[str, list[Panel]] = {}
     for panel in panels:
@@ -123,7 +123,7 @@ def _text_bar(text: str, width: int) -> UInt8[Tensor, "3 c w"]:
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture whole or not at all."""
+    """Write a picture atomically."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())

@@ -90,7 +90,7 @@ def test_scaled_batches(trainer: dict[str, Any], batch: int, expected: tuple[int
     assert (share.devices, share.batch_size) == expected[:2]
     assert share.rate_factor == pytest.approx(expected[2])
     assert share.note is not None
-    assert ("not the published recipe" in share.note) == (share.batch_size != batch)
+    assert ("departs from the published training" in share.note) == (share.batch_size != batch)
 
 
 def test_every_learning_rate_is_scaled() -> None:

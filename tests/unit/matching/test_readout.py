@@ -7,7 +7,7 @@ from tests.oracles import readout as oracle
 from tests.tolerances import assert_close
 from vos_lightning.matching import readout
 from vos_lightning.matching.readout import read_memory
-from vos_lightning.propagation.memory import Bank, Slot
+from vos_lightning.propagation.memory import Bank, MemoryFrame
 
 BATCH, OBJECTS, KEY, VALUE, MEMORY, QUERY = 2, 2, 4, 5, 6, 4
 SCALES = {"dot": KEY**-0.5, "l2": KEY**-0.5, "cosine": 1.0}
@@ -113,8 +113,8 @@ def test_wrong_arguments():
 
 
 def bank(*readable: list[bool]) -> Bank[torch.Tensor]:
-    slots = [Slot(torch.randn(1, 3, 2, 2), t, torch.tensor([row]), permanent=False) for t, row in enumerate(readable)]
-    return Bank(tuple(slots))
+    frames = [MemoryFrame(torch.randn(1, 3, 2, 2), t, torch.tensor([row]), permanent=False) for t, row in enumerate(readable)]
+    return Bank(tuple(frames))
 
 
 def test_readers_are_as_few_as_possible():
@@ -132,7 +132,7 @@ def test_stacking_keeps_channels_together():
     last = [x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for x in frames]
     expected = torch.cat([x.flatten(-2) for x in frames], dim=-1)
     for entries, inner in itertools.product((frames, last), (-1, -2)):
-        stacked = Bank(tuple(Slot(x, t, torch.ones(1, 2, dtype=torch.bool), False) for t, x in enumerate(entries))).entry
+        stacked = Bank(tuple(MemoryFrame(x, t, torch.ones(1, 2, dtype=torch.bool), False) for t, x in enumerate(entries))).entry
         assert torch.equal(stacked, expected)
         if (entries is last) == (inner == -2):
             assert stacked.stride(inner) == 1

@@ -260,7 +260,7 @@ def test_memory_strategies():
         engine = InferenceEngine(small(), Propagation(memory_policy(strategy, 5, None), "product"))
         for t in range(8):
             engine.step(frames[0, t], labels[0, 0] if t == 0 else None, proposals=some_proposals(1, 3))
-        kept[strategy] = [slot.t for slot in engine._state.memory.bank.slots]
+        kept[strategy] = [frame.t for frame in engine._state.memory.bank.frames]
     assert kept == {
         "first": [0],
         "previous": [7],

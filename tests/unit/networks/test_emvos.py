@@ -9,7 +9,7 @@ from vos_lightning.mask_ops import MAX_LOGIT
 from vos_lightning.matching import GaussianKernel, TopK
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.propagation.engine import InferenceEngine
-from vos_lightning.propagation.memory import Bank, Memory, Slot
+from vos_lightning.propagation.memory import Bank, Memory, MemoryFrame
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation, unroll
 from vos_lightning.structures import FrameInput, Given
@@ -48,8 +48,8 @@ def first_memory(network: EMVOS, image: torch.Tensor, masks: torch.Tensor, reada
         readable = torch.ones(masks.shape[:2], dtype=torch.bool)
     entry, carry = network.memorize(network.encode(FrameInput(image)), masks, None, readable, keep=True)
     assert carry is None
-    slot = Slot(entry, 0, readable, permanent=True)
-    return Memory(bank=Bank((slot,)), previous=Bank((slot,)), carry=None)
+    frame = MemoryFrame(entry, 0, readable, permanent=True)
+    return Memory(bank=Bank((frame,)), previous=Bank((frame,)), carry=None)
 
 
 @pytest.mark.parametrize("train_encoder", [True, False])
@@ -185,7 +185,7 @@ def test_gradient_flows_through_masks_and_remembered_keys():
     image, query = torch.rand(2, 1, 3, *SIZE)
     masks = torch.rand(1, 2, *SIZE, requires_grad=True)
     memory = first_memory(network, image, masks)
-    entry = memory.bank.slots[0].entry
+    entry = memory.bank.frames[0].entry
     logits, _ = network.segment(network.encode(FrameInput(query)), memory)
     for gradient in torch.autograd.grad(logits.square().mean(), (masks, entry.cosine_key, entry.dot_key)):
         assert gradient.abs().sum() > 0
@@ -235,7 +235,7 @@ def test_bfloat16_autocast_runs_and_keeps_matching_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         memory = first_memory(network, image, boxes((5, 3, 30, 28), (20, 30, 47, 60)))
         logits, _ = network.segment(network.encode(FrameInput(query)), memory)
-    entry = memory.bank.slots[0].entry
+    entry = memory.bank.frames[0].entry
     assert logits.dtype == entry.cosine_key.dtype == entry.dot_key.dtype == torch.float32
     logits.square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad)

@@ -99,7 +99,7 @@ def test_frames_that_the_bank_forgets_are_no_longer_followed():
         for t in range(7):
             given = given_at(labels, 0, [1], 1) if t == 0 else None
             output, state = advance(network, propagation, state, FrameInput(frames[:, t]), given)
-    assert [slot.t for slot in state.memory.bank.slots] == [0, 6]
+    assert [frame.t for frame in state.memory.bank.frames] == [0, 6]
     # What the bank forgot in this frame goes with the next one.
     assert set(state.memory.carry.tracking.frames) == {0, 4, 6}
     assert output.aux["positions"].shape[1] == 2 * 20

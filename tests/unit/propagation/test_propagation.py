@@ -10,7 +10,7 @@ from tests.tolerances import assert_close
 from tests.unit.dummies import DummyNetwork
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.propagation.engine import InferenceEngine
-from vos_lightning.propagation.memory import Bank, Slot
+from vos_lightning.propagation.memory import Bank, MemoryFrame
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy
 from vos_lightning.propagation.step import Propagation, advance, introductions, show_given, unroll
 from vos_lightning.structures import FrameInput, Given, VideoSample
@@ -26,11 +26,11 @@ def emvos() -> EMVOS:
 def frames_kept(policy: MemoryPolicy, length: int, annotated: dict[int, list[bool]]) -> list[int]:
     bank: Bank[torch.Tensor] = Bank(())
     for t in range(length):
-        slot = Slot(torch.zeros(1, 1, 2, 2), t, torch.ones(1, 2, dtype=torch.bool), permanent=False)
+        frame = MemoryFrame(torch.zeros(1, 1, 2, 2), t, torch.ones(1, 2, dtype=torch.bool), permanent=False)
         which = torch.tensor([annotated[t]]) if t in annotated else None
         if which is not None or policy.keeps(t):
-            bank = policy.update(bank, slot, which)
-    return [slot.t for slot in bank.slots]
+            bank = policy.update(bank, frame, which)
+    return [frame.t for frame in bank.frames]
 
 
 def test_policies_keep_what_they_say() -> None:
@@ -53,9 +53,9 @@ def test_an_object_that_is_annotated_again() -> None:
     def readable(policy: AnnotatedOnly) -> list[list[bool]]:
         bank: Bank[torch.Tensor] = Bank(())
         for t in (0, 3):
-            slot = Slot(torch.zeros(1, 1, 1, 1), t, torch.tensor([[True, True]]), permanent=False)
-            bank = policy.update(bank, slot, torch.tensor([[True, t == 0]]))
-        return [slot.readable[0].tolist() for slot in bank.slots]
+            frame = MemoryFrame(torch.zeros(1, 1, 1, 1), t, torch.tensor([[True, True]]), permanent=False)
+            bank = policy.update(bank, frame, torch.tensor([[True, t == 0]]))
+        return [frame.readable[0].tolist() for frame in bank.frames]
 
     assert readable(AnnotatedOnly("replace")) == [[False, True], [True, False]]
     assert readable(AnnotatedOnly("add")) == [[True, True], [True, False]]

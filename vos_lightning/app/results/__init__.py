@@ -6,8 +6,8 @@
 - the evaluation covered the published data set, recognised by protocol, number of videos and number of objects;
 - the checkpoint comes from the finished training of the row's experiment (its stages, or the experiment that it evaluates), and
   is its last or its best one, as the experiment says;
-- neither training nor evaluation changed an option that decides the result, and the experiment is still the same;
-- the experiment trains on the data of the paper (its ``published.departs`` says so where it does not).
+- neither training nor evaluation changed an option that decides the result, and the experiment has not changed since;
+- the experiment trains on the data of the paper; ``published.departs`` says where it does not.
 
 Every other score is listed below the tables with the reason. Scores of evaluation servers are read from ``scores/server.json``:
 ``{"experiment": "emvos_testdev", "dataset": "DAVIS 2017 test-dev", "metrics": {"J&F": 67.1}, "date": "2026-11-21",

@@ -18,10 +18,10 @@ from vos_lightning.app.runs import write_text
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning results", description="Published rows beside ours, as Markdown and HTML."
+        prog="python -m vos_lightning results", description="Published results beside measured ones, as Markdown and HTML."
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
-    parser.add_argument("--output", type=Path, help="folder for results.md and results.html (default: that of the runs)")
+    parser.add_argument("--output", type=Path, help="folder for results.md and results.html (default: the folder of runs)")
     known = parser.parse_args(argv)
     rows = published_rows()
     scores = list(read_scores(known.runs)) if known.runs.is_dir() else []
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     write_text(output / "results.html", html_page(rows, rest))
     measured = sum(bool(row.ours) for row in rows)
     Console(file=sys.stderr).print(
-        f"{len(rows)} published rows, {measured} with runs of ours, {len(rest)} other scores: {output / 'results.md'}, "
+        f"{len(rows)} published rows, {measured} measured by runs here, {len(rest)} other scores: {output / 'results.md'}, "
         f"{output / 'results.html'}",
         highlight=False,
         soft_wrap=True,

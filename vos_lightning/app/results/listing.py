@@ -15,7 +15,7 @@ from vos_lightning.app.results.rows import published_order
 def main(argv: Sequence[str]) -> int:
     """Every experiment with the published result that it reproduces, by paper and table."""
     parser = argparse.ArgumentParser(prog="python -m vos_lightning list", description=main.__doc__)
-    parser.add_argument("--plain", action="store_true", help="names only, one a line")
+    parser.add_argument("--plain", action="store_true", help="print names only, one a line")
     known = parser.parse_args(argv)
     console = Console()
     names = list(experiment_files())

@@ -1,4 +1,4 @@
-"""The results table as Markdown and as one HTML file without anything from elsewhere."""
+"""The results table as Markdown and as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OTHER_HEADERS = ("experiment", "scores", "evaluated", "why it is not in the tabl
 INTRODUCTION = (
     "Scores in percent. A number stands under “ours” only if the finished, unchanged experiment of the row was evaluated on the "
     "whole published data set; deviations are over seeds. “Weights” are those after the last step, or the best of all "
-    "validations, whose score flatters where the same videos were validated on. All other measured scores are listed at the end."
+    "validations, whose score is optimistic where it comes from the same videos. All other measured scores are listed at the end."
 )
 Table = tuple[str, Sequence[str], list[Sequence[str]]]
-"""Title, headers, rows."""
+"""Title, headers and rows of a table."""
 
 
 def markdown_page(rows: Sequence[Row], rest: Sequence[tuple[Score, str]]) -> str:
@@ -59,7 +59,7 @@ def html_page(rows: Sequence[Row], rest: Sequence[tuple[Score, str]]) -> str:
 
 
 def _tables(rows: Sequence[Row], rest: Sequence[tuple[Score, str]]) -> Iterator[tuple[str, Table]]:
-    """(paper, table) in the order of the page."""
+    """Yield pairs of paper and table in the order of the page."""
     for (paper, table), group in itertools.groupby(rows, key=lambda row: (row.published["paper"], row.published["table"])):
         yield str(paper), (f"Table {table}", HEADERS, [line for row in group for line in _row_lines(row)])
     if rest:
@@ -90,7 +90,7 @@ def _other_line(score: Score, reason: str) -> Sequence[str]:
 
 
 def _context(scores: Sequence[Score]) -> list[str]:
-    """Weights, iterations, training data, hardware, date and commit, of all scores."""
+    """Weights, iterations, training data, hardware, date and commit, collected from all scores."""
     if not scores:
         return [""] * 6
     columns = [
@@ -105,7 +105,7 @@ def _context(scores: Sequence[Score]) -> list[str]:
 
 
 def _chain(score: Score, text: Any) -> str:
-    """A text of every training behind a score, first stage first; once if they agree."""
+    """One text for every training behind a score, first stage first; a single text if they all agree."""
     texts = [text(training) for training in reversed(score.trainings)]
     return " → ".join(texts) if len(set(texts)) > 1 else "".join(texts[:1])
 

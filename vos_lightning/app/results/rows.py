@@ -21,12 +21,12 @@ class Score:
     path: Path
     experiment: str
     metrics: Mapping[str, float]
-    """Percent."""
+    """Scores in percent, by name."""
     evaluation: Mapping[str, Any]
-    """``date``, ``commit``, ``hardware``, ``data``, ``departures``, ``trained``."""
+    """A mapping with ``date``, ``commit``, ``hardware``, ``data``, ``departures`` and ``trained``."""
     fingerprint: str
     description: str
-    """The protocol in words, or the server's data set."""
+    """The protocol in words, or the data set of an evaluation server."""
     server: bool = False
 
     @property
@@ -41,7 +41,7 @@ class Score:
 
     @property
     def weights(self) -> str:
-        """Whether the last weights of the training were evaluated or its best ones, or the step of others."""
+        """Which weights were evaluated: the last ones, the best ones, or the step of any others."""
         trained = self.evaluation.get("trained") or {}
         return weights_kind(trained.get("checkpoint", "")) or (f"step {trained['step']}" if "step" in trained else "")
 
@@ -58,21 +58,21 @@ class Row:
     experiment: Experiment
     ours: list[Score] = field(default_factory=list)
     others: list[tuple[Score, str]] = field(default_factory=list)
-    """Scores of the experiment that do not count, with the reason."""
+    """Scores of the experiment that do not count for the row, with the reason."""
 
     @property
     def published(self) -> Mapping[str, Any]:
-        """The published block."""
+        """The ``published`` section of the experiment."""
         return self.experiment.published
 
     @property
     def speed(self) -> str:
-        """The published speed in frames per second, and what it was measured on."""
+        """The published speed in frames per second, and the hardware that it was measured on."""
         values = [str(self.published[key]) for key in ("fps", "hardware") if key in self.published]
         return ", ".join(values) if "fps" in self.published else ""
 
     def cells(self) -> list[tuple[str, float, str, str]]:
-        """Metric, published value, ours (mean and deviation over seeds), difference; empty texts where nothing was measured."""
+        """Metric, published value, our value (mean and deviation over seeds), difference; empty texts if nothing was measured."""
         cells = []
         for metric, value in self.published["metrics"].items():
             measured = [score.metrics[metric] for score in self.ours if metric in score.metrics]
@@ -92,7 +92,7 @@ def published_rows() -> list[Row]:
 
 
 def published_order(experiment: Experiment) -> tuple[Any, ...]:
-    """Sorting key: paper, table, data set; rows stay in the order of their files."""
+    """Sorting key: paper, table, data set; otherwise rows keep the order of their files."""
     published = experiment.published
     table = str(published.get("table", ""))
     number = re.search(r"\d+", table)

@@ -17,7 +17,7 @@ EVALUATIONS: dict[str, tuple[str, int, int]] = {
     "DAVIS 2016 val": ("DAVIS 2016", 20, 20),
     "DAVIS 2017 val": ("DAVIS 2017 semi-supervised", 30, 61),
 }
-"""Published data set -> protocol, videos and objects of its whole evaluation. Any other set is scored by its server."""
+"""Published data set -> protocol, videos and objects of its whole evaluation. Any other data set is scored by a server."""
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ def read_scores(folder: Path) -> Iterator[Score]:
     """Every ``scores/test.json`` and ``scores/server.json`` below a folder.
 
     Raises:
-        ExperimentError: a file that is no JSON or lacks what it must say.
+        ExperimentError: a file is not JSON or lacks required keys.
     """
     for path in sorted(folder.rglob("scores/*.json")):
         if path.name not in ("test.json", "server.json") or path.parent.parent.name == "before":
@@ -36,7 +36,7 @@ def read_scores(folder: Path) -> Iterator[Score]:
             content = json.loads(path.read_text())
             yield _server_score(path, content) if path.name == "server.json" else _test_score(path, content)
         except (ValueError, KeyError, TypeError) as error:
-            raise ExperimentError(f"{path} is no file of scores ({error}): score the run again, or remove the file") from error
+            raise ExperimentError(f"{path} is not a file of scores ({error}): score the run again, or remove the file") from error
 
 
 def _test_score(path: Path, content: Mapping[str, Any]) -> Score:
@@ -108,7 +108,7 @@ def _why_not_its_training(trainings: Sequence[Mapping[str, Any]], experiment: Ex
     expected = [load_experiment(name) for name in reversed(experiment.stages)] or [experiment]
     if not trainings:
         return "no record of the training of its checkpoint (imported weights, or a run of an older version)"
-    # A training under another name that computes the same is the same.
+    # Trainings under different names are the same if they compute the same.
     known = [training.get("fingerprint") == one.fingerprint for training, one in zip(trainings, expected, strict=False)]
     names = [
         one.name if same else training.get("experiment") for training, one, same in zip(trainings, expected, known, strict=False)
@@ -131,15 +131,15 @@ def _why_not_its_training(trainings: Sequence[Mapping[str, Any]], experiment: Ex
 
 
 def _is(which: Which, trained: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is the last or the best of its finished run; a copy of the last one is known by its step."""
+    """Whether a checkpoint is the last or the best of its finished run; a copy of the last one is recognised by its step."""
     kind = weights_kind(trained["checkpoint"])
     return kind == which or (kind is None and which == "last" and trained["step"] == trained["run"]["steps"])
 
 
 def collect(rows: Sequence[Row], scores: Sequence[Score]) -> list[tuple[Score, str]]:
-    """Give every score to its row, or return it with the reason why it counts for none.
+    """Assign every score to its row, or return it with the reason why it counts for none.
 
-    Of several scores of the same seeds the latest counts.
+    If several scores have the same seeds, the latest one counts.
     """
     by_name = {row.experiment.name: row for row in rows}
     rest: list[tuple[Score, str]] = []

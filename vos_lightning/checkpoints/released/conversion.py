@@ -23,21 +23,21 @@ LAYOUTS = {"emvos": emvos.LAYOUT, "pmvos": pmvos.LAYOUT, "stcn": stcn.LAYOUT, "s
 
 
 def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Read a file of the authors.
+    """Read a checkpoint file of the authors.
 
     Only tensors and plain values are unpickled (``weights_only=True``).
 
     Args:
-        file: a state dict as the authors have published it; bare, of a network in ``DataParallel``, or as ``network`` beside the
-            state of an optimiser.
+        file: a state dict as the authors have published it: alone, from a network in ``DataParallel``, or as ``network`` beside
+            the state of an optimiser.
         paper: ``pmvos``, ``emvos``, ``stcn`` or ``stm``.
 
     Returns:
-        A checkpoint for :func:`vos_lightning.checkpoints.loading.load_engine`, and the keys of the file that it does not need.
+        A checkpoint for :func:`vos_lightning.checkpoints.loading.load_engine`, and the keys of the file that were not used.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else: not a state dict, or keys or shapes are not those of the paper's network.
+        ValueError: the file is not a state dict, or its keys or shapes are not those of the paper's network.
     """
     layout = LAYOUTS[paper]
     released, found = layout.adapt(_read(file))
@@ -87,7 +87,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
         raise ValueError(f"{file}: this is no PyTorch file of plain tensors, or it is damaged or truncated") from error
-    # Training checkpoints of STCN, and networks that were saved inside DataParallel.
+    # Some files are training checkpoints of STCN, or networks that were saved inside DataParallel.
     if isinstance(content, dict) and isinstance(content.get("network"), dict) and "optimizer" in content:
         content = content["network"]
     if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     """``import-checkpoint FILE --paper PAPER --output OUT.ckpt``."""
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning import-checkpoint",
-        description="Turn a checkpoint that the authors have released into one of this library, checked strictly.",
+        description="Convert a checkpoint released by the authors to one of this library; keys and shapes are checked strictly.",
     )
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="PMVOS_best.tar, coco_davis_best.pth, stcn.pth, STM_weights.pth ..."

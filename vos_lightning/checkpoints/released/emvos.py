@@ -34,6 +34,6 @@ LAYOUT = ReleasedLayout(
         "vos.matcher.conv2.conv.": "dot_key.",
         **_decoder(),
     },
-    # ImageNet's mean and standard deviation, which the backbone has as constants.
+    # ImageNet's mean and standard deviation, which are constants of the backbone here.
     dropped={"vos.encoder.mean": (1, 3, 1, 1), "vos.encoder.std": (1, 3, 1, 1)},
 )

@@ -1,4 +1,4 @@
-"""How the keys of a file that authors have released read here."""
+"""How the keys of a released file map to the keys of this library."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Adapted = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def as_it_is(state: dict[str, Tensor]) -> Adapted:
-    """Nothing to adapt."""
+    """Return the state as it is, without arguments that depend on the file."""
     return state, {}
 
 
 def describe(kind: type, **arguments: Any) -> dict[str, Any]:
-    """A class and its arguments as a configuration file says them."""
+    """A class and its arguments in the form of a configuration file."""
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
 
 def build(section: Mapping[str, Any]) -> Any:
-    """The object that :func:`describe` describes, with those in its arguments."""
+    """The object that :func:`describe` describes; described objects among its arguments are built too."""
     module_name, _, name = section["class_path"].rpartition(".")
     arguments = {
         key: build(value) if isinstance(value, Mapping) and "class_path" in value else value
@@ -43,16 +43,17 @@ def trunk(**arguments: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ReleasedLayout:
-    """How the keys of a released file read here.
+    """How the keys of a released file map to the keys of this library.
 
     Attributes:
         module: class path of the LightningModule.
         network: class of the network.
-        describe: the ``init_args`` of the network as the released code computes, with what ``adapt`` has found in the file.
-        renamed: prefix of their keys -> prefix of ours; the longest that fits counts.
-        dropped: keys that nobody needs, with their shapes.
-        adapt: changes tensors that are laid out otherwise here, before keys are renamed, and finds the arguments that depend on
-            the file.
+        describe: function that returns the ``init_args`` of the network of the released code; it takes the arguments that
+            ``adapt`` found.
+        renamed: prefix of the authors' keys -> prefix of our keys; the longest matching prefix counts.
+        dropped: keys that are not used, with their shapes.
+        adapt: function that changes tensors whose layout differs here, before keys are renamed, and returns the arguments that
+            depend on the file.
     """
 
     module: str
@@ -63,7 +64,7 @@ class ReleasedLayout:
     adapt: Callable[[dict[str, Tensor]], Adapted] = as_it_is
 
     def rename(self, key: str) -> str | None:
-        """Our name of their key; None if it belongs to nothing."""
+        """Our key for a key of the authors; None if no prefix matches."""
         fitting = [prefix for prefix in self.renamed if key.startswith(prefix)]
         if not fitting:
             return None

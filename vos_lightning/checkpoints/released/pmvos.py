@@ -30,6 +30,6 @@ LAYOUT = ReleasedLayout(
         "vos.refine.deconv3.": "decoder.stage4.deconv.",
         "vos.refine.predictor.": "decoder.predictor.",
     },
-    # The classifier of the backbone.
+    # The classifier of the backbone is not used.
     dropped={"vos.backbone.fc.weight": (1000, 2048), "vos.backbone.fc.bias": (1000,)},
 )

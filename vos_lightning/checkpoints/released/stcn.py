@@ -15,13 +15,13 @@ _CBAM = "value_encoder.fuser.attention."
 
 
 def _adapt(state: dict[str, Tensor]) -> Adapted:
-    """Two parts of the value encoder's first convolution; the channel gate as 1 x 1 convolutions; variants by what is there."""
+    """Split the value encoder's first convolution, make the channel gate 1 x 1 convolutions, and find the file's variant."""
     state, arguments = dict(state), dict[str, Any]()
     if _FIRST in state and state[_FIRST].ndim == 4:
         first = state.pop(_FIRST)
         state["value_encoder.conv1.weight (colours)"], state["value_encoder.conv1.weight (masks)"] = first[:, :3], first[:, 3:]
         if first.shape[1] == 4:
-            # Of the training on still images: it knows one object and no others.
+            # This file is from the training on still images, where there are no other objects.
             arguments["others"] = None
     for layer in (1, 3):
         key = f"{_CBAM}ChannelGate.mlp.{layer}.weight"

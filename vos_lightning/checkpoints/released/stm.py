@@ -13,7 +13,7 @@ _MASKS = ("Encoder_M.conv1_m.weight", "Encoder_M.conv1_o.weight")
 
 
 def _adapt(state: dict[str, Tensor]) -> Adapted:
-    """One convolution of both mask channels."""
+    """Join the two convolutions of the mask channels into one."""
     state = dict(state)
     if all(key in state for key in _MASKS) and len({state[key].shape for key in _MASKS}) == 1:
         state["Encoder_M.conv1_m.weight, conv1_o.weight"] = torch.cat([state.pop(key) for key in _MASKS], dim=1)
@@ -49,7 +49,7 @@ LAYOUT = ReleasedLayout(
         **_stage("Decoder.RF2", "decoder.stage4"),
         "Decoder.pred2.": "decoder.predictor.",
     },
-    # ImageNet's mean and standard deviation, which the encoders have as constants.
+    # ImageNet's mean and standard deviation, which are constants of the encoders here.
     dropped={f"Encoder_{which}.{name}": (1, 3, 1, 1) for which in "MQ" for name in ("mean", "std")},
     adapt=_adapt,
 )
