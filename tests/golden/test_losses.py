@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tests.clips import random_clip
+from tests.double import double_precision
 from tests.recipes.experiments import SMOKE, fit
 from vos_lightning.structures import ClipBatch, Proposals
 
@@ -29,13 +30,10 @@ TOLERANCE = 1e-6
 
 
 @pytest.fixture(autouse=True)
-def _double_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Also where the library asks for single precision, as it does against half precision."""
+def _double_precision() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
-    torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with double_precision():
+        yield
 
 
 def proposals_of(labels: Tensor, generator: torch.Generator, count: int = 6, side: int = 28) -> Proposals:

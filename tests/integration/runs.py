@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
+        "tests.double",
         "tests.networks",
         "vos_lightning.app.lightning_cli",
         "vos_lightning.app.training",
@@ -48,7 +49,9 @@ def run(*arguments: str, cwd: Path) -> tuple[int, str]:
 
 
 class Started:
-    """The same command in a process that does not have to import anything. Signals and exit codes are those of any process.
+    """The same command, in double precision, in a process that does not have to import anything.
+
+    Signals and exit codes are those of any process.
 
     Args:
         arguments: of the command.
@@ -97,9 +100,12 @@ def _main(
     os.environ.update(variables)
     if signal_after:
         _signal_after(*signal_after)
+    from tests.double import double_precision
     from vos_lightning.app.cli import main
 
-    sys.exit(main(arguments))
+    # So that two trainings are compared by more than what rounding makes of them.
+    with double_precision():
+        sys.exit(main(arguments))
 
 
 def _signal_after(count: int, number: int) -> None:

@@ -17,6 +17,7 @@ OPTIONS = (
     "--trainer.val_check_interval=3",
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
+    "--panels.videos=[]",
     "--data.init_args.loading.batch_size=4",
     "--data.init_args.num_val_videos=3",
 )

@@ -313,6 +313,6 @@ def test_metric_in_two_processes_equals_one(tmp_path: Path) -> None:
     single = VideoMetric("davis17")
     feed(single, list(VIDEOS))
     expected = {"scores": {k: v.item() for k, v in single.compute().items()}, "rows": [asdict(row) for row in single.rows()]}
-    mp.start_processes(gather, (str(tmp_path),), nprocs=2, start_method="spawn")
+    mp.start_processes(gather, (str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [expected, expected]
