@@ -13,6 +13,8 @@ from torchvision.models import ResNet18_Weights
 from vos_lightning.io.pretrained import read_pretrained
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.propagation.memory import Memory
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.policies import AnnotatedOnly, EveryKth
@@ -52,21 +54,24 @@ class DummyNetwork(VOSNetwork[FrameInput, Remembered, None]):
         return Remembered(masks), None
 
 
+OPTIMISATION = Optimisation(learning_rate=1e-3)
+EVALUATION = Evaluation()
+
+
 class DummyModule(VOSModule):
-    def __init__(self, network: DummyNetwork | None = None, short_side: int | None = None, learning_rate: float = 1e-3) -> None:
+    def __init__(
+        self,
+        network: DummyNetwork | None = None,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
+    ) -> None:
         super().__init__(
             network or DummyNetwork(),
             train_propagation=Propagation(AnnotatedOnly(), "minimum"),
             eval_propagation=Propagation(EveryKth(5), "minimum"),
-            protocol="davis17",
-            optimizer="adam",
-            learning_rate=learning_rate,
-            weight_decay=0.0,
-            schedule="constant",
-            warmup_steps=0,
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=False,
-            short_side=short_side,
-            min_object_pixels=0,
             channels_last=False,
         )
         self.save_hyperparameters()

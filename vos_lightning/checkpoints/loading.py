@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import pickle
 import sys
 import warnings
