@@ -54,14 +54,23 @@ class DummyNetwork(VOSNetwork[FrameInput, Remembered, None]):
         return Remembered(masks), None
 
 
+OPTIMISATION = Optimisation(learning_rate=1e-3)
+EVALUATION = Evaluation()
+
+
 class DummyModule(VOSModule):
-    def __init__(self, network: DummyNetwork | None = None, short_side: int | None = None, learning_rate: float = 1e-3) -> None:
+    def __init__(
+        self,
+        network: DummyNetwork | None = None,
+        optimisation: Optimisation = OPTIMISATION,
+        evaluation: Evaluation = EVALUATION,
+    ) -> None:
         super().__init__(
             network or DummyNetwork(),
             train_propagation=Propagation(AnnotatedOnly(), "minimum"),
             eval_propagation=Propagation(EveryKth(5), "minimum"),
-            optimisation=Optimisation(learning_rate=learning_rate),
-            evaluation=Evaluation(short_side=short_side),
+            optimisation=optimisation,
+            evaluation=evaluation,
             late_objects=False,
             channels_last=False,
         )

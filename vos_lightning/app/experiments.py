@@ -185,7 +185,7 @@ def training_identity(experiment: Experiment, overrides: Sequence[str] = (), sta
     """
     config = with_overrides(experiment.source, overrides)
     arguments = (config.get("data") or {}).get("init_args") or {}
-    seeds = [config.get("seed_everything", 0), arguments.get("seed", 0)]
+    seeds = [config.get("seed_everything", 0), (arguments.get("loading") or {}).get("seed", 0)]
     return digest([without_neutral(config), seeds, start])
 
 
@@ -220,8 +220,8 @@ def _combine(content: dict[str, Any], path: Path, folder: Path, chain: tuple[Pat
     config: dict[str, Any] = {}
     for base in own.get("extends", ()):
         _, inherited = _compose(folder / f"{base}.yaml", folder, chain)
-        config = _merge(config, inherited, path, "")
-    return own, _merge(_merge(config, content, path, ""), _nested(own.pop("set", {})), path, "")
+        config = merge(config, inherited, path)
+    return own, merge(merge(config, content, path), _nested(own.pop("set", {})), path)
 
 
 def _read(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -260,7 +260,18 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, where: str) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, where: str = "") -> dict[str, Any]:
+    """A configuration with another one on top: mappings are merged key by key, anything else is replaced.
+
+    Args:
+        base: what is below.
+        overlay: what is on top.
+        path: where it comes from, for messages.
+        where: the dotted place of both, for messages.
+
+    Raises:
+        ExperimentError: the overlay changes a ``class_path``.
+    """
     merged = dict(base)
     for key, value in overlay.items():
         here = f"{where}.{key}" if where else str(key)
@@ -269,7 +280,7 @@ def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, wher
                 f"{path} changes {here} from {merged[key]} to {value}: start from a file that does not set it instead"
             )
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value, path, here)
+            merged[key] = merge(merged[key], value, path, here)
         else:
             merged[key] = value
     return merged
@@ -311,7 +322,7 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[
         for parent in parents:
             target = target.setdefault(parent, {})
         target[last] = parsed
-    return _merge(config, overlay, Path("the command line"), "")
+    return merge(config, overlay, Path("the command line"))
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:

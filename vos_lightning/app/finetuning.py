@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files
+from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files, merge
 from vos_lightning.app.runs import Run, run_command, write_text
 
 
@@ -27,7 +27,7 @@ def with_model_of(checkpoint: str | Path, experiment: Experiment) -> Experiment:
 
     model = describe_model(checkpoint)
     own = (experiment.config.get("model") or {}).get("init_args") or {}
-    section = {"class_path": model["class_path"], "init_args": {**model["init_args"], **own}}
+    section = {"class_path": model["class_path"], "init_args": merge(model["init_args"], own, experiment.path, "model.init_args")}
     return dataclasses.replace(experiment, config={**experiment.config, "model": section})
 
 

@@ -14,6 +14,7 @@ from vos_lightning.app.benchmark import Options, PeakMemory, run, synthetic_vide
 from vos_lightning.app.cli import main
 from vos_lightning.checkpoints.loading import module_of_network
 from vos_lightning.modules.emvos import EMVOSModule
+from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.pmvos import PMVOSModule
 from vos_lightning.networks.emvos import EMVOS
 
@@ -62,7 +63,7 @@ def test_numbers_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_marked_parts_are_summed() -> None:
-    module = EMVOSModule(EMVOS.small(), short_side=None).eval().requires_grad_(False)
+    module = EMVOSModule(EMVOS.small(), evaluation=Evaluation()).eval().requires_grad_(False)
     (result,) = run({"emvos": module}, Options(size=(32, 48), objects=(1,), frames=2, rounds=1, warmup=1, sections=True))
     assert set(result.sections) == {"encode", "segment", "match", "decode", "memorize"}
     assert all(seconds > 0 for seconds in result.sections.values())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
@@ -17,6 +17,8 @@ from vos_lightning.app.devices import share_batch
 from vos_lightning.app.experiments import ExperimentError, load_experiment
 from vos_lightning.app.runs import Run
 from vos_lightning.modules import dmn_aoa, emvos, munet, pmnet, pmvos, proposal_detector, stcn, stm
+from vos_lightning.modules.optimisation import Optimisation
+from vos_lightning.networks.dmn_aoa import DMNAOA
 
 
 def test_every_training_gets_a_legal_number() -> None:
@@ -24,7 +26,7 @@ def test_every_training_gets_a_legal_number() -> None:
     trained = [one for one in experiments if not (one.stages or one.checkpoint_of)]
     for experiment, available in itertools.product(trained, (1, 2, 3, 4, 8)):
         name = experiment.name
-        batch = experiment.config["data"]["init_args"]["batch_size"]
+        batch = experiment.config["data"]["init_args"]["loading"]["batch_size"]
         asked = {**experiment.config["trainer"], "devices": "auto"}
         share = share_batch(asked, batch, available=lambda _, available=available: available)
         dividing = [
@@ -98,9 +100,38 @@ def test_every_learning_rate_is_scaled() -> None:
         dmn_aoa.DMNAOAModule, emvos.EMVOSModule, munet.MUNetModule, pmnet.PMNetModule, pmvos.PMVOSModule,
         stcn.STCNModule, stm.STMModule, proposal_detector.ProposalDetectorModule,
     ):  # fmt: skip
-        rates = [name for name in inspect.signature(module).parameters if name.endswith("rate")]
-        assert "learning_rate" in rates
-        assert set(rates) <= set(lightning_cli.RATES), module
+        parameters = get_type_hints(module.__init__)
+        rates = {name for name in parameters if name.endswith("rate")}
+        if "optimisation" in parameters:
+            assert parameters["optimisation"] is Optimisation
+            assert not rates, module
+        else:
+            assert rates == {"learning_rate"}, module
+    # One rate; those of other parts are factors of it.
+    assert {field.name for field in dataclasses.fields(Optimisation) if field.name.endswith("rate")} == {"learning_rate"}
+    network = DMNAOA.small()
+    groups = [{"params": list(network.parameters())}]
+    plain = dmn_aoa.OPTIMISATION
+    doubled = dataclasses.replace(plain, learning_rate=2 * plain.learning_rate)
+    before, after = ([group["lr"] for group in one.build(network, groups).param_groups] for one in (plain, doubled))
+    assert len(set(before)) == 2
+    assert after == pytest.approx([2 * rate for rate in before])
+
+
+@pytest.mark.parametrize("name", ["dmn_aoa_smoke", "dmn_aoa_detector_davis17"])
+def test_the_rate_is_scaled_wherever_it_stands(
+    name: str, tmp_path: Path, four_cpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning_cli.VOSCommandLine, "instantiate_classes", lambda self: None)
+    options = ["--trainer.accelerator=cpu", "--trainer.devices=auto", "--data.init_args.loading.batch_size=1"]
+    one, four = (
+        training.build(load_experiment(name), Run(tmp_path), [*options, *more], "fit").config
+        for more in ([], ["--scale_batch=true"])
+    )
+    assert [config["data"]["init_args"]["loading"]["batch_size"] for config in (one, four)] == [1, 4]
+    rates = [config["model"]["init_args"] for config in (one, four)]
+    before, after = (arguments.get("optimisation", arguments)["learning_rate"] for arguments in rates)
+    assert after == pytest.approx(2 * before)
 
 
 @pytest.fixture
@@ -132,8 +163,8 @@ def test_a_scaled_batch(tmp_path: Path, four_cpus: None, capfd: pytest.CaptureFi
     plain = built(tmp_path, "--data.init_args.loading.batch_size=1")
     scaled = built(tmp_path, "--data.init_args.loading.batch_size=1", "--scale_batch=true")
     assert scaled.trainer.world_size == 4
-    assert scaled.datamodule.batch_size == 4
-    assert scaled.model.learning_rate == pytest.approx(2 * plain.model.learning_rate)
+    assert scaled.datamodule.loading.batch_size == 4
+    assert scaled.model.optimisation.learning_rate == pytest.approx(2 * plain.model.optimisation.learning_rate)
     assert "learning rates times 2 (the square root, the rule for Adam)" in capfd.readouterr().err
     # It goes on with the same batch only.
     with pytest.raises(ValueError, match="was started with 4 clips a step, now 1"):

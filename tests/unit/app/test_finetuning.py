@@ -104,9 +104,11 @@ def test_before_and_after(
     record = json.loads(Path("run/record.json").read_text())
     assert record["initial"]["checkpoint"] == str(checkpoint)
     trained = torch.load("run/checkpoints/last.ckpt", weights_only=True)
-    assert trained["hyper_parameters"]["learning_rate"] == 1e-5
+    assert trained["hyper_parameters"]["optimisation"]["learning_rate"] == 1e-5
     start = torch.load(checkpoint, weights_only=True)
     assert trained["hyper_parameters"]["network"] == start["hyper_parameters"]["network"]
+    assert start["hyper_parameters"]["evaluation"]["short_side"] is None  # which the class has otherwise
+    assert trained["hyper_parameters"]["evaluation"] == start["hyper_parameters"]["evaluation"]
     moved = [(trained["state_dict"][name] - start["state_dict"][name]).abs().max() for name, _ in trained_parameters(checkpoint)]
     assert 0 < max(moved) < 1e-4  # two steps at 1e-5
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
@@ -130,7 +132,13 @@ def test_another_system(checkpoint: Path, commands: list[str], tmp_path: Path) -
     assert {name: value.shape for name, value in module.state_dict().items()} == {
         name: value.shape for name, value in start["state_dict"].items()
     }
-    assert module.learning_rate == 1e-5
+    # Only what the experiment says is other than in the checkpoint: the rate, and the rules of scoring.
+    described = start["hyper_parameters"]
+    assert described["optimisation"]["schedule"]["kind"] == "exponential"
+    assert described["optimisation"]["learning_rate"] != 1e-5
+    assert module.hparams["optimisation"] == {**described["optimisation"], "learning_rate": 1e-5}
+    assert module.hparams["evaluation"] == {**described["evaluation"], "protocol": "davis17"}
+    assert module.optimisation.learning_rate == 1e-5
 
 
 def test_what_cannot_be_fine_tuned(checkpoint: Path, commands: list[str], capfd: pytest.CaptureFixture[str]) -> None:

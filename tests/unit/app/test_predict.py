@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     network = {"class_path": NETWORK, "init_args": {"scale": 7.5}}
     arguments = {
-        "model": {"class_path": MODULE, "init_args": {"short_side": 24, "network": network}},
+        "model": {"class_path": MODULE, "init_args": {"evaluation": {"short_side": 24}, "network": network}},
         "data": {"class_path": f"{__name__}.NoData"},
         "trainer": {"accelerator": "cpu", "logger": False, "default_root_dir": str(folder), "enable_model_summary": False},
     }

@@ -12,7 +12,7 @@ import yaml
 
 from data_modules.doctor.known import KNOWN
 from vos_lightning.app.cli import main
-from vos_lightning.app.experiments import load_experiment, selection
+from vos_lightning.app.experiments import load_experiment, selection, training_identity
 from vos_lightning.app.results.scores import EVALUATIONS, covered
 from vos_lightning.metrics import ObjectScores, describe
 
@@ -234,11 +234,35 @@ def test_fingerprints_ignore_where_a_run_runs(runs: Path, tmp_path: Path, monkey
         path.write_text(yaml.safe_dump({**MODEL, **content}))
         return load_experiment("p_first").fingerprint
 
-    before = fingerprint(data={"init_args": {"root": "${VOS_DATA}/DAVIS", "num_workers": 1}}, trainer={"max_steps": 5})
+    before = fingerprint(
+        data={"init_args": {"root": "${VOS_DATA}/DAVIS", "loading": {"batch_size": 2, "num_workers": 1}}},
+        trainer={"max_steps": 5},
+    )
     monkeypatch.setenv("VOS_DATA", "/elsewhere")
     assert before == fingerprint(
-        data={"init_args": {"root": "${VOS_DATA}/DAVIS", "num_workers": 8, "seed": 3}},
+        data={"init_args": {"root": "${VOS_DATA}/DAVIS", "loading": {"batch_size": 2, "num_workers": 8, "seed": 3}}},
         trainer={"max_steps": 5, "devices": 8},
         published=published("x"),
     )
-    assert before != fingerprint(data={"init_args": {"root": "${VOS_DATA}/DAVIS"}}, trainer={"max_steps": 6})
+    data = {"init_args": {"root": "${VOS_DATA}/DAVIS", "loading": {"batch_size": 2}}}
+    assert before == fingerprint(data=data, trainer={"max_steps": 5})
+    assert before != fingerprint(data=data, trainer={"max_steps": 6})
+    assert before != fingerprint(
+        data={"init_args": {"root": "${VOS_DATA}/DAVIS", "loading": {"batch_size": 3}}}, trainer={"max_steps": 5}
+    )
+
+
+def test_what_a_training_computes_depends_on_its_seeds(runs: Path, tmp_path: Path) -> None:
+    """Unlike the fingerprint, which groups the runs of all seeds; wherever the seed is said."""
+    path = tmp_path / "experiments" / "p" / "first.yaml"
+
+    def identity(loading: dict[str, Any], *overrides: str) -> str:
+        path.write_text(yaml.safe_dump({**MODEL, "data": {"init_args": {"loading": loading}}}))
+        return training_identity(load_experiment("p_first"), overrides)
+
+    plain = identity({"batch_size": 2})
+    assert identity({"batch_size": 2, "seed": 0, "num_workers": 5}) == plain
+    other = identity({"batch_size": 2, "seed": 1})
+    assert other != plain
+    assert identity({"batch_size": 2}, "--data.init_args.loading.seed=1") == other
+    assert identity({"batch_size": 2}, "--seed_everything=1") not in (plain, other)

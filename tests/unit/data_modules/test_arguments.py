@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -11,28 +12,21 @@ from typing import Any
 import pytest
 
 import data_modules
-from data_modules.base import VOSDataModule
+from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.synthetic import SyntheticDataModule
 from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth
 
-COMMON = {
-    "batch_size": 6,
-    "num_workers": 3,
-    "seed": 17,
-    "recipe": ClipRecipe(num_frames=5, swap_probability=0.0),
-    "pin_memory": True,
-    "predict_root": "somewhere",
-    "max_device_batch": 2,
-}
+LOADING = Loading(batch_size=6, max_device_batch=2, num_workers=3, seed=17, pin_memory=True, predict_root="somewhere")
+COMMON = {"loading": LOADING, "recipe": ClipRecipe(num_frames=5, swap_probability=0.0)}
 
 
 def all_data_modules() -> dict[str, type[VOSDataModule]]:
     """Every data module of the package: a new file is found without an edit here."""
     return {
         name: value
-        for info in pkgutil.iter_modules(data_modules.__path__)
-        for name, value in vars(importlib.import_module(f"data_modules.{info.name}")).items()
+        for info in pkgutil.walk_packages(data_modules.__path__, "data_modules.")
+        for name, value in vars(importlib.import_module(info.name)).items()
         if inspect.isclass(value) and issubclass(value, VOSDataModule) and value is not VOSDataModule
     }
 
@@ -60,6 +54,31 @@ def required(kind: type[VOSDataModule], root: Path) -> dict[str, Any]:
 
 def test_these_are_all_arguments() -> None:
     assert COMMON.keys() == inspect.signature(VOSDataModule).parameters.keys()
+
+
+def test_all_data_modules_are_found() -> None:
+    assert {"DAVISDataModule", "OwnVideosDataModule", "ProposalsDataModule", "YouTubeVOSDataModule"} <= DATA_MODULES.keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("batch_size", 0, "batch_size must be at least 1, not 0"),
+        ("max_device_batch", 0, "max_device_batch must be at least 1, not 0"),
+        ("num_workers", -1, "num_workers must be at least 0, not -1"),
+        ("seed", -1, "seed must be at least 0, not -1"),
+    ],
+)
+def test_loading_refuses(option: str, value: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Loading(**{option: value})
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LOADING, **{option: value})
+
+
+def test_loading_may_be_as_small_as_this() -> None:
+    assert Loading(batch_size=1, max_device_batch=1, num_workers=0, seed=0).max_device_batch == 1
+    assert Loading().max_device_batch is None
 
 
 @pytest.mark.parametrize("name", sorted(DATA_MODULES))

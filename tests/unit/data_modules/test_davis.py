@@ -179,7 +179,7 @@ def test_missing_root_and_list(tmp_path: Path, davis: Path) -> None:
     (davis / "ImageSets" / "2017" / "train.txt").write_text("no-such-video\n")
     with pytest.raises(FileNotFoundError, match=r"no-such-video is not a folder"):
         DAVISDataModule(str(davis)).setup("fit")
-    with pytest.raises(FileNotFoundError, match=r"no folder JPEGImages: pass --data\.init_args\.predict_root"):
+    with pytest.raises(FileNotFoundError, match=r"no folder JPEGImages: pass --data\.init_args\.loading\.predict_root"):
         DAVISDataModule(str(davis), loading=Loading(predict_root=str(davis / "ImageSets"))).setup("predict")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import lightning
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from data_modules.base import split_batch
+from data_modules.base import Loading, split_batch
 from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipKey, Draw, collate_clips
 from data_modules.clips.recipe import AffineRecipe, ClipRecipe, ColorRecipe
 from data_modules.datasets.scenes import SceneRecipe
@@ -39,12 +40,14 @@ RECIPE = ClipRecipe(
 )
 
 
-def data_module(**kwargs: object) -> SyntheticDataModule:
-    arguments = {"num_train_videos": 5, "num_val_videos": 2, "num_test_videos": 3, "scene": SCENE, "recipe": RECIPE}
-    return SyntheticDataModule(**{**arguments, "batch_size": 2, "seed": 3, **kwargs})
+def data_module(recipe: ClipRecipe = RECIPE, **kwargs: Any) -> SyntheticDataModule:
+    loading = Loading(**{"batch_size": 2, "num_workers": 0, "seed": 3, **kwargs})
+    return SyntheticDataModule(
+        num_train_videos=5, num_val_videos=2, num_test_videos=3, scene=SCENE, recipe=recipe, loading=loading
+    )
 
 
-def fit(tmp_path: Path, **kwargs: object) -> list[tuple[float, ...]]:
+def fit(tmp_path: Path, **kwargs: Any) -> list[tuple[float, ...]]:
     module = Recorder()
     trainer(tmp_path).fit(module, datamodule=data_module(**kwargs))
     return module.batches
@@ -111,7 +114,9 @@ def test_a_split_training_sees_the_same_clips_and_ends_where_it_should(tmp_path:
     again = trainer(tmp_path, max_steps=8)
     with pytest.raises(ValueError, match="started with a batch in 2 parts, now in 1"):
         again.fit(Recorder(), datamodule=data_module(), ckpt_path=tmp_path / "split.ckpt", weights_only=True)
-    with pytest.raises(ValueError, match=r"set either trainer\.accumulate_grad_batches or data\.init_args\.max_device_batch"):
+    with pytest.raises(
+        ValueError, match=r"set either trainer\.accumulate_grad_batches or data\.init_args\.loading\.max_device_batch"
+    ):
         trainer(tmp_path, accumulate_grad_batches=2).fit(Recorder(), datamodule=data_module(max_device_batch=1))
 
 

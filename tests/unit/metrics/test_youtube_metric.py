@@ -20,6 +20,8 @@ from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.metrics import VideoMetric, describe, evaluate_video, summarize
 from vos_lightning.metrics.youtube_vos import unseen_objects
 from vos_lightning.modules.base import VOSModule
+from vos_lightning.modules.evaluation import Evaluation
+from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
 
@@ -100,7 +102,13 @@ class Copier(VOSModule):
     def __init__(self) -> None:
         copying = Propagation(AnnotatedOnly(), "minimum")
         super().__init__(
-            DummyNetwork(), copying, copying, "youtube_vos18", "adam", 1e-3, 0.0, "constant", 0, False, None, 0, False
+            DummyNetwork(),
+            copying,
+            copying,
+            optimisation=Optimisation(),
+            evaluation=Evaluation(protocol="youtube_vos18"),
+            late_objects=False,
+            channels_last=False,
         )
 
 

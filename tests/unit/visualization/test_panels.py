@@ -17,6 +17,7 @@ from vos_lightning.callbacks.panels import FramePanels, panels_of, write_panels
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.modules.emvos import EMVOSModule
+from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.pmvos import PMVOSModule
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.networks.pmvos import PMVOS
@@ -128,7 +129,7 @@ class TestPapers:
     @pytest.mark.parametrize(
         ("module", "rows"),
         [
-            (EMVOSModule(EMVOS.small(), short_side=None), {"surjective": 4, "equalized": 4}),
+            (EMVOSModule(EMVOS.small(), evaluation=Evaluation()), {"surjective": 4, "equalized": 4}),
             (
                 PMVOSModule(PMVOS.small()),
                 {
@@ -152,7 +153,7 @@ class TestPapers:
 
     def test_the_maps_are_those_of_the_network(self) -> None:
         torch.manual_seed(0)
-        module = EMVOSModule(EMVOS.small(), short_side=None).eval()
+        module = EMVOSModule(EMVOS.small(), evaluation=Evaluation()).eval()
         video = make_video("v", length=2)
         _, prediction = module.engine().run(video)
         scores = prediction.aux["scores"]
