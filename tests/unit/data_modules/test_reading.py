@@ -129,7 +129,7 @@ def test_doctor_says_the_order_where_it_is_not_plain(numbered: tuple[Path, list[
         return
     (note,) = notes
     assert note["level"] == "note"
-    order = f"cat: {names[0]}, {names[1]}, {names[2]}, ..., {names[-1]}, and 1 more videos likewise"
+    order = f"cat: {names[0]}, {names[1]}, {names[2]}, ..., {names[-1]}, and 1 more videos"
     assert note["message"].endswith(order)
 
 
