@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from vos_lightning.app.given_masks import GivenMasks, add_arguments
 from vos_lightning.checkpoints.loading import load_engine
