@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from tests.clips import proposals_of
 from tests.conftest import NETWORKS
 from tests.layouts import write_davis_layout
-from tests.recipes.experiments import NAMES, SMOKE
+from tests.recipes.experiments import NAMES, SMOKE, without_pretrained
 from tests.tolerances import assert_close
 from vos_lightning.app import lightning_cli, training
 from vos_lightning.app.cli import _require_same_system, main
@@ -130,7 +130,9 @@ def test_what_an_older_version_did_not_write_is_the_default(folder: Path) -> Non
     write_checkpoint(folder / "c.ckpt", "pmvos_smoke")
     content = torch.load(folder / "c.ckpt", weights_only=True)
     described = content["hyper_parameters"]
-    for key in ("eval_aggregation", "short_side", "decay"):
+    for group, key in (("evaluation", "short_side"), ("optimisation", "schedule")):
+        del described[group][key]
+    for key in ("eval_aggregation", "optimisation"):
         del described[key]
     del described["network"]["init_args"]["medial"]
     torch.save(content, folder / "c.ckpt")
@@ -170,8 +172,11 @@ def test_every_experiment_takes_the_checkpoint_that_it_names(monkeypatch: pytest
         if paper in refused:
             continue
         refused.add(paper)
-        key = "short_side" if experiment.config["model"]["init_args"].get("short_side") is None else "min_object_pixels"
-        described = {**described, "init_args": {**described["init_args"], key: 123}}
+        said = experiment.config["model"]["init_args"].get("evaluation") or {}
+        key = "short_side" if said.get("short_side") is None else "min_object_pixels"
+        arguments = described["init_args"]
+        evaluation = {**(arguments.get("evaluation") or {}), key: 123}
+        described = {**described, "init_args": {**arguments, "evaluation": evaluation}}
         with pytest.raises(ExperimentError, match=f"{key} .123, not"):
             _require_same_system(Path("c.ckpt"), experiment, [], name)
     assert len(seen) > 20
@@ -211,10 +216,16 @@ def test_weights_that_cannot_be_downloaded(folder: Path, asked: list[object], ca
         "no network",
         "https://download.pytorch.org/models/resnet50-0676ba61.pth",
         str(folder / "torch" / "hub" / "checkpoints"),
-        f"--{NETWORK}.weights=null",
+        f" --{NETWORK}.stm.init_args.backbone.init_args.weights=null",
+        f" --{NETWORK}.stm.init_args.mask_encoder.init_args.trunk.init_args.weights=null",
     ):
         assert part in message
     assert not (folder / "runs").exists()
+    # What the message says to do is what is needed, and all that is.
+    options = message.rpartition("random weights: ")[2].split()
+    assert options == without_pretrained(load_experiment("munet_protocol1"))
+    training.build(load_experiment("munet_protocol1"), Run(folder / "random"), options, "fit")
+    assert len(asked) == 1
 
 
 def build(name: str, run: Run, stage: Any, *options: str) -> Any:
@@ -240,7 +251,7 @@ def test_a_training_from_a_checkpoint_downloads_nothing(
     (resumed.directory / "checkpoints" / "last.ckpt").touch()
     for run, options in ((Run(folder / "run"), ["--initial_weights=x.ckpt"]), (resumed, [])):
         built = build("emvos_davis17_only", run, "fit", *options)
-        assert built.model.hparams["network"]["init_args"]["weights"] == "IMAGENET1K_V1"
+        assert built.model.hparams["network"]["init_args"]["backbone"]["init_args"]["weights"] == "IMAGENET1K_V1"
     assert asked == []
 
 
@@ -249,7 +260,7 @@ def test_options_are_shown_without_building_anything(
 ) -> None:
     assert main(["show", "munet_protocol1", "--options"]) == 0
     assert "weights: IMAGENET1K_V1" in capfd.readouterr().out
-    assert main(["show", "munet_protocol1", "--options", "--model.init_args.learning_rat=1"]) == 2
+    assert main(["show", "munet_protocol1", "--options", "--model.init_args.optimisation.learning_rat=1"]) == 2
     assert "learning_rat" in error_of(capfd)
     assert asked == []
     assert main(["show", "pmvos_davis17", "--options"]) == 2
