@@ -234,7 +234,10 @@ def test_fingerprints_ignore_where_a_run_runs(runs: Path, tmp_path: Path, monkey
         path.write_text(yaml.safe_dump({**MODEL, **content}))
         return load_experiment("p_first").fingerprint
 
-    before = fingerprint(data={"init_args": {"root": "${VOS_DATA}/DAVIS", "loading": {"batch_size": 2, "num_workers": 1}}}, trainer={"max_steps": 5})
+    before = fingerprint(
+        data={"init_args": {"root": "${VOS_DATA}/DAVIS", "loading": {"batch_size": 2, "num_workers": 1}}},
+        trainer={"max_steps": 5},
+    )
     monkeypatch.setenv("VOS_DATA", "/elsewhere")
     assert before == fingerprint(
         data={"init_args": {"root": "${VOS_DATA}/DAVIS", "loading": {"batch_size": 2, "num_workers": 8, "seed": 3}}},

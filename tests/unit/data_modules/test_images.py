@@ -203,6 +203,8 @@ def test_mixtures_must_agree(images: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
 def test_images_alone_train_without_validation(images: Path) -> None:
     module = Recorder()
-    trainer(images, max_steps=2, val_check_interval=1).fit(module, datamodule=static(images, loading=Loading(batch_size=2, num_workers=0)))
+    trainer(images, max_steps=2, val_check_interval=1).fit(
+        module, datamodule=static(images, loading=Loading(batch_size=2, num_workers=0))
+    )
     assert len(module.batches) == 2
     assert module.videos == []

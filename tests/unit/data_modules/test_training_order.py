@@ -114,7 +114,9 @@ def test_a_split_training_sees_the_same_clips_and_ends_where_it_should(tmp_path:
     again = trainer(tmp_path, max_steps=8)
     with pytest.raises(ValueError, match="started with a batch in 2 parts, now in 1"):
         again.fit(Recorder(), datamodule=data_module(), ckpt_path=tmp_path / "split.ckpt", weights_only=True)
-    with pytest.raises(ValueError, match=r"set either trainer\.accumulate_grad_batches or data\.init_args\.loading\.max_device_batch"):
+    with pytest.raises(
+        ValueError, match=r"set either trainer\.accumulate_grad_batches or data\.init_args\.loading\.max_device_batch"
+    ):
         trainer(tmp_path, accumulate_grad_batches=2).fit(Recorder(), datamodule=data_module(max_device_batch=1))
 
 
