@@ -18,6 +18,7 @@ from data_modules.clips.maps import ClipProposals, Maps
 from data_modules.clips.proposals import ProposalSource, ProposalVideos, add_proposals, refuse_pasting
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.transforms import RawClip
+from vos_lightning.io.files import find_files
 from vos_lightning.proposals.boxes import transform_proposals
 from vos_lightning.proposals.store import NUM_PROPOSALS, ProposalFile, batch_proposals, precompute_command
 from vos_lightning.proposals.truth import EXACT, TruthNoise, proposals_from_truth
@@ -72,8 +73,8 @@ class StoredProposals(ProposalSource):
         """Look for the files, and for the frames in the files of videos; only their headers are read."""
         wanted = {item.name: item for item in items}
         there: set[str] = set()
-        for root in self.roots:
-            there.update(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.npz"))
+        for root in filter(Path.is_dir, self.roots):
+            there.update(str(path.relative_to(root).with_suffix("")) for path in find_files(root, {".npz"}))
         missing = [item for name, item in wanted.items() if name not in there]
         if missing:
             command = precompute_command(

@@ -19,7 +19,7 @@ from vos_lightning.io.files import list_files, list_folders
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_image, read_pixels
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.mask_ops import as_object_map, object_ids_in
-from vos_lightning.structures import IGNORE_LABEL, VideoRecord, VideoSample
+from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoRecord, VideoSample
 
 REFERENCE_ATTEMPTS = 5
 """Number of draws of a clip without an object in its first frame before the last one is accepted (STCN)."""
@@ -292,7 +292,14 @@ class LazyTargets(Mapping[int, Tensor]):
         return label_map
 
 
-class RecordVideos(Sequence[VideoSample]):
+class LazyVideos(LazySequence[VideoSample]):
+    """Videos that are made when they are accessed."""
+
+    def __iter__(self) -> Iterator[VideoSample]:
+        return (self[index] for index in range(len(self)))
+
+
+class RecordVideos(LazyVideos):
     """Whole videos, opened when they are accessed.
 
     Args:
@@ -307,7 +314,7 @@ class RecordVideos(Sequence[VideoSample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> VideoSample:  # type: ignore[override]
+    def __getitem__(self, index: int) -> VideoSample:
         return open_video(self.records[index], self.with_targets)
 
 

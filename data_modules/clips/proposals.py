@@ -13,7 +13,7 @@ from data_modules.clips.dataset import ClipSource, ItemNames
 from data_modules.clips.maps import ClipProposals
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.transforms import RawClip
-from data_modules.videos import RecordVideos
+from data_modules.videos import LazyVideos, RecordVideos
 from vos_lightning.structures import LazySequence, Proposals, VideoSample
 
 
@@ -76,7 +76,7 @@ class ProposalClips(ClipSource):
         return dataclasses.replace(clip, proposals=self.proposals.of_clip(clip, names))
 
 
-class ProposalVideos(Sequence[VideoSample]):
+class ProposalVideos(LazyVideos):
     """Videos of another sequence, each with its proposals.
 
     Args:
@@ -91,7 +91,7 @@ class ProposalVideos(Sequence[VideoSample]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index: int) -> VideoSample:  # type: ignore[override]
+    def __getitem__(self, index: int) -> VideoSample:
         video = self.videos[index]
         return dataclasses.replace(video, proposals=self.proposals.of_video(video))
 

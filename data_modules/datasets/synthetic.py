@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
@@ -13,6 +11,7 @@ from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.sampling import Stream, choose_by_recipe, sample_generator
 from data_modules.clips.transforms import RawClip
 from data_modules.datasets.scenes import Scene, SceneRecipe
+from data_modules.videos import LazyVideos
 from vos_lightning.structures import VideoSample
 
 TRAIN, VAL, TEST = 0, 1, 2
@@ -52,7 +51,7 @@ class SyntheticClips(ClipSource):
         return RawClip(frames, label_maps, self.names(index).name, times)
 
 
-class SyntheticVideos(Sequence[VideoSample]):
+class SyntheticVideos(LazyVideos):
     """Whole synthetic videos, rendered when they are accessed. Every object is given in the first frame that shows it.
 
     Args:
@@ -71,7 +70,7 @@ class SyntheticVideos(Sequence[VideoSample]):
     def __len__(self) -> int:
         return self.num_videos
 
-    def __getitem__(self, index: int) -> VideoSample:  # type: ignore[override]
+    def __getitem__(self, index: int) -> VideoSample:
         index = range(self.num_videos)[index]
         scene = make_scene(self.scene_seed, self.split, index, self.scene)
         num_frames = self.scene.num_frames

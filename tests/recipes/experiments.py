@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,31 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 from vos_lightning.app.cli import build
-from vos_lightning.app.experiments import experiment_files, load_experiment
+from vos_lightning.app.experiments import Experiment, experiment_files, load_experiment
 from vos_lightning.app.runs import Run
 from vos_lightning.structures import ClipBatch
 
 EXPERIMENTS = {name: load_experiment(name) for name in experiment_files()}
 NAMES = list(EXPERIMENTS)
 SMOKE = [name for name in NAMES if name.endswith("_smoke")]
+
+
+def without_pretrained(experiment: Experiment) -> list[str]:
+    """Options by which no part of an experiment's system starts from pretrained weights: no test downloads.
+
+    The real loader of them is tested with the backbones.
+    """
+    return [f"--{place}=null" for place in _pretrained_places(experiment.config.get("model") or {}, "model")]
+
+
+def _pretrained_places(section: Mapping[str, Any], where: str) -> list[str]:
+    found = []
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            found += _pretrained_places(value, f"{where}.{key}")
+        elif key in ("weights", "pretrained"):
+            found.append(f"{where}.{key}")
+    return found
 
 
 class RecordLosses(Callback):

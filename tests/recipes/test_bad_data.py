@@ -38,7 +38,7 @@ def davis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = copy.deepcopy(dict(load_experiment("emvos_smoke").config))
     config["data"] = {
         "class_path": "data_modules.datasets.davis.DAVISDataModule",
-        "init_args": {"root": str(root), "num_workers": 0},
+        "init_args": {"root": str(root), "loading": {"num_workers": 0}},
     }
     config["data"]["init_args"]["recipe"] = {"num_frames": 3, "short_side": None, "crop": "none", "max_objects": 2}
     config["trainer"]["enable_progress_bar"] = False

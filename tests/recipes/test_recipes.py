@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
-from tests.recipes.experiments import EXPERIMENTS, NAMES, SMOKE, fit
+from tests.recipes.experiments import EXPERIMENTS, NAMES, SMOKE, fit, without_pretrained
 from vos_lightning.app.cli import build, main
 from vos_lightning.app.experiments import ExperimentError, experiments_folder, load_experiment, with_overrides
 from vos_lightning.app.finetuning import with_model_of
@@ -20,8 +20,6 @@ from vos_lightning.checkpoints.loading import load_engine, load_weights
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.proposal_detector import ProposalDetectorModule
 
-# The real loader of pretrained weights is tested with the backbones; no test downloads.
-OFFLINE = "--model.init_args.network.init_args.weights=null"
 SINGLE = [name for name in NAMES if not EXPERIMENTS[name].stages]
 FINE_TUNING = [name for name in NAMES if EXPERIMENTS[name].fine_tunes]
 
@@ -56,15 +54,15 @@ def test_every_experiment_builds(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    overrides = [OFFLINE, "--wandb.mode=disabled", "--trainer.accelerator=cpu", "--trainer.devices=1"]
     experiment = EXPERIMENTS[name]
     if name in FINE_TUNING:
         experiment = with_model_of(request.getfixturevalue("checkpoint"), experiment)
+    overrides = [*without_pretrained(experiment), "--wandb.mode=disabled", "--trainer.accelerator=cpu", "--trainer.devices=1"]
     # Every argument is checked and every layer made; only the numbers are left out, which takes most of the time.
     with torch.device("meta"):
         cli = build(experiment, Run(tmp_path), overrides, "fit")
     assert cli.trainer.max_steps > 0
-    assert cli.datamodule.batch_size > 0
+    assert cli.datamodule.loading.batch_size > 0
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -72,7 +70,7 @@ def test_every_model_builds(name: str) -> None:
     """As the command line does, but for the other sections, which take three quarters of the time."""
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
-    config = with_overrides(EXPERIMENTS[name].config, [OFFLINE])
+    config = with_overrides(EXPERIMENTS[name].config, without_pretrained(EXPERIMENTS[name]))
     with torch.device("meta"):
         model = parser.instantiate(parser.parse_object({"model": config["model"]})).model
     assert isinstance(model, VOSModule | ProposalDetectorModule)
@@ -184,11 +182,14 @@ def test_circles_and_missing_files_are_named(folder: Path) -> None:
         (["train", "nothing_like_it"], "make list"),
         (["trian", "emvos_smoke"], "did you mean train"),
         (["train", "emvos_smoke", "--trainer.max_stepz=3"], "max_stepz"),
-        (["train", "emvos_smoke", "--model.init_args.learning_rat=3"], "learning_rat"),
-        (["train", "emvos_smoke", "--model.init_args.learning_rate=fast"], "learning_rate"),
+        (["train", "emvos_smoke", "--model.init_args.optimisation.learning_rat=3"], "learning_rat"),
+        (["train", "emvos_smoke", "--model.init_args.optimisation.learning_rate=fast"], "learning_rate"),
         (["train", "emvos_smoke", "--model.init_args.network.init_args.matching=both"], "matching"),
         (["train", "emvos_smoke", "--trainer.max_steps=-1"], "trainer.max_steps"),
-        (["train", "emvos_davis17_only", OFFLINE, "--wandb.mode=disabled"], "data/DAVIS"),
+        (
+            ["train", "emvos_davis17_only", *without_pretrained(load_experiment("emvos_davis17_only")), "--wandb.mode=disabled"],
+            "data/DAVIS",
+        ),
         (["test", "emvos_smoke"], "no checkpoint"),
         (["visualize", "emvos_smoke", "--video", "v", "--frame", "1", "--output", "o"], "no checkpoint"),
         (["visualize", "--video", "v.mp4", "--frame", "1", "--output", "o"], "--checkpoint and --masks"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.recipes.experiments import without_pretrained
 from vos_lightning.app.cli import build
 from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.runs import Run
@@ -29,8 +30,8 @@ def built(name: str, tmp_path: Path) -> Any:
     content = {"extends": extends, "trainer": {"max_steps": 5, "accelerator": "cpu"}, "wandb": {"mode": "disabled"}}
     path = tmp_path / "one.yaml"
     path.write_text(yaml.safe_dump(content))
-    overrides = ["--model.init_args.network.init_args.weights=null"]
-    return build(load_experiment(str(path)), Run(tmp_path), overrides, "fit").datamodule
+    experiment = load_experiment(str(path))
+    return build(experiment, Run(tmp_path), without_pretrained(experiment), "fit").datamodule
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(FRAGMENTS) if not name.startswith("stcn_")])
@@ -59,7 +60,7 @@ def test_stcn_main(tmp_path: Path) -> None:
     assert module.repeats == [5, 1]
     assert module.train_modules[1].train_subset == "stcn"
     assert davis.frame_affine.scale == (1.0, 1.0)
-    assert (module.batch_size, davis.max_objects, davis.crop_size) == (8, 2, 384)
+    assert (module.loading.batch_size, davis.max_objects, davis.crop_size) == (8, 2, 384)
 
 
 def test_stcn_static(tmp_path: Path) -> None:

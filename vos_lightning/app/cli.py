@@ -118,8 +118,9 @@ def _require_same_system(checkpoint: Path, experiment: Experiment, overrides: Se
     )
     described = describe_model(checkpoint)
     ours, theirs = (_classes(section) for section in (expected["model"], described))
-    if any(theirs.get(place, name) != name for place, name in ours.items()):
-        given, wanted = (" with ".join(n.rpartition(".")[2] for n in names.values()) for names in (theirs, ours))
+    other = [place for place, name in ours.items() if theirs.get(place, name) != name]
+    if other:
+        given, wanted = (" with ".join(names[place].rpartition(".")[2] for place in other) for names in (theirs, ours))
         raise ExperimentError(f"{checkpoint} is of {given}, but {name} evaluates {wanted}")
     try:
         found = {"model": decisive_arguments(described)}

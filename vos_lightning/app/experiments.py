@@ -134,13 +134,16 @@ def load_experiment(name: str) -> Experiment:
         raise ExperimentError(f"there is no experiment file {path}")
     else:
         name = path.stem
+    source: Path | str = path
     if path.name == tables.FILE:
-        own, config = _combine(dict(_tables(path)[name.removeprefix(f"{path.parent.name}_")]), path, folder, ())
+        row = name.removeprefix(f"{path.parent.name}_")
+        source = f"{path} (experiment {row})"
+        own, config = _combine(dict(_tables(path)[row]), source, folder, ())
     else:
         own, config = _compose(path, folder, ())
     for key in ("hand_over", "select"):
         if own.get(key, "last") not in ("best", "last"):
-            raise ExperimentError(f"{path}: {key} must be best or last, not {own[key]!r}")
+            raise ExperimentError(f"{source}: {key} must be best or last, not {own[key]!r}")
     stages, hand_over = own.get("stages", ()), own.get("hand_over", "last")
     return Experiment(
         name=name,
@@ -206,29 +209,35 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Loader for the same YAML as ``SafeLoader``, ten times as fast where PyYAML has its C library."""
 
 
-def _compose(path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _compose(
+    path: Path, folder: Path, chain: tuple[Path, ...], extended_by: Path | str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The file's own keys and the merged configuration of its chain."""
     path = path.resolve()
     if path in chain:
         raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
-    return _combine(_read(path, chain), path, folder, (*chain, path))
+    return _combine(_read(path, extended_by), path, folder, (*chain, path))
 
 
-def _combine(content: dict[str, Any], path: Path, folder: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _combine(
+    content: dict[str, Any], source: Path | str, folder: Path, chain: tuple[Path, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """An experiment's own keys, and its sections and options merged over the files that it extends."""
     own = {key: content.pop(key) for key in (*OWN_KEYS, "set") if key in content}
     config: dict[str, Any] = {}
     for base in own.get("extends", ()):
-        _, inherited = _compose(folder / f"{base}.yaml", folder, chain)
-        config = merge(config, inherited, path)
-    return own, merge(merge(config, content, path), _nested(own.pop("set", {})), path)
+        _, inherited = _compose(folder / f"{base}.yaml", folder, chain, source)
+        config = merge(config, inherited, source)
+    return own, merge(merge(config, content, source), _nested(own.pop("set", None) or {}), source)
 
 
-def _read(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(), Loader=_LOADER)
     except OSError as error:
-        raise ExperimentError(f"{chain[-1] if chain else path} extends {path}, which cannot be read") from error
+        raise ExperimentError(
+            f"{extended_by} extends {path}, which cannot be read" if extended_by else f"{path} cannot be read"
+        ) from error
     except yaml.YAMLError as error:
         raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -260,13 +269,13 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, where: str = "") -> dict[str, Any]:
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], source: Path | str, where: str = "") -> dict[str, Any]:
     """A configuration with another one on top: mappings are merged key by key, anything else is replaced.
 
     Args:
         base: what is below.
         overlay: what is on top.
-        path: where it comes from, for messages.
+        source: where the overlay comes from, for messages.
         where: the dotted place of both, for messages.
 
     Raises:
@@ -277,10 +286,10 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], path: Path, where
         here = f"{where}.{key}" if where else str(key)
         if key == "class_path" and merged.get(key, value) != value:
             raise ExperimentError(
-                f"{path} changes {here} from {merged[key]} to {value}: start from a file that does not set it instead"
+                f"{source} changes {here} from {merged[key]} to {value}: start from a file that does not set it instead"
             )
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value, path, here)
+            merged[key] = merge(merged[key], value, source, here)
         else:
             merged[key] = value
     return merged
@@ -322,7 +331,7 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[
         for parent in parents:
             target = target.setdefault(parent, {})
         target[last] = parsed
-    return merge(config, overlay, Path("the command line"))
+    return merge(config, overlay, "the command line")
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:

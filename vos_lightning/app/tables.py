@@ -24,8 +24,8 @@
 
 A row is one experiment for each data set: ``pmnet_beta_10`` and ``pmnet_beta_10_testdev``. An experiment has the keys of an
 experiment file, see :mod:`vos_lightning.app.experiments`, and ``set``: dotted options as on the command line, merged last.
-What a table sets holds for all its rows unless a row sets it again; ``extends`` and ``set`` of a column come after those of
-the row.
+What a table sets holds for all its rows unless a row sets it again (options of ``set`` one by one, ``extends`` as a whole);
+``extends`` and ``set`` of a column come after those of the row, and those of a score after both.
 """
 
 from __future__ import annotations
@@ -53,36 +53,42 @@ def table_experiments(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
         sections.
 
     Raises:
-        ValueError: a key is unknown, or two experiments have one name.
+        ValueError: a key is unknown or missing, or two experiments have one name; the message names file and row.
     """
     _check(path, content, ("paper", "hardware", "columns", "tables", "others"), "the file")
+    for section in ("columns", "tables", "others"):
+        _check(path, content.get(section), None, section)
     columns = content.get("columns") or {}
     found: dict[str, dict[str, Any]] = {}
+    places: dict[str, str] = {}
 
-    def add(name: str, experiment: dict[str, Any]) -> None:
+    def add(name: str, where: str, experiment: dict[str, Any]) -> None:
         if name in found:
-            raise ValueError(f"{path}: there are two experiments {name}: rename one of them")
-        found[name] = experiment
+            raise ValueError(f"{path}: {where} is the experiment {name}, and so is {places[name]}: rename one of them")
+        found[name], places[name] = experiment, where
 
     for column, options in columns.items():
         _check(path, options, _COLUMN_KEYS, f"column {column}")
     for number, table in (content.get("tables") or {}).items():
-        _check(path, table, (*_EXPERIMENT_KEYS, "rows", "hardware", "departs"), f"table {number}")
+        _check(path, table, (*_EXPERIMENT_KEYS, "rows", "hardware", "departs"), f"table {number}", needed=("rows",))
         shared = {key: value for key, value in table.items() if key != "rows"}
         for name, row in table["rows"].items():
             where = f"table {number}, row {name}"
-            _check(path, row, _ROW_KEYS, where)
-            row = {**shared, **row, "set": {**shared.get("set", {}), **row.get("set", {})}}
+            _check(path, row, _ROW_KEYS, where, needed=("row", "published"))
+            row = {**shared, **row, "set": {**(shared.get("set") or {}), **(row.get("set") or {})}}
             for dataset, cell in row["published"].items():
                 if dataset not in columns:
                     raise ValueError(
                         f"{path}: {where} has a score on {dataset}, which is not a column; columns are {_some(columns)}"
                     )
                 column = columns[dataset] or {}
-                add(cell.get("name", name + column.get("suffix", "")), _experiment(content, number, row, dataset, column, cell))
+                _check(path, cell, None, f"{where}, {dataset}")
+                _check(path, (cell or {}).get("set"), None, f"set of {where}, {dataset}")
+                own = cell.get("name", f"{name}{column.get('suffix', '')}")
+                add(own, f"{where}, {dataset}", _experiment(content, number, row, dataset, column, cell))
     for name, experiment in (content.get("others") or {}).items():
         _check(path, experiment, _EXPERIMENT_KEYS, f"experiment {name}")
-        add(name, dict(experiment))
+        add(name, f"experiment {name}", dict(experiment or {}))
     return found
 
 
@@ -118,12 +124,20 @@ def _experiment(
     return experiment
 
 
-def _check(path: Path, value: Any, known: tuple[str, ...], where: str) -> None:
+def _check(path: Path, value: Any, known: tuple[str, ...] | None, where: str, needed: tuple[str, ...] = ()) -> None:
+    """Raise what is wrong with a mapping: a key that is not known (None: any is), one that is needed and is not there."""
     if not isinstance(value or {}, Mapping):
-        raise ValueError(f"{path}: {where} must be a mapping with the keys {_some(known)}")
-    unknown = [key for key in value or {} if key not in known]
+        keys = f" with the keys {_some(known)}" if known else ""
+        raise ValueError(f"{path}: {where} must be a mapping{keys}, not {value!r}")
+    unknown = [key for key in value or {} if known is not None and key not in known]
     if unknown:
         raise ValueError(f"{path}: {where} has an unknown key {unknown[0]}; there are {_some(known)}")
+    missing = [key for key in needed if not (value or {}).get(key)]
+    if missing:
+        raise ValueError(f"{path}: {where} must say {missing[0]}")
+    if known:
+        for key in {"set", "rows", "published"} & set(value or {}):
+            _check(path, value[key], None, f"{key} of {where}")
 
 
 def _some(names: Any) -> str:

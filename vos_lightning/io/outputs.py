@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from vos_lightning.io.files import write_atomically
+from vos_lightning.io.files import list_everything, write_atomically
 
 _RECORD = re.compile(r"written(-[0-9]+)?\.jsonl")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
@@ -191,8 +191,9 @@ class OutputFolder:
             return []
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder}: the output is a file; name a folder")
-        records = [path for path in self.folder.iterdir() if _RECORD.fullmatch(path.name)]
-        strange = next((path for path in sorted(self.folder.iterdir()) if not path.name.startswith(".")), None)
+        entries = list_everything(self.folder)
+        records = [path for path in entries if _RECORD.fullmatch(path.name)]
+        strange = next((path for path in entries if not path.name.startswith(".")), None)
         if strange and not records:
             raise ValueError(
                 f"{self.folder}: the folder holds what `{self.command}` has not written ({strange.name}); choose a new folder"
@@ -221,7 +222,7 @@ class OutputFolder:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Everything below a folder that is not a folder; links are not followed."""
-    for path in sorted(folder.iterdir()):
+    for path in list_everything(folder):
         if path.is_dir() and not path.is_symlink():
             yield from _files(path)
         else:
