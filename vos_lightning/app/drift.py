@@ -87,7 +87,7 @@ def contour_step(
 
     Args:
         objectness: logarithm of how much more frequent a pixel's colour is in the object than around it.
-        mask: of the object.
+        mask: pixels of the object.
         free: pixels of no other object: those have a contour of their own.
 
     Returns:
@@ -160,7 +160,7 @@ class _Reference:
     area: int
     colours: Float32[np.ndarray, " n"]
     objectness: Float32[np.ndarray, " n"]
-    """Of every colour: logarithm of its share in the object over that around it."""
+    """Logarithm of the share of every colour in the object over its share around the object."""
     step: float
     """See :func:`contour_step`; 0 where it is unknown."""
     largest: float
@@ -260,9 +260,9 @@ class DriftIndex:
         """Look at the next frame.
 
         Args:
-            name: of the frame.
-            frame: RGB.
-            prediction: for it.
+            name: name of the frame.
+            frame: the frame, RGB.
+            prediction: what the engine returned for the frame.
             given: ids that a mask was given for in this frame; their references start anew.
 
         Returns:
