@@ -1,10 +1,16 @@
-"""``python -m vos_lightning``."""
+"""``python -m vos_lightning``, and the script ``vos``."""
 
 import sys
 
-from vos_lightning.app.cli import main
+from vos_lightning.app import cli
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Run the command of this process's arguments; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be valid text
-    sys.exit(main(sys.argv[1:]))
+    return cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,8 +24,8 @@
 
 A row is one experiment a data set: ``pmnet_beta_10`` and ``pmnet_beta_10_testdev``. An experiment has the keys that a file has,
 see :mod:`vos_lightning.app.experiments`, and ``set``: dotted options as on the command line, which are merged last. What a table
-says holds for its rows unless a row says it again (options of ``set`` one by one, ``extends`` as a whole); ``extends`` and ``set``
-of a column come after those of the row, and those of a score after both.
+says holds for its rows unless a row says it again (options of ``set`` one by one, ``extends`` as a whole); ``extends`` and
+``set`` of a column come after those of the row, and those of a score after both.
 """
 
 from __future__ import annotations
