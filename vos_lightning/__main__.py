@@ -2,15 +2,15 @@
 
 import sys
 
-from vos_lightning.app.cli import main
+from vos_lightning.app import cli
 
 
-def run() -> None:
-    """Run the command of this process and end it with the command's exit code."""
+def main() -> int:
+    """Run the command of this process's arguments; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be valid text
-    sys.exit(main(sys.argv[1:]))
+    return cli.main(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

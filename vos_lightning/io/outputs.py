@@ -191,9 +191,9 @@ class OutputFolder:
             return []
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder}: the output is a file; name a folder")
-        entries = list_everything(self.folder)
-        records = [path for path in entries if _RECORD.fullmatch(path.name)]
-        strange = next((path for path in entries if not path.name.startswith(".")), None)
+        there = list_everything(self.folder)
+        records = [path for path in there if _RECORD.fullmatch(path.name)]
+        strange = next((path for path in there if not path.name.startswith(".")), None)
         if strange and not records:
             raise ValueError(
                 f"{self.folder}: the folder holds what `{self.command}` has not written ({strange.name}); choose a new folder"

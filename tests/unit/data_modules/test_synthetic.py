@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from data_modules.base import VOSDataModule
+from data_modules.clips.proposals import ProposalVideos
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.scenes import SceneRecipe
 from data_modules.datasets.synthetic import DEFAULT_SCENE, TEST, TRAIN, VAL, SyntheticClips, SyntheticVideos, make_scene
+from data_modules.videos import LazyVideos, RecordVideos
 from tests.oracles.clips import copying_first_mask
 
 SMALL = SceneRecipe(height=64, width=96, num_frames=12)
@@ -135,3 +138,12 @@ def test_data_modules_are_configured_from_plain_values() -> None:
     assert module.recipe.num_frames == 3
     assert module.evaluation.scene == dataclasses.replace(DEFAULT_SCENE, num_objects=(1, 2))
     assert module.evaluation.recipe.crop == "none"  # unset values keep the defaults of their data module
+
+
+def test_videos_are_made_when_they_are_asked_for() -> None:
+    """No sequences: checks of types would make some item, and fail where that one is broken."""
+    for kind in (SyntheticVideos, RecordVideos, ProposalVideos):
+        assert not issubclass(kind, Sequence)
+        assert issubclass(kind, LazyVideos)
+    videos = SyntheticVideos(2, scene=SceneRecipe(height=40, width=48, num_frames=2))
+    assert [video.name for video in videos] == ["synthetic-val-00000", "synthetic-val-00001"]
