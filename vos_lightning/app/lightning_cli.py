@@ -16,7 +16,14 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import LSFEnvironment, MPIEnvironment, TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.accelerators import (
+    Accelerator,
+    AcceleratorRegistry,
+    CPUAccelerator,
+    CUDAAccelerator,
+    MPSAccelerator,
+    XLAAccelerator,
+)
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -249,10 +256,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def available_devices(accelerator: str) -> int:
     """How many devices of this machine ``trainer.devices=auto`` takes."""
-    names = {"auto": ("tpu", "mps", "cuda"), "gpu": ("mps", "cuda")}.get(accelerator, (accelerator,))
     # Lightning's classes are asked, as constructing an accelerator fails where its library is not installed.
-    known = [AcceleratorRegistry[name]["accelerator"] for name in (*names, "cpu") if name in AcceleratorRegistry]
-    return next(int(kind.auto_device_count()) for kind in known if kind.is_available())
+    graphics: list[type[Accelerator]] = [MPSAccelerator, CUDAAccelerator]
+    groups: dict[str, list[type[Accelerator]]] = {"auto": [XLAAccelerator, *graphics], "gpu": graphics}
+    known: list[Any] = list(groups.get(accelerator, ()))
+    if accelerator in AcceleratorRegistry:
+        known.append(AcceleratorRegistry[accelerator]["accelerator"])
+    return next(int(kind.auto_device_count()) for kind in (*known, CPUAccelerator) if kind.is_available())
 
 
 def launched_processes() -> int | None:
