@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ from vos_lightning.metrics.youtube_vos import unseen_objects
 PathLike = str | os.PathLike[str]
 NUM_NAMED = 5
 """Number of files or folders that a message names; the others are only counted."""
+THREADS = 2
+"""Number of videos that one process scores at a time."""
 MAX_WORKERS, FRAMES_PER_WORKER = 16, 150
 """Most processes by default, and frames for each: a node with many CPUs is shared, and every process takes time to start."""
 
@@ -470,7 +472,9 @@ def _score_all(tasks: Sequence[_Task], workers: int | None) -> Iterator[_Scored]
         workers = min(_available_cpus(), MAX_WORKERS, frames // FRAMES_PER_WORKER)
     workers = min(workers, len(tasks))
     if workers <= 1:
-        yield from map(_score, tasks)
+        # Inflating a file and measuring contours let other threads of Python work: two videos take little longer than one.
+        with ThreadPoolExecutor(min(THREADS, _available_cpus())) as threads:
+            yield from threads.map(_score, tasks)
         return
     # Forking a process with PyTorch threads can hang. A fork server starts without them and imports the library once.
     context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
