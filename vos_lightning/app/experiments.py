@@ -31,7 +31,7 @@ import hashlib
 import importlib.resources
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -228,7 +228,7 @@ def _combine(
     for base in own.get("extends", ()):
         _, inherited = _compose(folder / f"{base}.yaml", folder, chain, source)
         config = merge(config, inherited, source)
-    return own, merge(merge(config, content, source), _nested(own.pop("set", None) or {}), source)
+    return own, merge(merge(config, content, source), _nested((own.pop("set", None) or {}).items()), source)
 
 
 def _read(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
@@ -257,10 +257,10 @@ def _read_tables(path: Path, changed: int) -> dict[str, dict[str, Any]]:  # noqa
         raise ExperimentError(str(error)) from error
 
 
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted options as nested mappings."""
+def _nested(options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Dotted options as nested mappings; of two options with one name the later one holds."""
     nested: dict[str, Any] = {}
-    for key, value in options.items():
+    for key, value in options:
         target = nested
         *parents, last = str(key).split(".")
         for parent in parents:
@@ -307,7 +307,7 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[
     Raises:
         ExperimentError: an argument is not an option, or a value is not YAML.
     """
-    overlay: dict[str, Any] = {}
+    options: list[tuple[str, Any]] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -326,12 +326,8 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[
         if isinstance(parsed, str):
             with contextlib.suppress(ValueError):
                 parsed = float(parsed)
-        target = overlay
-        *parents, last = key.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[last] = parsed
-    return merge(config, overlay, "the command line")
+        options.append((key, parsed))
+    return merge(config, _nested(options), "the command line")
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:
