@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tests.oracles import davis_metrics as oracle
-from vos_lightning.metrics import region_and_boundary
+from vos_lightning.metrics.functional import region_and_boundary
 
 HEIGHT, WIDTH, CHUNK = 480, 854, 50
 

@@ -162,7 +162,7 @@ def _report(trained: _Trained, stage: Stage, baselines: bool) -> None:
     import dataclasses
 
     from vos_lightning.evaluation.reports import report, score_baselines, write_scores
-    from vos_lightning.metrics import describe, summarize
+    from vos_lightning.metrics.protocols import describe, summarize
 
     cli, asked, context = trained.cli, trained.asked, trained.context
     rows, protocol = cli.model.scored_rows, cli.model.evaluation.protocol

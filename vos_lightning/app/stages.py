@@ -77,7 +77,7 @@ def claim(experiment: Experiment, directory: Path, planned: Sequence[PlannedStag
     Raises:
         ExperimentError: the directory belongs to other stages, or was written by an older version.
     """
-    _refuse_old_layout(experiment, directory)
+    _refuse_old_folder(experiment, directory)
     known = _listed(directory)
     if known and [entry["identity"] for entry in known] != [stage.identity for stage in planned]:
         raise ExperimentError(
@@ -132,7 +132,7 @@ def _last_stage(experiment: Experiment, directory: Path) -> Run:
                 )
             return found
         return run
-    _refuse_old_layout(experiment, directory)
+    _refuse_old_folder(experiment, directory)
     return plan(experiment, directory.parent)[-1].run
 
 
@@ -147,7 +147,7 @@ def _listed(directory: Path) -> list[dict[str, str]]:
     return entries
 
 
-def _refuse_old_layout(experiment: Experiment, directory: Path) -> None:
+def _refuse_old_folder(experiment: Experiment, directory: Path) -> None:
     old = [directory / f"{number}_{stage}" for number, stage in enumerate(experiment.stages, start=1)]
     found = [place for place in old if place.is_dir()]
     if found:

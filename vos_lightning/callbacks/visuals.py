@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vos_lightning.io.label_maps import overlay
 from vos_lightning.io.videos import VideoWriter
-from vos_lightning.metrics import ObjectScores
+from vos_lightning.metrics.scores import ObjectScores
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
 from vos_lightning.visualization.sheets import sheet, spread, thumbnail, write_png

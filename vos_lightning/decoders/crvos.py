@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.decoders.deconv import FusionStage, bilinear_kernel, initialize, transposed_convolution
+from vos_lightning.decoders.deconv import FusionBlock, bilinear_kernel, initialize, transposed_convolution
 from vos_lightning.structures import FeaturePyramid
 
 
 class CRVOSDecoder(nn.Module):
-    """Decoder of CRVOS and PMVOS: a :class:`FusionStage` without attention at each of three scales; the last layer merges them.
+    """Decoder of CRVOS and PMVOS: a :class:`FusionBlock` without attention at each of three scales; the last layer merges them.
 
     Convolutions start with Kaiming-uniform weights and zero biases, transposed convolutions with PyTorch's default.
 
@@ -22,7 +22,7 @@ class CRVOSDecoder(nn.Module):
         map_channels: number of map channels of one object at stride 16.
         lateral_channels: number of channels of the reduced features at stride 16; half as many at the other strides.
         channels: number of channels of the fused features at every scale.
-        normalize: instance-normalise the reduced features, see :class:`FusionStage`.
+        normalize: instance-normalise the reduced features, see :class:`FusionBlock`.
 
     Reference: CRVOS (Cho et al., ICIP 2020); PMVOS (Cho et al., arXiv 2009.08855), released code.
     """
@@ -38,9 +38,9 @@ class CRVOSDecoder(nn.Module):
         super().__init__()
         s4, s8, s16 = feature_channels
         half = lateral_channels // 2
-        self.stage16 = FusionStage(s16, map_channels, lateral_channels, channels, attention=None, normalize=normalize)
-        self.stage8 = FusionStage(s8, 2, half, channels, attention=None, normalize=normalize)
-        self.stage4 = FusionStage(s4, 2, half, channels, 3, 1, 1, attention=None, normalize=normalize)
+        self.stage16 = FusionBlock(s16, map_channels, lateral_channels, channels, attention=None, normalize=normalize)
+        self.stage8 = FusionBlock(s8, 2, half, channels, attention=None, normalize=normalize)
+        self.stage4 = FusionBlock(s4, 2, half, channels, 3, 1, 1, attention=None, normalize=normalize)
         self.grow16 = nn.ConvTranspose2d(2, 2, 4, 2, 1)
         self.predictor = nn.ConvTranspose2d(6, 2, 6, 4, 1)
         for stage in (self.stage16, self.stage8, self.stage4):

@@ -23,7 +23,7 @@ def initialize(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-class FusionStage(nn.Module):
+class FusionBlock(nn.Module):
     """One scale of the decoder: fuse object maps with the features of the frame and enlarge them.
 
     ``lateral`` (1 x 1, ReLU) reduces the features and ``blend`` (3 x 3, ReLU) fuses them with the maps of an object. Then follow
@@ -103,14 +103,14 @@ class FusionStage(nn.Module):
 
 
 class DeconvDecoder(nn.Module):
-    """Decoder of TBD and EMVOS: a :class:`FusionStage` at each of three scales; each enlarges the output of the one before.
+    """Decoder of TBD and EMVOS: a :class:`FusionBlock` at each of three scales; each enlarges the output of the one before.
 
     Args:
         feature_channels: numbers of channels of the pyramid at strides 4, 8 and 16.
         map_channels: number of map channels of one object at stride 16.
         channels: number of channels at every scale.
         attention: function that makes the attention block of a scale; None for no attention (BMVOS).
-        normalize: instance-normalise the reduced features, see :class:`FusionStage`.
+        normalize: instance-normalise the reduced features, see :class:`FusionBlock`.
 
     Reference: EMVOS (Cho et al., arXiv 2209.03139) section 3.6 and its released code.
     """
@@ -125,9 +125,9 @@ class DeconvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         s4, s8, s16 = feature_channels
-        self.stage16 = FusionStage(s16, map_channels, channels, channels, attention=attention, normalize=normalize)
-        self.stage8 = FusionStage(s8, 2, channels, channels, attention=attention, normalize=normalize)
-        self.stage4 = FusionStage(s4, 2, channels, channels, 6, 4, 1, attention, normalize)
+        self.stage16 = FusionBlock(s16, map_channels, channels, channels, attention=attention, normalize=normalize)
+        self.stage8 = FusionBlock(s8, 2, channels, channels, attention=attention, normalize=normalize)
+        self.stage4 = FusionBlock(s4, 2, channels, channels, 6, 4, 1, attention, normalize)
         initialize(self)
 
     def forward(self, pyramid: FeaturePyramid, maps: Float[Tensor, "B N M h w"]) -> Float[Tensor, "B N 2 H W"]:
@@ -141,7 +141,7 @@ class DeconvDecoder(nn.Module):
         """Initialise so that the untrained decoder passes on the evidence of its maps, enlarged bilinearly.
 
         Training from random features then starts from a copy of the maps, instead of having to find the few channels that matter;
-        see :meth:`FusionStage.start_as_copier`.
+        see :meth:`FusionBlock.start_as_copier`.
 
         Args:
             evidence: weights of the map channels at stride 16 in ``foreground - background``.

@@ -16,7 +16,7 @@ Entry = Literal["residual", "convolution"]
 """First block at stride 16: a residual block (STCN), or a convolution and then a residual block (STM)."""
 
 
-class RefineStage(nn.Module):
+class RefineBlock(nn.Module):
     r"""One step to a finer scale: enlarge the features of every object by two, and join them with the frame's features.
 
     .. math:: y = R(s + \mathrm{up}_2(x))
@@ -69,7 +69,7 @@ class RefineDecoder(nn.Module):
         query_channels: number of channels of the frame's query value.
         channels: numbers of channels of the features at strides 16, 8 and 4.
         entry: first block at stride 16.
-        refine_skip: add a residual block to the skip connections, see :class:`RefineStage`.
+        refine_skip: add a residual block to the skip connections, see :class:`RefineBlock`.
         num_classes: 1 for a foreground logit, or 2 for background and foreground, whose difference is the logit.
 
     Raises:
@@ -101,8 +101,8 @@ class RefineDecoder(nn.Module):
         else:
             self.entry = nn.Conv2d(inputs, channels[0], 3, padding=1)
             self.block16 = ResidualBlock(channels[0], channels[0])
-        self.stage8 = RefineStage(s8, channels[0], channels[1], refine_skip)
-        self.stage4 = RefineStage(s4, channels[1], channels[2], refine_skip)
+        self.stage8 = RefineBlock(s8, channels[0], channels[1], refine_skip)
+        self.stage4 = RefineBlock(s4, channels[1], channels[2], refine_skip)
         self.predictor = nn.Conv2d(channels[2], num_classes, 3, padding=1)
         self.channels = channels
         """Numbers of channels of :meth:`refine` at strides 16, 8 and 4."""

@@ -29,10 +29,10 @@ from vos_lightning.io.files import list_files, list_folders, natural_key, write_
 from vos_lightning.io.outputs import refuse_overlap
 from vos_lightning.io.plain_png import read_plain_png
 from vos_lightning.labels import IGNORE_LABEL
-from vos_lightning.metrics import ObjectScores, Protocol, davis, describe, evaluate_video, summarize, summary_keys
+from vos_lightning.metrics import davis
 from vos_lightning.metrics.functional import ids_in
-from vos_lightning.metrics.protocols import GROUPED, check_protocol
-from vos_lightning.metrics.scores import NothingToScoreError
+from vos_lightning.metrics.protocols import GROUPED, check_protocol, describe, evaluate_video, summarize, summary_keys
+from vos_lightning.metrics.scores import NothingToScoreError, ObjectScores, Protocol
 from vos_lightning.metrics.youtube_vos import unseen_objects
 
 PathLike = str | os.PathLike[str]
@@ -117,7 +117,7 @@ def evaluate_folder(
         predictions: a folder with the same layout and file names; frames that the protocol skips may be absent. Frames, videos
             and ids that the truth does not have are ignored (except that ``davis17`` refuses ids above the truth's highest). What
             is missing is scored as a blank prediction. The result names both.
-        protocol: how videos are scored, see :data:`vos_lightning.metrics.Protocol`.
+        protocol: how videos are scored, see :data:`vos_lightning.metrics.scores.Protocol`.
         videos: names of the videos to score; None means all folders of the truth.
         workers: number of processes; 1 runs in this process on one thread, None chooses by the number of frames.
         progress: show a bar on stderr.

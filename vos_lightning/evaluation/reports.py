@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vos_lightning.evaluation.baselines import copy_first_mask, warp_by_flow
 from vos_lightning.io.files import write_atomically
-from vos_lightning.metrics import ObjectScores, Protocol, describe, evaluate_video, summarize
+from vos_lightning.metrics.protocols import describe, evaluate_video, summarize
+from vos_lightning.metrics.scores import ObjectScores, Protocol
 from vos_lightning.structures import LazySequence, VideoSample
 
 Baseline = Callable[[VideoSample], Iterable[tuple[int, Tensor]]]

@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vos_lightning.losses.segmentation import cross_entropy, foreground_iou, trainable_labels
-from vos_lightning.metrics import ObjectScores, VideoMetric, summarize
+from vos_lightning.metrics.protocols import summarize
+from vos_lightning.metrics.scores import ObjectScores
+from vos_lightning.metrics.video_metric import VideoMetric
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, trainable
 from vos_lightning.propagation.engine import InferenceEngine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vos_lightning.metrics import Protocol
+from vos_lightning.metrics.scores import Protocol
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Evaluation:
     """How videos are segmented and scored.
 
     Attributes:
-        protocol: how validation and test are scored, see :data:`vos_lightning.metrics.Protocol`.
+        protocol: how validation and test are scored, see :data:`vos_lightning.metrics.scores.Protocol`.
         short_side: frames are resized to this short side in pixels; None keeps their size.
         min_object_pixels: a video keeps its size if a resized given mask has fewer pixels than this, see
             :class:`InferenceEngine`; 0 turns the rule off.

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vos_lightning.decoders.points import PointSource
+from vos_lightning.decoders.point_refinement import PointSource
 from vos_lightning.losses.auxiliary import HardestBy, falling_fraction, mean_over_objects, point_loss, uncertainty_loss
 from vos_lightning.losses.segmentation import bootstrapped_cross_entropy, trainable_labels
 from vos_lightning.mask_ops import masks_from_label_map, padding_for, pool_to_stride, soft_aggregate, unpad

@@ -75,7 +75,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         reference_filter: bijective filter of the similarity to the reference frames; it replaces surjective by bijective matching
             in evaluation mode only.
         previous_filter: bijective filter of the similarity to the previous frame.
-        normalize_fusion: instance-normalise the features that keys and the decoder read, see :class:`FusionStage`.
+        normalize_fusion: instance-normalise the features that keys and the decoder read, see :class:`FusionBlock`.
         equalized_scale: factor of the inner products before the softmax of equalized matching.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`DeconvDecoder.start_as_copier`.

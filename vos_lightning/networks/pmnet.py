@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vos_lightning.backbones.resnet import ResNetWeights
-from vos_lightning.decoders.points import (
+from vos_lightning.decoders.point_refinement import (
     DEFAULT_REFINEMENT,
     PointRefinement,
     PointRefiner,

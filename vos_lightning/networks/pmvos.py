@@ -84,7 +84,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         key_channels: number of channels of the matching space.
         lateral_channels: number of channels of the decoder's reduced features, see :class:`CRVOSDecoder`.
         decoder_channels: number of channels of the decoder's fused features, see :class:`CRVOSDecoder`.
-        normalize_fusion: instance-normalise the features that the key and the decoder read, see :class:`FusionStage`.
+        normalize_fusion: instance-normalise the features that the key and the decoder read, see :class:`FusionBlock`.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`CRVOSDecoder.start_as_copier`.
 

@@ -14,7 +14,8 @@ from data_modules.doctor.known import KNOWN
 from vos_lightning.app.cli import main
 from vos_lightning.app.experiments import load_experiment, selection, training_identity
 from vos_lightning.app.results.scores import EVALUATIONS, covered
-from vos_lightning.metrics import ObjectScores, describe
+from vos_lightning.metrics.protocols import describe
+from vos_lightning.metrics.scores import ObjectScores
 
 DAVIS17 = "DAVIS 2017 semi-supervised: first and last frame skipped, 61 objects in 30 videos"
 MODEL: dict[str, Any] = {"model": {"class_path": "a.B"}}

@@ -4,7 +4,7 @@ from torch import nn
 
 from tests.oracles.emvos import cbam as oracle
 from tests.tolerances import assert_close
-from vos_lightning.attention import CBAM
+from vos_lightning.attention.cbam import CBAM
 
 
 def count(module: nn.Module) -> int:

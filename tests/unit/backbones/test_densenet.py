@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from tests.tolerances import assert_close
-from vos_lightning.backbones import DenseNetPyramid
+from vos_lightning.backbones.densenet import DenseNetPyramid
 from vos_lightning.io import pretrained
 
 SMALL = {"growth_rate": 4, "block_config": (2, 3, 2), "num_init_features": 8, "weights": None}

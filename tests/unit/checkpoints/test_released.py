@@ -1,4 +1,4 @@
-"""Released checkpoints: files with the authors' layout and random values, and what their weights compute."""
+"""Released checkpoints: files in the authors' format and random values, and what their weights compute."""
 
 from __future__ import annotations
 

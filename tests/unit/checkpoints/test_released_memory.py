@@ -1,4 +1,4 @@
-"""Released checkpoints of STCN and STM: files with the authors' layout and random values, and what their weights compute."""
+"""Released checkpoints of STCN and STM: files in the authors' format and random values, and what their weights compute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.decoders.test_refine import normalized
 from vos_lightning.app.cli import main
 from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.checkpoints.released.conversion import import_released
-from vos_lightning.checkpoints.released.layout import build
+from vos_lightning.checkpoints.released.format import build
 from vos_lightning.propagation.step import unroll
 from vos_lightning.structures import Given
 

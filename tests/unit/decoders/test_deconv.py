@@ -5,7 +5,7 @@ from torch import nn
 
 from tests.oracles.emvos import decode
 from tests.tolerances import assert_close
-from vos_lightning.decoders import DeconvDecoder, FusionStage, transposed_convolution
+from vos_lightning.decoders.deconv import DeconvDecoder, FusionBlock, transposed_convolution
 from vos_lightning.structures import FeaturePyramid
 
 CHANNELS = (6, 5, 7)
@@ -82,7 +82,7 @@ def test_initialisation_is_kaiming_uniform_with_zero_bias():
 def test_a_stage_fits_other_decoders():
     """PMVOS: 256 lateral and 128 fused channels, no attention, the last scale keeps its size."""
     torch.manual_seed(0)
-    stage = FusionStage(12, 14, lateral_channels=10, blend_channels=6, attention=None, kernel=3, stride=1, padding=1)
+    stage = FusionBlock(12, 14, lateral_channels=10, blend_channels=6, attention=None, kernel=3, stride=1, padding=1)
     feature, maps = torch.randn(1, 12, 4, 5), torch.randn(1, 2, 14, 4, 5)
     fused = stage(feature, maps)
     for n in range(2):

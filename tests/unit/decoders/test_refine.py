@@ -6,9 +6,12 @@ from torch import nn
 
 from tests.oracles import stcn as oracle
 from tests.tolerances import assert_close
-from vos_lightning.backbones import ResidualBlock, ResNetPyramid
-from vos_lightning.decoders import RefineDecoder
-from vos_lightning.encoders import KeyValueProjection, MaskedEncoder, ValueEncoder
+from vos_lightning.backbones.residual import ResidualBlock
+from vos_lightning.backbones.resnet import ResNetPyramid
+from vos_lightning.decoders.refine import RefineDecoder
+from vos_lightning.encoders.masked import MaskedEncoder
+from vos_lightning.encoders.projection import KeyValueProjection
+from vos_lightning.encoders.value import ValueEncoder
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
 from vos_lightning.structures import FeaturePyramid
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.tolerances import assert_close
 from vos_lightning.evaluation.baselines import copy_first_mask, warp_by_flow
-from vos_lightning.metrics import region_similarity
+from vos_lightning.metrics.functional import region_similarity
 from vos_lightning.structures import VideoSample
 
 HEIGHT, WIDTH, STEP, NUM_FRAMES = 72, 96, 3, 5

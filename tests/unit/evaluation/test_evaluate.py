@@ -21,7 +21,8 @@ from vos_lightning.evaluation import folders as evaluate
 from vos_lightning.evaluation.folders import EvaluationError, evaluate_folder, main, read_videos
 from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 from vos_lightning.io.plain_png import read_plain_png
-from vos_lightning.metrics import Protocol, evaluate_video
+from vos_lightning.metrics.protocols import evaluate_video
+from vos_lightning.metrics.scores import Protocol
 
 VIDEOS = {"bear": 2, "cat": 1}
 NUM_FRAMES = 6

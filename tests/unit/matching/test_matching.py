@@ -4,17 +4,11 @@ from jaxtyping import TypeCheckError
 
 from tests.oracles import matching as oracle
 from tests.tolerances import assert_close
-from vos_lightning.matching import (
-    GaussianKernel,
-    TopK,
-    cosine,
-    dot,
-    equalized_match,
-    filter_rows,
-    negative_squared_l2,
-    surjective,
-    surjective_match,
-)
+from vos_lightning.matching import surjective
+from vos_lightning.matching.bijective import GaussianKernel, TopK, filter_rows
+from vos_lightning.matching.equalized import equalized_match
+from vos_lightning.matching.similarity import cosine, dot, negative_squared_l2
+from vos_lightning.matching.surjective import surjective_match
 
 BATCH, OBJECTS, CHANNELS, MEMORY, GRID = 2, 3, 4, 7, (3, 4)
 QUERY = GRID[0] * GRID[1]

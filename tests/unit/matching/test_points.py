@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.oracles import pmnet as oracle
 from tests.tolerances import assert_close
-from vos_lightning.decoders.points import PointRefinement, PointRefiner, UncertaintyDetector
+from vos_lightning.decoders.point_refinement import PointRefinement, PointRefiner, UncertaintyDetector
 from vos_lightning.losses.auxiliary import mean_over_objects, point_loss, uncertainty_loss
 from vos_lightning.matching.local_window import LocalMatch, best_match
 from vos_lightning.matching.points import (

@@ -17,20 +17,18 @@ import torch.multiprocessing as mp
 from tests.oracles import davis_metrics as oracle
 from tests.tolerances import assert_close
 from vos_lightning.io.label_maps import read_label_map
-from vos_lightning.metrics import (
-    VideoMetric,
+from vos_lightning.metrics.functional import (
+    _scores,
     boundary_accuracy,
+    boundary_radius,
     decay,
-    describe,
-    evaluate_video,
     mean,
     recall,
     region_and_boundary,
     region_similarity,
-    summarize,
 )
-from vos_lightning.metrics.functional import _scores, boundary_radius
-from vos_lightning.metrics.protocols import check_protocol
+from vos_lightning.metrics.protocols import check_protocol, describe, evaluate_video, summarize
+from vos_lightning.metrics.video_metric import VideoMetric
 
 
 def blobs(seed: int, num_frames: int, height: int, width: int, num_objects: int) -> torch.Tensor:

@@ -17,7 +17,8 @@ from tests.unit.dummies import DummyNetwork
 from tests.unit.metrics.test_metrics import blobs
 from vos_lightning.evaluation.folders import EvaluationError, evaluate_folder, main
 from vos_lightning.io.label_maps import write_label_map
-from vos_lightning.metrics import VideoMetric, describe, evaluate_video, summarize
+from vos_lightning.metrics.protocols import describe, evaluate_video, summarize
+from vos_lightning.metrics.video_metric import VideoMetric
 from vos_lightning.metrics.youtube_vos import unseen_objects
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation

@@ -6,7 +6,7 @@ from tests.oracles import emvos as oracle
 from tests.oracles.pmvos import aggregate
 from tests.tolerances import assert_close
 from vos_lightning.mask_ops import MAX_LOGIT
-from vos_lightning.matching import GaussianKernel, TopK
+from vos_lightning.matching.bijective import GaussianKernel, TopK
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.memory import Bank, Memory, MemoryFrame

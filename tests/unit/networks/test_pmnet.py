@@ -11,7 +11,7 @@ from tests.clips import given_at, random_clip
 from tests.oracles import pmnet as oracle
 from tests.tolerances import assert_close
 from vos_lightning.checkpoints.loading import load_weights
-from vos_lightning.decoders.points import PointRefinement, PointSampling
+from vos_lightning.decoders.point_refinement import PointRefinement, PointSampling
 from vos_lightning.losses.segmentation import trainable_labels
 from vos_lightning.mask_ops import masks_from_label_map, soft_aggregate
 from vos_lightning.matching.points import strided_grid

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vos_lightning.app.cli import main
 from vos_lightning.io.label_maps import write_label_map
-from vos_lightning.metrics import evaluate_video
+from vos_lightning.metrics.protocols import evaluate_video
 from vos_lightning.visualization.curves import COLOURS, HEIGHT, WIDTH, FrameScore, draw_curves, frame_scores
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.unit.dummies import DummyModule, make_frames, make_label_map, make_video
-from vos_lightning.callbacks import EvaluationPictures, Throughput
 from vos_lightning.callbacks import throughput as throughput_module
+from vos_lightning.callbacks.throughput import Throughput
+from vos_lightning.callbacks.visuals import EvaluationPictures
 from vos_lightning.io.videos import open_frames
 from vos_lightning.structures import ClipBatch
 

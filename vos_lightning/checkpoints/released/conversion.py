@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from vos_lightning.checkpoints.released import emvos, pmvos, stcn, stm
-from vos_lightning.checkpoints.released.layout import build, describe
+from vos_lightning.checkpoints.released.format import build, describe
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.outputs import claim_file
 
-LAYOUTS = {"emvos": emvos.LAYOUT, "pmvos": pmvos.LAYOUT, "stcn": stcn.LAYOUT, "stm": stm.LAYOUT}
+FORMATS = {"emvos": emvos.FORMAT, "pmvos": pmvos.FORMAT, "stcn": stcn.FORMAT, "stm": stm.FORMAT}
 
 
 def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -39,18 +39,18 @@ def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, 
         FileNotFoundError: there is no such file.
         ValueError: the file is not a state dict, or its keys or shapes are not those of the paper's network.
     """
-    layout = LAYOUTS[paper]
-    released, found = layout.adapt(_read(file))
-    network = describe(layout.network, **layout.describe(**found))
+    released_format = FORMATS[paper]
+    released, found = released_format.adapt(_read(file))
+    network = describe(released_format.network, **released_format.describe(**found))
     with torch.device("meta"):
         own = build(network).state_dict()
     state: dict[str, Tensor] = {}
     unknown, wrong, dropped = [], [], []
     for key, value in released.items():
-        name = layout.rename(key)
-        if key in layout.dropped:
+        name = released_format.rename(key)
+        if key in released_format.dropped:
             dropped.append(key)
-            expected = layout.dropped[key]
+            expected = released_format.dropped[key]
         elif name in own:
             assert name is not None
             state[f"network.{name}"] = value.to(own[name].dtype)
@@ -71,7 +71,7 @@ def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, 
         "hyper_parameters": {
             "network": network,
             "_instantiator": "lightning.pytorch.cli.instantiate_module",
-            "_class_path": layout.module,
+            "_class_path": released_format.module,
         },
         "pytorch-lightning_version": lightning.__version__,
         "epoch": 0,
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="PMVOS_best.tar, coco_davis_best.pth, stcn.pth, STM_weights.pth ..."
     )
-    parser.add_argument("--paper", choices=sorted(LAYOUTS), required=True)
+    parser.add_argument("--paper", choices=sorted(FORMATS), required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.ckpt")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.ckpt where it exists")
     arguments = parser.parse_args(argv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vos_lightning.backbones.densenet import DenseNetPyramid
-from vos_lightning.checkpoints.released.layout import ReleasedLayout, describe
+from vos_lightning.checkpoints.released.format import ReleasedFormat, describe
 from vos_lightning.networks.emvos import EMVOS
 
 
@@ -24,7 +24,7 @@ def _decoder() -> dict[str, str]:
     return renamed
 
 
-LAYOUT = ReleasedLayout(
+FORMAT = ReleasedFormat(
     module="vos_lightning.modules.emvos.EMVOSModule",
     network=EMVOS,
     describe=lambda: {"backbone": describe(DenseNetPyramid, weights=None), "train_encoder": False},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vos_lightning.backbones.resnet import ResNetPyramid
-from vos_lightning.checkpoints.released.layout import ReleasedLayout, describe
+from vos_lightning.checkpoints.released.format import ReleasedFormat, describe
 from vos_lightning.networks.pmvos import PMVOS
 
-LAYOUT = ReleasedLayout(
+FORMAT = ReleasedFormat(
     module="vos_lightning.modules.pmvos.PMVOSModule",
     network=PMVOS,
     describe=lambda: {"backbone": describe(ResNetPyramid, weights=None), "medial": "released"},

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vos_lightning.checkpoints.released.layout import Adapted, ReleasedLayout, describe, trunk
+from vos_lightning.checkpoints.released.format import Adapted, ReleasedFormat, describe, trunk
 from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
 from vos_lightning.networks.stcn import STCN
 
@@ -42,7 +42,7 @@ def _residual(theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.": f"{ours}.", f"{theirs}.downsample.": f"{ours}.shortcut."}
 
 
-LAYOUT = ReleasedLayout(
+FORMAT = ReleasedFormat(
     module="vos_lightning.modules.stcn.STCNModule",
     network=STCN,
     describe=_describe,

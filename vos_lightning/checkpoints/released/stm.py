@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vos_lightning.checkpoints.released.layout import Adapted, ReleasedLayout, describe, trunk
+from vos_lightning.checkpoints.released.format import Adapted, ReleasedFormat, describe, trunk
 from vos_lightning.encoders.masked import MaskedEncoder
 from vos_lightning.networks.stm import STM
 
@@ -33,7 +33,7 @@ def _stage(theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.convFS.": f"{ours}.skip.", f"{theirs}.ResFS.": f"{ours}.skip_block.", f"{theirs}.ResMM.": f"{ours}.block."}
 
 
-LAYOUT = ReleasedLayout(
+FORMAT = ReleasedFormat(
     module="vos_lightning.modules.stm.STMModule",
     network=STM,
     describe=lambda: {"backbone": trunk(), "mask_encoder": describe(MaskedEncoder, trunk=trunk(), others="clamped")},

@@ -42,7 +42,7 @@ def trunk(**arguments: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ReleasedLayout:
+class ReleasedFormat:
     """How the keys of a released file map to the keys of this library.
 
     Attributes:
