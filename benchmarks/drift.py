@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,10 @@ import torch
 
 from data_modules.datasets.davis import DAVISDataModule
 from data_modules.videos import RecordVideos
-from vos_lightning.app.drift import DriftIndex
 from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.evaluation.baselines import copy_first_mask, warp_by_flow
 from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.predictions.drift import DriftIndex
 from vos_lightning.structures import FramePrediction, VideoSample
 
 BAD, GOOD = 0.5, 0.75
@@ -43,7 +44,7 @@ def judge(video: VideoSample, predictions: Iterator[FramePrediction]) -> tuple[l
     index = DriftIndex()
     scores, flags = [], []
     for t, prediction in enumerate(predictions):
-        (row,) = index.rows(str(t), video.frames[t], prediction, video.object_ids if t == 0 else ())
+        (row,) = index.rows(str(t), prediction)
         one, other = prediction.label_map > 0, video.targets[t] > 0
         union = int((one | other).sum())
         scores.append(int((one & other).sum()) / union if union else 1.0)
@@ -51,21 +52,21 @@ def judge(video: VideoSample, predictions: Iterator[FramePrediction]) -> tuple[l
     return scores[1:], flags[1:]
 
 
-def as_prediction(index: int, mask: np.ndarray, confidence: float = 1.0) -> FramePrediction:
-    """A prediction of object 1 whose pixels are all equally sure."""
+def as_prediction(index: int, frame: torch.Tensor, mask: np.ndarray, confidence: float = 1.0) -> FramePrediction:
+    """A prediction of object 1 whose pixels are all equally sure; its mask is given in the first frame."""
     label_map = torch.from_numpy(mask.astype(np.uint8))
-    return FramePrediction(index, label_map, label_map[None] * confidence, (1,))
+    return FramePrediction(index, frame, label_map, label_map[None] * confidence, (1,), (1,) if index == 0 else ())
 
 
 def thinned(video: VideoSample, every: int) -> VideoSample:
     """The video with every ``every``-th frame alone: faster to measure, and harder to follow."""
-    kept = range(0, len(video.frames), every)
+    names = video.frame_names[::every]
     return dataclasses.replace(
         video,
-        frames=[video.frames[t] for t in kept],
-        targets={new: video.targets[t] for new, t in enumerate(kept)},
-        frame_names=video.frame_names[::every],
-        required_frames=tuple(range(len(kept))),
+        frames=list(itertools.islice(video.frames, None, None, every)),
+        targets={new: video.targets[new * every] for new in range(len(names))},
+        frame_names=names,
+        required_frames=None,
     )
 
 
@@ -77,9 +78,9 @@ def simulated(kind: str) -> Source:
 
     def run(video: VideoSample) -> Iterator[FramePrediction]:
         rng = np.random.default_rng(0)
-        for t in range(len(video.frames)):
+        for t, frame in enumerate(video.frames):
             mask = (video.targets[t] > 0).numpy()
-            yield as_prediction(t, mask if t == 0 else _worse(kind, mask, t / len(video.frames), rng))
+            yield as_prediction(t, frame, mask if t == 0 else _worse(kind, mask, t / video.length, rng))
 
     return run
 
@@ -103,15 +104,18 @@ def _worse(kind: str, mask: np.ndarray, progress: float, rng: np.random.Generato
 
 def baseline(function: Callable[[VideoSample], Iterator[tuple[int, torch.Tensor]]]) -> Source:
     """A function of :mod:`vos_lightning.evaluation.baselines`."""
-    return lambda video: (as_prediction(t, label_map.numpy() > 0) for t, label_map in function(video))
+    return lambda video: (
+        as_prediction(t, frame, label_map.numpy() > 0)
+        for frame, (t, label_map) in zip(video.frames, function(video), strict=True)
+    )
 
 
 def stored(folder: Path) -> Source:
     """``<folder>/<video>/*.png``, one a frame; their confidence is not known and taken as 1."""
 
     def run(video: VideoSample) -> Iterator[FramePrediction]:
-        for t, name in enumerate(video.frame_names):
-            yield as_prediction(t, read_label_map(folder / video.name / f"{name}.png").numpy() > 0)
+        for t, frame in enumerate(video.frames):
+            yield as_prediction(t, frame, read_label_map(folder / video.name / f"{video.name_of(t)}.png").numpy() > 0)
 
     return run
 

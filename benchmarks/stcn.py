@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.oracles import stcn as plain
-from vos_lightning.app.benchmark import synthetic_video
+from vos_lightning.app.benchmark.measure import synthetic_video
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD, masks_from_label_map
 from vos_lightning.networks.stcn import STCN
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import EveryKth
 from vos_lightning.propagation.step import Propagation
+from vos_lightning.structures import VideoSample
 
 EVERY = 5
 
@@ -69,11 +70,10 @@ def plain_read(keys: Tensor, values: Tensor, query: Tensor, top_k: int | None) -
     return values @ weights
 
 
-def our_frames(network: STCN, frames: list[Tensor], label_map: Tensor) -> Iterator[Tensor]:
+def our_frames(network: STCN, video: VideoSample) -> Iterator[Tensor]:
     """The same by the streaming engine."""
-    engine = InferenceEngine(network, Propagation(EveryKth(EVERY), "product"))
-    for t, frame in enumerate(frames):
-        yield engine.step(frame, label_map if t == 0 else None).label_map
+    for prediction in InferenceEngine(network, Propagation(EveryKth(EVERY), "product")).run(video):
+        yield prediction.label_map
 
 
 def timed(frames: Callable[[], Iterator[Tensor]], skipped: int = 1) -> tuple[list[float], list[Tensor]]:
@@ -107,11 +107,11 @@ def main() -> None:
     ours.to(memory_format=torch.channels_last)
     print(f"{options.size[0]} x {options.size[1]}, a memory frame every {EVERY}th, {options.threads} threads, float32")
     for count in options.objects:
-        frames, label_map = synthetic_video(tuple(options.size), options.frames, count)
+        video = synthetic_video(tuple(options.size), options.frames, count)
         # Bound as defaults: closures would see the next round's.
         runs = {
-            "plain": lambda f=frames, m=label_map, n=count: plain_frames(contiguous, f, m, n),
-            "ours": lambda f=frames, m=label_map: our_frames(ours, f, m),
+            "plain": lambda v=video, n=count: plain_frames(contiguous, v.frames, v.annotations[0], n),
+            "ours": lambda v=video: our_frames(ours, v),
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
         maps = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +20,12 @@ from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.transforms import RawClip
 from vos_lightning.io.files import find_files
 from vos_lightning.proposals.boxes import transform_proposals
+from vos_lightning.proposals.frames import StoredFrames
 from vos_lightning.proposals.store import NUM_PROPOSALS, ProposalFile, batch_proposals, precompute_command
 from vos_lightning.proposals.truth import EXACT, TruthNoise, proposals_from_truth
-from vos_lightning.structures import LazySequence, Proposals, VideoSample
+from vos_lightning.structures import FrameProposals, LazySequence, Proposals, VideoSample
 
 DEFAULT_NOISE = TruthNoise()
-
-
-class LazyProposals(Mapping[int, Proposals]):
-    """Proposals with one row by frame index, made when they are accessed."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.length))
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -131,20 +119,9 @@ class StoredProposals(ProposalSource):
 
         return move
 
-    def of_video(self, video: VideoSample) -> Mapping[int, Proposals]:
+    def of_video(self, video: VideoSample) -> FrameProposals:
         """Read the proposals frame by frame."""
-        file = self.file(video.name)
-        file.check(video.frame_names, video.original_size)
-        return _StoredVideo(file, video.frame_names, self.num_proposals)
-
-
-class _StoredVideo(LazyProposals):
-    def __init__(self, file: ProposalFile, frame_names: Sequence[str], num_proposals: int) -> None:
-        super().__init__(len(frame_names))
-        self.file, self.frame_names, self.num_proposals = file, frame_names, num_proposals
-
-    def __getitem__(self, index: int) -> Proposals:
-        return batch_proposals(self.file.read([self.frame_names[index]]), self.num_proposals)
+        return StoredFrames(self.file(video.name), video.frame_names, size=video.original_size, num_proposals=self.num_proposals)
 
 
 def _put_last(proposals: Proposals, others: Proposals) -> Proposals:
@@ -186,29 +163,29 @@ class ProposalsFromTruth(ProposalSource):
 
         return make
 
-    def of_video(self, video: VideoSample) -> Mapping[int, Proposals]:
+    def of_video(self, video: VideoSample) -> FrameProposals:
         """Make the proposals from the targets.
 
         Raises:
             ValueError: a frame has no target; without proposals nothing would be matched in it.
         """
         there = set(video.targets)  # the indices only: accessing a target would read its file
-        missing = [index for index in range(len(video.frames)) if index not in there]
+        missing = [index for index in range(video.length or 0) if index not in there]
         if missing:
             raise ValueError(
-                f"{video.name}: frame {video.frame_names[missing[0]]} has no true mask to make proposals of ({len(missing)} "
+                f"{video.name}: frame {video.name_of(missing[0])} has no true mask to make proposals of ({len(missing)} "
                 "frames lack one): use StoredProposals"
             )
         return _TrueVideo(video, self)
 
 
-class _TrueVideo(LazyProposals):
+class _TrueVideo:
     def __init__(self, video: VideoSample, source: ProposalsFromTruth) -> None:
-        super().__init__(len(video.frames))
         self.targets, self.source = video.targets, source
         self.seed = zlib.crc32(video.name.encode())
 
-    def __getitem__(self, index: int) -> Proposals:
+    def of_frame(self, index: int, frame: UInt8[Tensor, "3 H W"]) -> Proposals:  # noqa: ARG002
+        """Proposals of a frame, the same in every run."""
         target = self.targets[index]
         rng = np.random.Generator(np.random.PCG64([self.source.seed, self.seed, index]))
         return batch_proposals([proposals_from_truth(target, self.source.noise, rng)], self.source.num_proposals)

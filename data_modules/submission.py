@@ -36,7 +36,7 @@ from data_modules.doctor.layouts import Split, recognise, subfolders
 from vos_lightning.io.files import list_everything, list_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_header
 from vos_lightning.io.label_maps import encode_label_map, read_label_map
-from vos_lightning.io.outputs import claim_file
+from vos_lightning.io.outputs import claim_file, mask_folder
 from vos_lightning.mask_ops import as_object_map, object_ids_in
 
 Server = Literal["davis17-testdev", "youtube-vos18", "youtube-vos19", "mose", "lvos"]
@@ -87,7 +87,7 @@ def write_submission(server: Server, predictions: Path, output: Path, data: Path
 
     Args:
         server: name of the server, see the module.
-        predictions: folder of video folders of PNGs.
+        predictions: folder of video folders of PNGs, or what `test` or `predict` has written.
         output: the zip file, which is written atomically.
         data: root of the data set, with which frames, sizes and ids are compared; None checks the predictions alone.
 
@@ -101,6 +101,7 @@ def write_submission(server: Server, predictions: Path, output: Path, data: Path
     rules = SERVERS[server]
     if not predictions.is_dir():
         raise FileNotFoundError(f"{predictions}: the folder of predictions does not exist")
+    predictions = mask_folder(predictions)
     if output.suffix != ".zip":
         raise SubmissionError(f"{output}: servers take zip files; name it {output.with_suffix('.zip').name}")
     videos = _video_folders(predictions, rules)
@@ -260,7 +261,9 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m vos_lightning submit", description="Check predictions and zip them for an evaluation server."
     )
     parser.add_argument("--server", choices=get_args(Server), required=True)
-    parser.add_argument("--predictions", type=Path, required=True, help="folder of video folders of PNGs")
+    parser.add_argument(
+        "--predictions", type=Path, required=True, help="folder of video folders of PNGs, or the output of test or predict"
+    )
     parser.add_argument("--data", type=Path, help="root of the data set, with which frames, sizes and ids are compared")
     parser.add_argument("--output", type=Path, required=True, help="the zip file")
     parser.add_argument("--overwrite", action="store_true", help="replace the zip file where it exists")

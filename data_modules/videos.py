@@ -356,7 +356,7 @@ def open_video(record: VideoRecord, with_targets: bool) -> VideoSample:
         annotations=annotations,
         targets=LazyTargets(record, size, first_path) if with_targets and _has_truth(record, len(annotations)) else {},
         object_ids=tuple(sorted({i for label_map in annotations.values() for i in object_ids_in(label_map)})),
-        required_frames=record.required_frames if record.required_frames is not None else tuple(range(len(frames))),
+        required_frames=record.required_frames,
         original_size=size,
         frame_names=record.frame_names,
         unseen_ids=record.unseen_ids,

@@ -9,11 +9,12 @@ proposals or points.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Num, UInt8
 from torch import Tensor
 
 from vos_lightning.labels import IGNORE_LABEL as IGNORE_LABEL
@@ -139,13 +140,45 @@ class LazySequence(Protocol[LazyT]):
     def __iter__(self) -> Iterator[LazyT]: ...
 
 
+@runtime_checkable
+class Frames(Protocol):
+    """The frames of a video in time order, uint8 ``(3, H, W)`` on the host; every iteration decodes them from the first one on.
+
+    A list is one too. It is not an ``Iterable``, because type checks in the tests would then decode some frames.
+    """
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+
+@runtime_checkable
+class FrameProposals(Protocol):
+    """Source of the proposals of a video's frames."""
+
+    def of_frame(self, index: int, frame: UInt8[Tensor, "3 H W"]) -> Proposals:
+        """Proposals of a frame, in one row, in pixels of the frame; made or read now.
+
+        Args:
+            index: index of the frame.
+            frame: RGB image on the host.
+        """
+
+
+def frame_name(names: Sequence[str] | None, index: int) -> str:
+    """Name of a frame: its file stem, or its index in five digits where frames have no names, as in a video file."""
+    return f"{index:05d}" if names is None else names[index]
+
+
+FOLDER_FPS = Fraction(24)
+"""Frames a second of a folder of images, which has no rate of its own (DAVIS and YouTube-VOS are shown at 24)."""
+
+
 @dataclass(frozen=True)
 class VideoSample:
-    """One whole video for validation, test or prediction. The batch size is always one."""
+    """One whole video: of a data set, a folder of images, or a video file. The batch size is always one."""
 
     name: str
-    frames: LazySequence[UInt8[Tensor, "3 H W"]]
-    """Frames, decoded when they are accessed; they stay on the host."""
+    frames: Frames
+    """Frames, decoded one by one as they are asked for; they stay on the host."""
     annotations: Mapping[int, UInt8[Tensor, "H W"]]
     """Label maps in original ids by frame index, which the network is given. Non-zero pixels introduce or re-annotate an
     object."""
@@ -153,16 +186,27 @@ class VideoSample:
     """Label maps in original ids by frame index, for metrics only; may be empty."""
     object_ids: tuple[int, ...]
     """Original ids of all objects that are annotated in any frame."""
-    required_frames: tuple[int, ...]
-    """Frames whose prediction is to be written."""
     original_size: tuple[int, int]
-    """Height and width of the written predictions."""
-    frame_names: tuple[str, ...]
-    """File stems of all frames; predictions are written under the same stems."""
-    proposals: Mapping[int, Proposals] | None = None
-    """Proposals by frame index, with one row, in pixels of the original frame; made or read when they are accessed."""
+    """Height and width of the frames, of annotations and targets, and of the written predictions."""
+    frame_names: tuple[str, ...] | None
+    """File stems of all frames; predictions are written under the same stems. None where the number of frames is known only at
+    the end, as in a video file: frames are then named by their index, see :meth:`name_of`."""
+    required_frames: tuple[int, ...] | None = None
+    """Frames whose prediction is to be written; None means all frames."""
+    proposals: FrameProposals | None = None
     unseen_ids: tuple[int, ...] = ()
     """Ids whose category is not in the training set, if that is known (YouTube-VOS)."""
+    fps: Fraction = FOLDER_FPS
+    """Frames a second, at which pictures of the video are written."""
+
+    @property
+    def length(self) -> int | None:
+        """Number of frames; None where it is known only at the end."""
+        return None if self.frame_names is None else len(self.frame_names)
+
+    def name_of(self, index: int) -> str:
+        """Name of a frame, see :func:`frame_name`."""
+        return frame_name(self.frame_names, index)
 
     def to(self, *args: Any, **kwargs: Any) -> VideoSample:  # noqa: ARG002
         """Return itself: a video stays on the host, and the engine moves one frame at a time. Lightning calls this method."""
@@ -174,10 +218,14 @@ class FramePrediction:
     """Result of the engine for a frame, in original size and ids."""
 
     frame_index: int
+    frame: Num[Tensor, "3 H0 W0"]
+    """The frame, as it was given to the engine: RGB, uint8 or float."""
     label_map: UInt8[Tensor, "H0 W0"]
     probabilities: Float[Tensor, "N H0 W0"]
     """One plane for each object, in the order of ``object_ids``."""
     object_ids: tuple[int, ...]
+    given_ids: tuple[int, ...] = ()
+    """Objects whose mask was given in this frame."""
     processed_size: tuple[int, int] | None = None
     """Height and width at which the network worked, before padding; None if they equal those of the label map."""
     aux: Mapping[str, Any] = field(default_factory=dict)
@@ -205,6 +253,6 @@ class VideoRecord:
     """Whether any non-zero label is object 1 (DAVIS 2016, saliency sets)."""
     has_void: bool = False
     """Whether 255 marks pixels that are neither trained nor scored (DAVIS 2017, VOST). Otherwise it is the white of a black and
-    white     mask, see :func:`vos_lightning.mask_ops.as_object_map`."""
+    white mask, see :func:`vos_lightning.mask_ops.as_object_map`."""
     unseen_ids: tuple[int, ...] = ()
     """Ids whose category is not in the training set, if that is known (YouTube-VOS)."""

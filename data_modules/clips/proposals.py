@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -14,7 +14,7 @@ from data_modules.clips.maps import ClipProposals
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.transforms import RawClip
 from data_modules.videos import LazyVideos, RecordVideos
-from vos_lightning.structures import LazySequence, Proposals, VideoSample
+from vos_lightning.structures import FrameProposals, LazySequence, VideoSample
 
 
 class ProposalSource(ABC):
@@ -32,8 +32,8 @@ class ProposalSource(ABC):
         """
 
     @abstractmethod
-    def of_video(self, video: VideoSample) -> Mapping[int, Proposals]:
-        """Proposals of every frame, made or read when they are accessed."""
+    def of_video(self, video: VideoSample) -> FrameProposals:
+        """Proposals of every frame, made or read when they are asked for."""
 
     @abstractmethod
     def check(self, items: Iterable[ItemNames]) -> None:
@@ -98,7 +98,7 @@ class ProposalVideos(LazyVideos):
     def names(self) -> Iterator[ItemNames]:
         """Names of every video and its frames; videos on disk are not opened."""
         for video in self.videos.records if isinstance(self.videos, RecordVideos) else self.videos:
-            yield ItemNames(video.name, dict(enumerate(video.frame_names)))
+            yield ItemNames(video.name, dict(enumerate(video.frame_names or ())))
 
 
 def add_proposals(

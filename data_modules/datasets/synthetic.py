@@ -93,7 +93,6 @@ class SyntheticVideos(LazyVideos):
             annotations=annotations,
             targets=dict(enumerate(targets)),
             object_ids=tuple(first_frames),
-            required_frames=tuple(range(num_frames)),
             original_size=(self.scene.height, self.scene.width),
             frame_names=_frame_names(self.scene),
         )

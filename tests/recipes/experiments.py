@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from vos_lightning.app.cli import build
 from vos_lightning.app.experiments import Experiment, experiment_files, load_experiment
 from vos_lightning.app.runs import Run
+from vos_lightning.app.training import build
 from vos_lightning.structures import ClipBatch
 
 EXPERIMENTS = {name: load_experiment(name) for name in experiment_files()}

@@ -23,9 +23,10 @@ from tests.networks import NETWORKS
 from tests.recipes.experiments import NAMES, SMOKE, without_pretrained
 from tests.tolerances import assert_close
 from vos_lightning.app import lightning_cli, training
-from vos_lightning.app.cli import _require_same_system, main
+from vos_lightning.app.cli import main
 from vos_lightning.app.experiments import Experiment, ExperimentError, differing_keys, experiments_folder, load_experiment
 from vos_lightning.app.runs import Run
+from vos_lightning.app.scoring import _require_same_system
 from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.densenet import DenseNetPyramid
 from vos_lightning.backbones.resnet import ResNetPyramid
@@ -120,7 +121,7 @@ def test_evaluated_as_it_was_trained(folder: Path, capfd: pytest.CaptureFixture[
     assert main([*arguments, switch]) == 0
     video = training.build(load_experiment("pmvos_smoke"), Run(folder), quick, "predict").datamodule.predict_videos()[0]
     predicted = [p.label_map for p in loading.load_engine("c.ckpt", device="cpu").run(video)]
-    files = sorted((folder / "out" / "predictions" / "predict").rglob("*.png"))
+    files = sorted((folder / "out" / "predictions" / "predict" / "masks").rglob("*.png"))
     assert len(files) == len(predicted)
     assert all(torch.equal(read_label_map(file), label_map) for file, label_map in zip(files, predicted, strict=True))
 

@@ -12,10 +12,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from tests.recipes.experiments import EXPERIMENTS, NAMES, SMOKE, fit, without_pretrained
-from vos_lightning.app.cli import build, main
+from vos_lightning.app.cli import main
 from vos_lightning.app.experiments import ExperimentError, experiments_folder, load_experiment, with_overrides
 from vos_lightning.app.finetuning import with_model_of
 from vos_lightning.app.runs import Run
+from vos_lightning.app.training import build
 from vos_lightning.checkpoints.loading import load_engine, load_weights
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.proposal_detector import ProposalDetectorModule

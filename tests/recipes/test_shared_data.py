@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from tests.recipes.experiments import without_pretrained
-from vos_lightning.app.cli import build
 from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.runs import Run
+from vos_lightning.app.training import build
 
 FRAGMENTS = {
     "davis16": [],

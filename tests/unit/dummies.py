@@ -119,7 +119,7 @@ def make_video(
         annotations={0: label_map},
         targets=dict.fromkeys(range(length), label_map),
         object_ids=ids,
-        required_frames=required if required is not None else tuple(range(length)),
+        required_frames=required,
         original_size=(30, 45),
         frame_names=tuple(f"f{i:05d}" for i in range(length)),
     )

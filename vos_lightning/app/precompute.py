@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from vos_lightning.io.files import find_files, list_files, list_folders
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_image
@@ -21,6 +20,7 @@ from vos_lightning.io.pretrained import MissingWeightsError
 from vos_lightning.io.videos import open_frames
 from vos_lightning.proposals.detector import Architecture, Order, ProposalDetector, Selection
 from vos_lightning.proposals.store import Found, ProposalFile, write_proposals
+from vos_lightning.structures import Frames, frame_name
 
 
 class Computed(NamedTuple):
@@ -58,19 +58,21 @@ def precompute(
             yield Computed(name, new=False, empty=there.is_empty)
             continue
         found: dict[str, Found] = {}
-        frames = iter(_frames(place))
-        size = [0, 0]
-        while batch := list(itertools.islice(frames, batch_size)):
-            found |= {stem: one for (stem, _), one in zip(batch, detector.find([f for _, f in batch]), strict=True)}
-            size = list(batch[0][1].shape[1:])
+        frames, names = _frames(place)
+        remaining, size = iter(frames), [0, 0]
+        while batch := list(itertools.islice(remaining, batch_size)):
+            found |= {frame_name(names, len(found) + i): one for i, one in enumerate(detector.find(batch))}
+            size = list(batch[0].shape[1:])
         write_proposals(path, found, {**detector.header, "frame_size": size})
         yield Computed(name, new=True, empty=not any(len(one.scores) for one in found.values()))
 
 
-def _frames(place: Path) -> Iterable[tuple[str, Tensor]]:
+def _frames(place: Path) -> tuple[Frames, tuple[str, ...] | None]:
+    """Frames and their names."""
     if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
-        return [(place.stem, read_image(place))]
-    return open_frames(place)
+        return [read_image(place)], (place.stem,)
+    frames = open_frames(place)
+    return frames, frames.names
 
 
 def _check_header(file: ProposalFile, header: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Sta
         return VOSCommandLine(file, run, experiment.name, stage)
 
 
-def train(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Train an experiment, or continue where it stopped."""
     parser = argparse.ArgumentParser(
         prog="python -m vos_lightning train",

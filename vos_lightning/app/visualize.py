@@ -1,33 +1,57 @@
-"""Pictures of what a network computes for chosen frames, see :mod:`vos_lightning.visualization.panels`."""
+"""The command ``visualize``: what a network computes for chosen frames, as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import UInt8
-from torch import Tensor
+from vos_lightning.app.options import add_mask_options, add_proposal_options
+from vos_lightning.app.scoring import add_weight_options, load_trained
 
-from vos_lightning.app.given_masks import GivenMasks
-from vos_lightning.app.predict import step_frame
-from vos_lightning.callbacks.panels import panels_of, write_panels
-from vos_lightning.io.outputs import OutputFolder
-from vos_lightning.io.videos import FrameSource
-from vos_lightning.modules.base import VOSModule
-from vos_lightning.propagation.engine import InferenceEngine
-from vos_lightning.proposals.frames import FrameProposals
-from vos_lightning.structures import FramePrediction, VideoSample
-
-Segmented = Iterator[tuple[str, UInt8[Tensor, "3 H W"], FramePrediction]]
-"""Yields name, frame and prediction of one frame after the other."""
+if TYPE_CHECKING:
+    from vos_lightning.io.outputs import OutputFolder
+    from vos_lightning.modules.base import VOSModule
+    from vos_lightning.structures import VideoSample
 
 
-def draw(module: VOSModule, segmented: Segmented, frames: Sequence[int], output: OutputFolder) -> list[Path]:
+def main(argv: Sequence[str]) -> int:
+    """Draw intermediate results of a network for frames of a video."""
+    known, overrides = _parser().parse_known_args(argv)
+    if min(known.frame) < 0:
+        raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
+
+    from vos_lightning.io.outputs import OutputFolder
+
+    if known.experiment is None:
+        if known.checkpoint is None or known.masks is None:
+            raise ValueError("without an experiment, --checkpoint and --masks are needed")
+        if overrides:
+            raise ValueError(f"unknown option {overrides[0]}")
+        inputs = (Path(known.video), known.masks, known.checkpoint, known.proposals)
+        output = OutputFolder(known.output, "visualize", inputs, known.overwrite)
+        module, video = _own_video(known)
+    else:
+        if known.proposals is not None or known.detector is not None:
+            raise ValueError("--proposals and --detector are for a video of your own; an experiment's data have their proposals")
+        output = OutputFolder(known.output, "visualize", (known.checkpoint,), known.overwrite)
+        module, video = _video_of_data_set(known, overrides)
+    for sheet in draw(module, video, known.frame, output):
+        sys.stdout.write(f"{sheet}\n")
+    note = getattr(video.proposals, "note", None)
+    if note is not None:
+        sys.stdout.write(f"{note}\n")
+    return 0
+
+
+def draw(module: VOSModule, video: VideoSample, frames: Sequence[int], output: OutputFolder) -> list[Path]:
     """Draw frames of a video; frames after the last requested one are not segmented.
 
     Args:
-        module: module whose ``panels`` are drawn.
-        segmented: the frames of the video with their predictions.
+        module: module whose network is drawn.
+        video: the video.
         frames: frame indices, counted from 0.
         output: ``<output>/<frame>/<row>_<title>.png`` for every panel, and ``<output>/<frame>/sheet.png`` with all of them.
 
@@ -37,28 +61,60 @@ def draw(module: VOSModule, segmented: Segmented, frames: Sequence[int], output:
     Raises:
         ValueError: the video is too short, or nothing is predicted in a frame.
     """
+    from vos_lightning.callbacks.panels import panels_of, write_panels
+
     sheets, index = [], -1
-    for index, (name, frame, prediction) in enumerate(segmented):
+    for prediction in module.engine().run(video):
+        index = prediction.frame_index
         if index in frames:
-            panels = panels_of(module, frame, prediction)
+            panels = panels_of(module, prediction.frame, prediction)
             if not panels:
                 raise ValueError(f"frame {index}: no object is annotated up to here, so there is nothing to draw")
-            sheets.append(write_panels(output, name, panels))
+            sheets.append(write_panels(output, video.name_of(index), panels))
         if index >= max(frames):
             output.finish()
             return sheets
     raise ValueError(f"frame {max(frames)}: the video has frames 0 to {index}")
 
 
-def of_sample(engine: InferenceEngine, video: VideoSample) -> Segmented:
-    """Segment a video of a data set."""
-    for prediction in engine.run(video):
-        yield video.frame_names[prediction.frame_index], video.frames[prediction.frame_index], prediction
+def _own_video(known: argparse.Namespace) -> tuple[Any, VideoSample]:
+    from vos_lightning.app.own_videos import open_proposals, read_masks
+    from vos_lightning.checkpoints.loading import load_module
+    from vos_lightning.io.given_masks import own_video
+    from vos_lightning.io.videos import open_frames
+
+    frames = open_frames(known.video)
+    masks = read_masks(known, frames)
+    module = load_module(known.checkpoint)
+    return module, own_video(frames, masks, open_proposals(module.network, frames, known.proposals, known.detector))
 
 
-def of_files(
-    engine: InferenceEngine, frames: FrameSource, masks: GivenMasks, proposals: FrameProposals | None = None
-) -> Segmented:
-    """Segment a user's video, see ``predict``."""
-    for index, (name, frame) in enumerate(frames):
-        yield name, frame, step_frame(engine, name, frame, masks.read(index), proposals)
+def _video_of_data_set(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[Any, VideoSample]:
+    cli = load_trained(known, overrides, "test").cli
+    videos = {video.name: video for split in (cli.datamodule.test_videos, cli.datamodule.val_videos) for video in split()}
+    if known.video not in videos:
+        raise ValueError(f"--video {known.video}: there are {', '.join(list(videos)[:20])} ...")
+    return cli.model.eval(), videos[known.video]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vos visualize",
+        allow_abbrev=False,  # unknown arguments are options of the experiment
+        description="Draw intermediate results of a network (score maps ...) for frames of a video: one of an experiment's "
+        "test or validation videos, or your own.",
+        epilog="With EXP, every other option overrides the experiment, as in `train`.",
+    )
+    parser.add_argument(
+        "experiment", metavar="EXP", nargs="?", help="name from `list`, or a YAML file; leave it out for your own video"
+    )
+    parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
+    add_weight_options(parser)
+    parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP: a file or folder")
+    parser.add_argument("--masks", type=Path, help="without EXP: PNG for the first frame, or folder of PNGs, as for `predict`")
+    add_proposal_options(parser)
+    parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="frame indices, counted from 0")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="remove the output of an earlier run of visualize")
+    add_mask_options(parser)
+    return parser

@@ -54,12 +54,12 @@ class FramePanels(Callback):
         """Frame listener: keep the panels of chosen frames."""
         self._first = self._first or video.name
         chosen = (self._first,) if self.videos is None else self.videos
-        frames = (len(video.frames) // 2,) if self.frames is None else self.frames
+        frames = ((video.length or 0) // 2,) if self.frames is None else self.frames
         if video.name not in chosen or prediction.frame_index not in frames:
             return
         assert self._module is not None
-        panels = panels_of(self._module, video.frames[prediction.frame_index], prediction)
-        name = f"{video.name}_{video.frame_names[prediction.frame_index]}"
+        panels = panels_of(self._module, prediction.frame, prediction)
+        name = f"{video.name}_{video.name_of(prediction.frame_index)}"
         path = self._folder / f"{self._prefix}_{name}.png"
         if panels:
             write_png(path, contact_sheet(panels))

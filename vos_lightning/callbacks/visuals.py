@@ -67,17 +67,17 @@ class EvaluationPictures(Callback):
             if len(self._names) == self.videos:
                 return
             self._names.append(video.name)
-        frame = video.frames[index].cpu()
+        frame = prediction.frame
         if index == 0:
             self._pictures[video.name] = []
             self._drop_video()
-            self._writer = VideoWriter(self._folder / f"{video.name}.mp4")
+            self._writer = VideoWriter(self._folder / f"{video.name}.mp4", video.fps)
         assert self._writer is not None
         self._writer.write(overlay(frame, label_map))
-        if index in spread(len(video.frames), self.frames):
-            picture = thumbnail(frame, label_map, video.frame_names[index], video.targets.get(index), PICTURE_HEIGHT)
+        if index in spread(video.length or 0, self.frames):
+            picture = thumbnail(frame, label_map, video.name_of(index), video.targets.get(index), PICTURE_HEIGHT)
             self._pictures[video.name].append(picture)
-        if index == len(video.frames) - 1:
+        if index + 1 == video.length:
             self._writer.close()
             self._writer = None
 

@@ -28,7 +28,8 @@ def copy_first_mask(sample: VideoSample) -> Iterator[tuple[int, UInt8[Tensor, "H
         Frame index and label map.
     """
     current: Tensor | None = None
-    for index in range(len(sample.frames)):
+    assert sample.frame_names is not None
+    for index in range(len(sample.frame_names)):
         current = _with_annotation(sample, index, current)
         yield index, _at_original_size(sample, current)
 

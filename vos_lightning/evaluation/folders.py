@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vos_lightning.io.files import list_files, list_folders, natural_key, write_atomically
-from vos_lightning.io.outputs import refuse_overlap
+from vos_lightning.io.outputs import mask_folder, refuse_overlap
 from vos_lightning.io.plain_png import read_plain_png
 from vos_lightning.labels import IGNORE_LABEL
 from vos_lightning.metrics import davis
@@ -114,9 +114,9 @@ def evaluate_folder(
 
     Args:
         truth: a folder of video folders of label-map PNGs.
-        predictions: a folder with the same layout and file names; frames that the protocol skips may be absent. Frames, videos
-            and ids that the truth does not have are ignored (except that ``davis17`` refuses ids above the truth's highest). What
-            is missing is scored as a blank prediction. The result names both.
+        predictions: a folder with the same layout and file names, or what `test` or `predict` has written; frames that the
+            protocol skips may be absent. Frames, videos and ids that the truth does not have are ignored (except that ``davis17``
+            refuses ids above the truth's highest). What is missing is scored as a blank prediction. The result names both.
         protocol: how videos are scored, see :data:`vos_lightning.metrics.scores.Protocol`.
         videos: names of the videos to score; None means all folders of the truth.
         workers: number of processes; 1 runs in this process on one thread, None chooses by the number of frames.
@@ -228,6 +228,7 @@ def _find_tasks(
     for role, folder in (("truth", truth), ("predictions", predictions)):
         if not folder.is_dir():
             return _Found(problems=[f"{folder}: the {role} folder does not exist; give a folder of video folders"])
+    predictions = mask_folder(predictions)
     if truth.resolve() == predictions.resolve():
         same = f"{truth}: truth and predictions are the same folder; give the folder that your predictions were written to"
         return _Found(problems=[same])
@@ -513,7 +514,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="vos_lightning evaluate", description="Score folders of predicted label maps.")
     parser.add_argument("--truth", type=Path, required=True, help="folder of video folders of label-map PNGs")
-    parser.add_argument("--predictions", type=Path, required=True, help="the same layout; skipped frames may be absent")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        help="the same layout, or the output of test or predict; skipped frames may be absent",
+    )
     parser.add_argument("--protocol", choices=get_args(Protocol), required=True)
     parser.add_argument("--videos", type=Path, help="text file with one video name a line (default: all videos of the truth)")
     parser.add_argument("--meta", type=Path, help="meta.json of the truth with categories (YouTube-VOS)")

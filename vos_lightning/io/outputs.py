@@ -16,6 +16,15 @@ _RECORD = re.compile(r"written(-[0-9]+)?\.jsonl")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """Pattern of the temporary files that a killed process leaves behind."""
 
+MASKS = "masks"
+"""Folder inside an output of predictions that holds a folder of label maps for each video."""
+
+
+def mask_folder(folder: Path) -> Path:
+    """The folder of video folders inside an output of predictions; any other folder is returned as it is."""
+    inside = folder / MASKS
+    return inside if inside.is_dir() and any(_RECORD.fullmatch(path.name) for path in list_everything(folder)) else folder
+
 
 def refuse_overlap(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
     """Refuse outputs that are an input, contain one or lie inside one.

@@ -21,10 +21,7 @@ from torch import Tensor
 
 from vos_lightning.io.files import list_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, Turn, read_image
-
-FOLDER_FPS = Fraction(24)
-"""Frame rate of a folder of images, which has no frame rate of its own (DAVIS and YouTube-VOS are shown at 24)."""
-
+from vos_lightning.structures import FOLDER_FPS
 
 # Reading --------------------------------------------------------------------------------------------------------------
 
@@ -44,22 +41,22 @@ class FrameSource(ABC):
     length: int | None
     names: tuple[str, ...] | None
 
-    def __iter__(self) -> Iterator[tuple[str, UInt8[Tensor, "3 H W"]]]:
-        """Name (file stem, or the five-digit index in a video file) and RGB of each frame.
+    def __iter__(self) -> Iterator[UInt8[Tensor, "3 H W"]]:
+        """RGB of each frame.
 
         Raises:
             ValueError: a frame cannot be decoded or differs in size from the first, or there is no frame.
         """
         first: tuple[int, ...] | None = None
-        for name, frame in self._frames():
+        for index, frame in enumerate(self._decode()):
             size = tuple(frame.shape[-2:])
             first = first or size
             if size != first:
                 raise ValueError(
-                    f"{self._where(name)} is {size[1]}x{size[0]}, the frames before are {first[1]}x{first[0]}: "
+                    f"{self._where(index)} is {size[1]}x{size[0]}, the frames before are {first[1]}x{first[0]}: "
                     "all frames of a video must have one size"
                 )
-            yield name, frame
+            yield frame
         if first is None:
             raise ValueError(f"{self.path}: not a single frame could be decoded")
 
@@ -69,15 +66,15 @@ class FrameSource(ABC):
         Raises:
             ValueError: there is no frame, or it cannot be decoded.
         """
-        for _, frame in self:
+        for frame in self:
             return int(frame.shape[1]), int(frame.shape[2])
         raise ValueError(f"{self.path}: there is no frame")
 
     @abstractmethod
-    def _frames(self) -> Iterator[tuple[str, Tensor]]: ...
+    def _decode(self) -> Iterator[Tensor]: ...
 
     @abstractmethod
-    def _where(self, name: str) -> str:
+    def _where(self, index: int) -> str:
         """Description of a frame for an error message."""
 
 
@@ -90,7 +87,7 @@ def open_frames(path: str | os.PathLike[str]) -> FrameSource:
         path: any file that FFmpeg decodes, or a folder; hidden files in it are ignored.
 
     Returns:
-        An iterable of ``(name, frame)``, see :class:`FrameSource`.
+        The frames, see :class:`FrameSource`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -106,6 +103,8 @@ def open_frames(path: str | os.PathLike[str]) -> FrameSource:
 
 
 class _ImageFolder(FrameSource):
+    names: tuple[str, ...]
+
     def __init__(self, path: Path) -> None:
         self.path, self.fps = path, FOLDER_FPS
         self._files = list_files(path, IMAGE_SUFFIXES)
@@ -114,12 +113,11 @@ class _ImageFolder(FrameSource):
         self.names = tuple(self._files)
         self.length = len(self.names)
 
-    def _frames(self) -> Iterator[tuple[str, Tensor]]:
-        for name, file in self._files.items():
-            yield name, read_image(file)
+    def _decode(self) -> Iterator[Tensor]:
+        return map(read_image, self._files.values())
 
-    def _where(self, name: str) -> str:
-        return str(self._files[name])
+    def _where(self, index: int) -> str:
+        return str(self._files[self.names[index]])
 
 
 def count_frames(path: str | os.PathLike[str]) -> int:
@@ -160,16 +158,16 @@ class _VideoFile(FrameSource):
         if self._missing and self._kind != "avi":
             raise ValueError(f"{path}: {self._missing} bytes at the end are missing; {_mend(path)}")
 
-    def _frames(self) -> Iterator[tuple[str, Tensor]]:
+    def _decode(self) -> Iterator[Tensor]:
         path, count = self.path, 0
         try:
             with av.open(path.absolute()) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                for frame in _decode(container, stream):
+                for frame in _decode_packets(container, stream):
                     if frame is None or frame.is_corrupt:
                         raise ValueError(f"{path}: frame {count} is damaged or cut off; {_mend(path)}")
-                    yield self._name(count), self._upright(frame)
+                    yield self._upright(frame)
                     count += 1
         except FFmpegError as error:
             raise ValueError(f"{path}: frame {count} cannot be decoded ({error.strerror}); {_mend(path)}") from error
@@ -190,15 +188,11 @@ class _VideoFile(FrameSource):
             array = turn.apply(array)
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
-    def _where(self, name: str) -> str:
-        return f"{self.path}: frame {name}"
-
-    @staticmethod
-    def _name(index: int) -> str:
-        return f"{index:05d}"
+    def _where(self, index: int) -> str:
+        return f"{self.path}: frame {index}"
 
 
-def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
+def _decode_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
     """All frames up to the first incomplete packet; then None."""
     for packet in container.demux(stream):
         if packet.is_corrupt:

@@ -71,8 +71,10 @@ class ProposalDetectorModule(LightningModule):
 
     def validation_step(self, batch: VideoSample, batch_idx: int) -> None:  # noqa: ARG002
         """Count the objects that were found."""
-        for index in sorted(batch.targets)[:: self.every_nth_frame]:
-            frame = batch.frames[index]
+        looked_at = set(sorted(batch.targets)[:: self.every_nth_frame])
+        for index, frame in enumerate(batch.frames):
+            if index not in looked_at:
+                continue
             (proposals,) = self.network.find([frame])
             true = targets_of(batch.targets[index].to(self.device))["masks"].flatten(1).float()
             self.true += len(true)

@@ -139,18 +139,29 @@ class InferenceEngine:
         self._ids = tuple(self._ids[slot] for slot in kept)
 
     def run(self, video: VideoSample) -> Iterator[FramePrediction]:
-        """Segment a whole video frame by frame; frames are decoded when they are needed.
+        """Segment a whole video frame by frame; a frame is decoded once, when it is its turn, and comes with its prediction.
+
+        Proposals are asked for from the first annotated frame on.
 
         Raises:
-            ValueError: the network needs proposals and the video has none.
+            ValueError: the network needs proposals and the video has none; or the video ends before a frame that is annotated.
         """
         if video.proposals is None:
             self.network.check_proposals(None, f"video {video.name!r}")
         self.reset()
         self._keep_size = self._has_tiny_object(video)
-        for index in range(len(video.frames)):
-            proposals = None if video.proposals is None else video.proposals.get(index)
-            yield self.step(video.frames[index], video.annotations.get(index), proposals=proposals)
+        index = -1
+        for index, frame in enumerate(video.frames):
+            annotation = video.annotations.get(index)
+            starts = annotation is not None or bool(self._ids)
+            proposals = video.proposals.of_frame(index, frame) if video.proposals is not None and starts else None
+            yield self.step(frame, annotation, proposals=proposals)
+        late = [t for t in video.annotations if t > index]
+        if late:
+            raise ValueError(
+                f"{video.name}: the video ended after {index + 1} frames, before frame {min(late)} (counted from 0), "
+                "for which a mask is given"
+            )
 
     # Details ----------------------------------------------------------------------------------------------------------
 
@@ -175,7 +186,7 @@ class InferenceEngine:
         """The result of :meth:`step`, and the state after the frame."""
         size = (int(frame.shape[1]), int(frame.shape[2]))
         if self._state is None and annotation is None:
-            return self._empty(size), None
+            return self._empty(frame), None
         image = frame.to(self.network.device)
         image = (image.float() / 255 if image.dtype == torch.uint8 else image.float()).unsqueeze(0)
         inner = self._inner_size(size)
@@ -190,7 +201,7 @@ class InferenceEngine:
             output, state = advance(self.network, self.propagation, before, FrameInput(image, proposals), resized)
         if given is not None:
             state = drop_unread(state)
-        return self._predict(output, size, ids, given), state
+        return self._predict(output, frame, ids, given, () if annotation is None else object_ids_in(annotation)), state
 
     def _given(self, annotation: UInt8[Tensor, "H W"], ids: tuple[int, ...]) -> Given:
         slots = ids_to_slots(annotation, ids).to(self.network.device)
@@ -233,11 +244,15 @@ class InferenceEngine:
             f"memory: process it at a smaller size with short_side={smaller} (--short-side {smaller}), or remember fewer frames"
         )
 
-    def _empty(self, size: tuple[int, int]) -> FramePrediction:
+    def _empty(self, frame: Tensor) -> FramePrediction:
+        size = (int(frame.shape[1]), int(frame.shape[2]))
         empty = torch.zeros(size, dtype=torch.uint8)
-        return FramePrediction(self._frame_index + 1, empty, torch.zeros(0, *size), (), size)
+        return FramePrediction(self._frame_index + 1, frame, empty, torch.zeros(0, *size), (), processed_size=size)
 
-    def _predict(self, output: StepOutput, size: tuple[int, int], ids: tuple[int, ...], given: Given | None) -> FramePrediction:
+    def _predict(
+        self, output: StepOutput, frame: Tensor, ids: tuple[int, ...], given: Given | None, given_ids: tuple[int, ...]
+    ) -> FramePrediction:
+        size = (int(frame.shape[1]), int(frame.shape[2]))
         probabilities = output.probabilities
         processed = (int(probabilities.shape[-2]), int(probabilities.shape[-1]))
         if processed != size:
@@ -245,7 +260,9 @@ class InferenceEngine:
             if given is not None:
                 probabilities = show_given(probabilities, given)
         label_map = slots_to_ids(label_map_from_probabilities(probabilities)[0], ids).cpu()
-        return FramePrediction(self._frame_index + 1, label_map, probabilities[0, 1:].cpu(), ids, processed, output.aux)
+        return FramePrediction(
+            self._frame_index + 1, frame, label_map, probabilities[0, 1:].cpu(), ids, given_ids, processed, output.aux
+        )
 
 
 def _resize_masks(masks: Float[Tensor, "B N H W"], size: tuple[int, int]) -> Float[Tensor, "B N h w"]:

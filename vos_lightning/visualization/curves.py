@@ -145,7 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--truth", type=Path, required=True, help="folder of video folders of label-map PNGs")
     parser.add_argument(
-        "--predictions", nargs="+", required=True, metavar="NAME=DIR", help="folders of the same layout, each with a name"
+        "--predictions",
+        nargs="+",
+        required=True,
+        metavar="NAME=DIR",
+        help="folders of the same layout, or outputs of test or predict, each with a name",
     )
     parser.add_argument("--protocol", choices=get_args(CurveProtocol), default="davis17")
     parser.add_argument("--videos", nargs="+", help="names of videos (default: all of the truth)")

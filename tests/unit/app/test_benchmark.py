@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.unit.dummies import DummyModule
-from vos_lightning.app import benchmark
-from vos_lightning.app.benchmark import Options, PeakMemory, run, synthetic_video
+from vos_lightning.app.benchmark import measure
+from vos_lightning.app.benchmark.measure import PeakMemory, run, synthetic_video
+from vos_lightning.app.benchmark.options import Options
 from vos_lightning.app.cli import main
 from vos_lightning.checkpoints.loading import module_of_network
 from vos_lightning.modules.emvos import EMVOSModule
@@ -23,7 +24,8 @@ CPU = torch.device("cpu")
 
 def test_a_video_has_as_many_objects_as_asked_for() -> None:
     for objects in (1, 2, 3, 7):
-        frames, label_map = synthetic_video((64, 96), 3, objects)
+        video = synthetic_video((64, 96), 3, objects)
+        frames, label_map = list(video.frames), video.annotations[0]
         assert [frame.shape for frame in frames] == [(3, 64, 96)] * 3
         assert label_map.unique().tolist() == list(range(objects + 1))
         assert (label_map == 0).float().mean() > 0.5
@@ -43,7 +45,7 @@ def test_numbers_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None
             return self.now / 2
 
     clock = Clock()
-    monkeypatch.setattr(benchmark, "time", clock)
+    monkeypatch.setattr(measure, "time", clock)
 
     def timed(seconds: float) -> DummyModule:
         module = DummyModule()
@@ -53,7 +55,7 @@ def test_numbers_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None
         )
         return module.eval()
 
-    options = Options(size=(32, 48), objects=(2,), precisions=("fp32",), frames=3, warmup=1, rounds=2)
+    options = Options(size=(32, 48), objects=(2,), precisions=("32-true",), frames=3, warmup=1, rounds=2)
     slow, fast = run({"slow": timed(3.0), "fast": timed(1.0)}, options)
     assert (slow.median, slow.first_quartile, slow.third_quartile, slow.mean, slow.ratio) == (3, 3, 3, 3, 1)
     assert slow.cpu == 1.5 / torch.get_num_threads()
@@ -91,7 +93,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--objects",
         "1",
         "--precision",
-        "fp32",
+        "32-true",
         "bf16",
         "--frames",
         "2",
@@ -107,7 +109,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert content["environment"]["convolution_gflops"] > 0
     assert content["options"]["size"] == [32, 48]
     assert [(r["network"], r["objects"], r["precision"]) for r in content["results"]] == [
-        ("emvos_smoke", 1, precision) for precision in ("fp32", "bf16")
+        ("emvos_smoke", 1, precision) for precision in ("32-true", "bf16")
     ]
     assert all(r["median"] > 0 and len(r["times"]) == 2 for r in content["results"])
     assert "emvos_smoke" in capsys.readouterr().out

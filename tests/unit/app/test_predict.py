@@ -171,13 +171,13 @@ class TestCommand:
         write_label_map(tmp_path / "first.png", mask)
         code, output = run(checkpoint, video, tmp_path / "first.png")
         assert code == 0
-        assert sorted(p.name for p in (output / "masks").iterdir()) == [f"{i:05d}.png" for i in range(5)]
-        for file in (output / "masks").iterdir():
+        assert sorted(p.name for p in (output / "masks" / "v").iterdir()) == [f"{i:05d}.png" for i in range(5)]
+        for file in (output / "masks" / "v").iterdir():
             assert torch.equal(read_label_map(file), mask)
-        written = open_frames(output / "overlay.mp4")
+        written = open_frames(output / "overlays" / "v.mp4")
         assert written.fps == open_frames(video).fps
         assert len(list(written)) == 5
-        with (output / "index.csv").open(newline="") as file:
+        with (output / "index" / "v.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [(row["frame"], row["object_id"]) for row in rows] == [(str(t), str(i)) for t in range(5) for i in (1, 2)]
         assert {row["area"] for row in rows if row["object_id"] == "1"} == {str(int((mask == 1).sum()))}
@@ -191,9 +191,9 @@ class TestCommand:
         write_label_map(tmp_path / "masks" / "00003.png", mask * (mask == 2))
         code, output = run(checkpoint, video, tmp_path / "masks", "--no-overlay", "--first-number", "0")
         assert code == 0
-        found = [sorted(set(read_label_map(output / "masks" / f"{t:05d}.png").flatten().tolist())) for t in range(5)]
+        found = [sorted(set(read_label_map(output / "masks" / "v" / f"{t:05d}.png").flatten().tolist())) for t in range(5)]
         assert found == [[0], [0, 1], [0, 1], [0, 1, 2], [0, 1, 2]]
-        assert not (output / "overlay.mp4").exists()
+        assert not (output / "overlays").exists()
 
     def test_folder_of_frames(self, checkpoint: Path, mask: Tensor, tmp_path: Path) -> None:
         (tmp_path / "frames").mkdir()
@@ -203,19 +203,19 @@ class TestCommand:
         write_label_map(tmp_path / "masks" / "00008.png", mask)
         code, output = run(checkpoint, tmp_path / "frames", tmp_path / "masks")
         assert code == 0
-        assert sorted(p.name for p in (output / "masks").iterdir()) == ["10.png", "8.png", "9.png"]
+        assert sorted(p.name for p in (output / "masks" / "frames").iterdir()) == ["10.png", "8.png", "9.png"]
 
     def test_low_precision_and_the_size_of_the_run(self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path) -> None:
         write_label_map(tmp_path / "first.png", mask)
         code, output = run(checkpoint, video, tmp_path / "first.png", "--precision", "bf16", "--short-side", "24")
         assert code == 0
-        assert read_label_map(output / "masks" / "00004.png").shape == (32, 48)
+        assert read_label_map(output / "masks" / "v" / "00004.png").shape == (32, 48)
 
     def test_black_and_white_mask_is_object_1(self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path) -> None:
         Image.fromarray(((mask == 2) * 255).to(torch.uint8).numpy()).save(tmp_path / "first.png")
         code, output = run(checkpoint, video, tmp_path / "first.png")
         assert code == 0
-        assert torch.equal(read_label_map(output / "masks" / "00004.png"), (mask == 2).to(torch.uint8))
+        assert torch.equal(read_label_map(output / "masks" / "v" / "00004.png"), (mask == 2).to(torch.uint8))
 
     @pytest.mark.parametrize("case", ["colours", "smoothed", "size", "empty", "jpeg", "missing", "no frame"])
     def test_errors_are_one_line_with_the_file(
@@ -278,9 +278,9 @@ class TestCommand:
         code, output = run(checkpoint, tmp_path / "frames", tmp_path / "first.png")
         assert code == 2
         assert "3.png: the image is damaged" in capsys.readouterr().err
-        assert len(list((output / "masks").iterdir())) == 3
-        assert len(list(open_frames(output / "overlay.mp4"))) == 3
-        assert len((output / "index.csv").read_text().splitlines()) == 1 + 3 * 2
+        assert len(list((output / "masks" / "frames").iterdir())) == 3
+        assert len(list(open_frames(output / "overlays" / "frames.mp4"))) == 3
+        assert len((output / "index" / "frames.csv").read_text().splitlines()) == 1 + 3 * 2
         assert '"finished": false' in (output / "written.jsonl").read_text()
 
     def test_drawn_masks_are_never_overwritten(self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path) -> None:
@@ -306,13 +306,13 @@ class TestCommand:
         code, output = run(checkpoint, tmp_path / "short.mp4", tmp_path / "first.png")
         assert code == 2
         assert "holds the output of an earlier run" in capsys.readouterr().err
-        assert len(list((output / "masks").iterdir())) == 5
+        assert len(list((output / "masks" / "v").iterdir())) == 5
         assert run(checkpoint, tmp_path / "short.mp4", tmp_path / "first.png", "--overwrite", "--no-overlay")[0] == 0
         assert sorted(p.name for p in output.rglob("*.*")) == [
             "00000.png",
             "00001.png",
             "00002.png",
-            "index.csv",
+            "short.csv",
             "written.jsonl",
         ]
 
@@ -370,7 +370,7 @@ class TestCommand:
         write_label_map(tmp_path / "first.png", mask)
         code, _ = run(checkpoint, Path(name), Path("first.png"), "--output", f"out{name}")
         assert code == 0
-        assert len(list((tmp_path / f"out{name}" / "masks").iterdir())) == 5
+        assert len(list((tmp_path / f"out{name}" / "masks" / Path(name).stem).iterdir())) == 5
 
     @pytest.mark.parametrize("place", ["mask", "table", "overlay"])
     def test_a_full_disc(
@@ -379,17 +379,17 @@ class TestCommand:
         def full(*arguments: Any, **options: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        names = {"mask": ("write_label_map", "00000.png"), "table": ("write_atomically", "index.csv")}
+        names = {"mask": ("write_label_map", "00000.png"), "table": ("write_atomically", "v.csv")}
         if place == "overlay":
             monkeypatch.setattr(VideoWriter, "write", full)
         else:
-            monkeypatch.setattr(f"vos_lightning.app.predict.{names[place][0]}", full)
+            monkeypatch.setattr(f"vos_lightning.predictions.writer.{names[place][0]}", full)
         write_label_map(tmp_path / "first.png", mask)
         code, output = run(checkpoint, video, tmp_path / "first.png")
         assert code == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
-        assert last.endswith(f"{names.get(place, ('', 'overlay.mp4'))[1]}: No space left on device")
+        assert last.endswith(f"{names.get(place, ('', 'v.mp4'))[1]}: No space left on device")
         assert '"finished": false' in (output / "written.jsonl").read_text()
         assert not list(output.rglob("*.tmp"))
 

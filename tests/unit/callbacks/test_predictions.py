@@ -52,12 +52,12 @@ class TestWriter:
         root = tmp_path / "predictions"
         for video in videos:
             for index, name in enumerate(video.frame_names):
-                written = read_label_map(root / "test" / video.name / f"{name}.png")
+                written = read_label_map(root / "test" / "masks" / video.name / f"{name}.png")
                 assert torch.equal(written, video.targets[0]), (video.name, index)
-            assert len(list(open_frames(root / "test_overlays" / f"{video.name}.mp4"))) == len(video.frames)
-        with Image.open(root / "test" / "first" / "f00000.png") as image:
+            assert len(list(open_frames(root / "test" / "overlays" / f"{video.name}.mp4"))) == video.length
+        with Image.open(root / "test" / "masks" / "first" / "f00000.png") as image:
             assert image.mode == "P"
-        with Image.open(root / "test_overlays" / "contact_sheet.png") as image:
+        with Image.open(root / "test" / "contact_sheet.png") as image:
             assert image.size[1] > 2 * (160 + CAPTION_HEIGHT)
         assert module.frame_listeners == []
         assert not list(tmp_path.rglob("*.tmp"))
@@ -65,10 +65,10 @@ class TestWriter:
     @pytest.mark.parametrize(("all_frames", "expected"), [(False, ["f00002.png"]), (True, [f"f{i:05d}.png" for i in range(4)])])
     def test_writes_required_frames_only_unless_told(self, tmp_path: Path, all_frames: bool, expected: list[str]) -> None:
         video = make_video("v", length=4, required=(2,))
-        callback = PredictionWriter(str(tmp_path / "out"), overlay_video=False, contact_sheet=False, all_frames=all_frames)
+        callback = PredictionWriter(str(tmp_path / "out"), overlays=False, contact_sheet=False, all_frames=all_frames)
         make_trainer(tmp_path, callback).predict(DummyModule(), datamodule=Videos([video]))
-        assert sorted(p.name for p in (tmp_path / "out" / "v").iterdir()) == expected
-        assert not (tmp_path / "out_overlays").exists()
+        assert sorted(p.name for p in (tmp_path / "out" / "masks" / "v").iterdir()) == expected
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["index", "masks", "written.jsonl"]
 
     def test_does_not_listen_in_validation(self, tmp_path: Path) -> None:
         make_trainer(tmp_path, PredictionWriter()).validate(DummyModule(), datamodule=Videos([make_video("v")]), verbose=False)
@@ -80,23 +80,24 @@ class TestWriter:
         with pytest.raises(OSError, match="frame 3"):
             make_trainer(tmp_path, PredictionWriter()).predict(module, datamodule=Videos([make_video("good"), broken]))
         assert module.frame_listeners == []
-        assert sorted(p.name for p in (tmp_path / "predictions" / "predict" / "broken").iterdir()) == [
-            f"f{i:05d}.png" for i in range(3)
-        ]
-        overlays = tmp_path / "predictions" / "predict_overlays"
-        assert sorted(p.name for p in overlays.iterdir()) == ["contact_sheet.png", "good.mp4", "written.jsonl"]
-        assert '"finished": false' in (tmp_path / "predictions" / "predict" / "written.jsonl").read_text()
+        root = tmp_path / "predictions" / "predict"
+        assert sorted(p.name for p in (root / "masks" / "broken").iterdir()) == [f"f{i:05d}.png" for i in range(3)]
+        assert len(list(open_frames(root / "overlays" / "broken.mp4"))) == 3
+        assert len((root / "index" / "broken.csv").read_text().splitlines()) == 1 + 3 * 2
+        assert '"finished": false' in (root / "written.jsonl").read_text()
 
     def test_a_second_run_replaces_the_first(self, tmp_path: Path) -> None:
         for ids, names in (((1, 2), "vw"), ((3, 4), "v")):
             videos = [make_video(name, length=6 if len(names) == 2 else 3, ids=ids) for name in names]
             make_trainer(tmp_path, PredictionWriter()).predict(DummyModule(), datamodule=Videos(videos))
         root = tmp_path / "predictions"
-        assert torch.equal(read_label_map(root / "predict" / "v" / "f00001.png"), videos[0].targets[0])
+        assert torch.equal(read_label_map(root / "predict" / "masks" / "v" / "f00001.png"), videos[0].targets[0])
         assert sorted(str(path.relative_to(root)) for path in root.rglob("*.*")) == [
-            *(f"predict/v/f0000{index}.png" for index in range(3)),  # neither the longer video nor the second one is left
+            "predict/contact_sheet.png",
+            "predict/index/v.csv",
+            *(f"predict/masks/v/f0000{index}.png" for index in range(3)),  # neither the longer video nor the second one is left
+            "predict/overlays/v.mp4",
             "predict/written.jsonl",
-            *(f"predict_overlays/{name}" for name in ("contact_sheet.png", "v.mp4", "written.jsonl")),
         ]
         assert '"finished": true' in (root / "predict" / "written.jsonl").read_text()
 

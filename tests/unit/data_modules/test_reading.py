@@ -113,7 +113,7 @@ def test_frames_have_one_order_everywhere(numbered: tuple[Path, list[str]]) -> N
     for video in videos:
         assert video.frame_names == tuple(names)
         assert [round(int(video.frames[t][0, 0, 0]) / 10) for t in range(NUM_FRAMES)] == list(range(NUM_FRAMES))
-    assert [round(int(frame[0, 0, 0]) / 10) for _, frame in source] == list(range(NUM_FRAMES))
+    assert [round(int(frame[0, 0, 0]) / 10) for frame in source] == list(range(NUM_FRAMES))
     clip = ClipDataset([(OwnVideosDataModule(str(root), 0.5).clip_source(), RECIPE)], seed=0)[ClipKey(Draw(0, 0))]
     levels = [round(int(frame[0, 0, 0]) / 10) for frame in clip.frames]
     assert levels == list(clip.frame_indices)

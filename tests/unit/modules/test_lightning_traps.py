@@ -15,10 +15,10 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from tests.recipes.experiments import fit
 from vos_lightning import structures
 from vos_lightning.app import lightning_cli
-from vos_lightning.app.cli import build
 from vos_lightning.app.experiments import ExperimentError, experiments_folder, load_experiment
 from vos_lightning.app.lightning_cli import AtomicCheckpointIO, condense, has_wandb_key
 from vos_lightning.app.runs import Run
+from vos_lightning.app.training import build
 
 
 def built(directory: Path, *overrides: str) -> Any:

@@ -24,11 +24,10 @@ from tests.layouts import write_davis_layout
 from tests.unit.dummies import DummyNetwork, make_frames, make_label_map, make_video
 from vos_lightning.app import cli, finetuning
 from vos_lightning.app.experiments import experiments_folder, load_experiment
-from vos_lightning.app.given_masks import GivenMasks
-from vos_lightning.app.predict import open_proposals, predict_video
+from vos_lightning.app.own_videos import open_proposals
 from vos_lightning.checkpoints.loading import load_engine
+from vos_lightning.io.given_masks import GivenMasks, own_video
 from vos_lightning.io.label_maps import read_label_map, write_label_map
-from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.videos import VideoWriter, open_frames
 from vos_lightning.modules.dmn_aoa import DMNAOAModule
 from vos_lightning.modules.evaluation import Evaluation
@@ -148,7 +147,7 @@ def predict(checkpoint: Path, output: str, *options: str) -> int:
 
 
 def masks_in(folder: str | Path) -> torch.Tensor:
-    return torch.stack([read_label_map(path) for path in sorted(Path(folder).rglob("*.png"))])
+    return torch.stack([read_label_map(path) for path in sorted((Path(folder) / "masks").rglob("*.png"))])
 
 
 # The matcher decides ------------------------------------------------------------------------------------------------------
@@ -171,9 +170,9 @@ def test_a_detector_on_the_way_finds_what_it_writes(video: Path, detector: Path)
                           "--architecture", "resnet18", "--num-classes", "2", "--weights", str(detector), "--min-size", "32",
                           "--max-size", "64", "--top-k", "12"])]  # fmt: skip
     assert computed == [0]
-    stored, detected = StoredFrames(Path("out/v.npz")), DetectedFrames(found)
-    for name, frame in open_frames("v.mp4"):
-        one, other = stored.of_frame(name, frame), detected.of_frame(name, frame)
+    stored, detected = StoredFrames(ProposalFile("out/v.npz")), DetectedFrames(found)
+    for index, frame in enumerate(open_frames("v.mp4")):
+        one, other = stored.of_frame(index, frame), detected.of_frame(index, frame)
         assert one.scores.gt(0).any()
         for part in ("boxes", "masks", "scores"):
             assert torch.equal(getattr(one, part), getattr(other, part))
@@ -308,10 +307,9 @@ def test_a_detector_is_not_asked_before_the_first_mask(video: Path, checkpoints:
     shutil.copy(video / "first.png", masks / "00002.png")
     write_proposals(video / "late.npz", {name: some_found(0) if t > 1 else nothing_found() for t, name in enumerate(NAMES)}, {})
     engine = load_engine(checkpoints[0], device="cpu")
-    source, frames = StoredFrames(video / "late.npz"), open_frames("v.mp4")
-    output = OutputFolder(video / "out", "predict")
-    *_, last = predict_video(engine, frames, GivenMasks(masks, frames), output, False, source)
-    assert (last.num_frames, source.num_frames, source.num_empty) == (4, 2, 0)
+    source, frames = StoredFrames(ProposalFile(video / "late.npz")), open_frames("v.mp4")
+    *_, last = engine.run(own_video(frames, GivenMasks(masks, frames), source))
+    assert (last.frame_index, source.num_frames, source.num_empty) == (3, 2, 0)
 
 
 def test_fine_tuning_names_the_option(
@@ -393,7 +391,7 @@ def test_no_truth_no_proposals() -> None:
     import dataclasses
 
     video = make_video("v")
-    assert len(ProposalsFromTruth().of_video(video)) == 4
+    assert ProposalsFromTruth().of_video(video).of_frame(3, make_frames(1)[0]).scores.any()
     without = dataclasses.replace(video, targets={0: video.targets[0]})
     with pytest.raises(ValueError, match=r"v: frame f00001 has no true mask to make proposals of \(3 frames lack one\)"):
         ProposalsFromTruth().of_video(without)

@@ -12,7 +12,7 @@ from tests.networks import NETWORKS
 from tests.tolerances import assert_close
 from tests.unit.dummies import DummyModule, make_video
 from tests.unit.visualization.test_visuals import FakeWandb, fit
-from vos_lightning.app.visualize import draw, of_sample
+from vos_lightning.app.visualize import draw
 from vos_lightning.callbacks.panels import FramePanels, panels_of, write_panels
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.mask_ops import PaddingRule
@@ -41,7 +41,13 @@ BLACK = torch.zeros(3, 40, 60, dtype=torch.uint8)
 def view_of(size: tuple[int, int], ids: tuple[int, ...] = (3,), **aux: torch.Tensor) -> FrameView:
     frame = torch.randint(0, 255, (3, *size), dtype=torch.uint8)
     prediction = FramePrediction(
-        1, torch.zeros(size, dtype=torch.uint8), torch.rand(len(ids), *size), ids, size, {k: v[None] for k, v in aux.items()}
+        1,
+        frame,
+        torch.zeros(size, dtype=torch.uint8),
+        torch.rand(len(ids), *size),
+        ids,
+        processed_size=size,
+        aux={k: v[None] for k, v in aux.items()},
     )
     return frame_view(frame, prediction, PaddingRule(), 16)
 
@@ -63,12 +69,12 @@ class TestFrameView:
         assert_close(view.place(torch.tensor([[40.0, 20.0]])), torch.tensor([[38.0, 15.0]]))
 
     def test_frame_and_probabilities_come_at_the_size_of_the_network(self) -> None:
-        prediction = FramePrediction(0, torch.zeros(40, 60, dtype=torch.uint8), torch.rand(2, 40, 60), (1, 2), (20, 30), {})
+        prediction = FramePrediction(0, BLACK, BLACK[0], torch.rand(2, 40, 60), (1, 2), processed_size=(20, 30))
         view = frame_view(BLACK, prediction, PaddingRule(), 16)
         assert view.frame.shape == (3, 20, 30)
         assert view.probabilities.shape == (2, 20, 30)
         assert (
-            frame_view(BLACK, FramePrediction(0, BLACK[0], torch.zeros(0, 40, 60), ()), PaddingRule(), 16).frame.shape
+            frame_view(BLACK, FramePrediction(0, BLACK, BLACK[0], torch.zeros(0, 40, 60), ()), PaddingRule(), 16).frame.shape
             == BLACK.shape
         )
 
@@ -201,7 +207,7 @@ class TestVisualize:
     def test_files(self, tmp_path: Path) -> None:
         module = DummyModule().eval()
         output = OutputFolder(tmp_path / "o", "visualize")
-        sheets = draw(module, of_sample(module.engine(), make_video("v", length=4)), [0, 2], output)
+        sheets = draw(module, make_video("v", length=4), [0, 2], output)
         assert sheets == [tmp_path / "o" / name / "sheet.png" for name in ("f00000", "f00002")]
         assert sorted(p.name for p in (tmp_path / "o" / "f00002").iterdir()) == [
             "object_1_probability.png", "object_2_probability.png", "sheet.png",
@@ -212,7 +218,7 @@ class TestVisualize:
     def test_errors(self, tmp_path: Path) -> None:
         module = DummyModule().eval()
         with pytest.raises(ValueError, match="the video has frames 0 to 3"):
-            draw(module, of_sample(module.engine(), make_video("v", length=4)), [4], OutputFolder(tmp_path / "o", "visualize"))
+            draw(module, make_video("v", length=4), [4], OutputFolder(tmp_path / "o", "visualize"))
 
     def test_writes_nothing_for_nothing(self, tmp_path: Path) -> None:
         write_panels(OutputFolder(tmp_path / "o", "visualize"), "f", [Panel("a b/c", BLACK, "r")])

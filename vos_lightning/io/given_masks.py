@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from vos_lightning.io.images import IMAGE_SUFFIXES
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.io.videos import FrameSource, count_frames
 from vos_lightning.mask_ops import as_object_map, object_ids_in
+from vos_lightning.structures import FrameProposals, VideoSample, frame_name
 
 RIM_RULES = ((4.0, 0.25), (6.0, 0.5))
 """Pairs of a mean width in pixels, up to which an id counts as thin, and the share of an object's outline from which thin ids
@@ -43,8 +43,6 @@ class GivenMask:
     """A mask and the frame it belongs to."""
 
     path: Path
-    index: int
-    """Index of the frame, counted from 0."""
     frame: str
     """Name of the frame."""
     areas: Mapping[int, int]
@@ -60,8 +58,10 @@ class GivenMask:
         )
 
 
-class GivenMasks:
-    """The masks of a video: one file for the first frame, or a folder of files that belong to frames.
+class GivenMasks(Mapping[int, Tensor]):
+    """The masks of a video by the index of their frame: one file for the first frame, or a folder of files.
+
+    All are read and checked at the beginning, and read again when they are accessed.
 
     In a folder, a file belongs to the frame of the same name. A file whose name is a number belongs to the frame with that
     number: ``7.png`` belongs to ``00007.jpg`` or ``frame_7.png``. Where frames have no numbers, as in a video file, frames are
@@ -96,38 +96,34 @@ class GivenMasks:
             placed = {0: _must_be_png(path)}
         else:
             raise FileNotFoundError(f"{path}: there is no such mask file or folder of masks")
-        self._size = frames.size()
-        self._masks: dict[int, GivenMask] = {}
+        self.size = frames.size()
+        """Height and width of the frames in pixels."""
+        self.files: dict[int, GivenMask] = {}
+        """The masks by the index of their frame."""
         for index, file in sorted(placed.items()):
-            label_map = read_given(file, self._size, first=not self._masks)
-            name = f"{index:05d}" if frames.names is None else frames.names[index]
-            mask = GivenMask(file, index, name, areas_of(label_map), find_rims(label_map))
+            label_map = read_given(file, self.size, first=not self.files)
+            mask = GivenMask(file, frame_name(frames.names, index), areas_of(label_map), find_rims(label_map))
             if not allow_rims:
                 _refuse_rims(mask)
-            self._masks[index] = mask
+            self.files[index] = mask
 
-    def __iter__(self) -> Iterator[GivenMask]:
-        """Iterate over the masks in the order of their frames."""
-        return iter(self._masks.values())
+    def __len__(self) -> int:
+        return len(self.files)
 
-    def read(self, index: int) -> UInt8[Tensor, "H W"] | None:
-        """The mask of a frame, or None."""
-        mask = self._masks.get(index)
-        return None if mask is None else read_given(mask.path, self._size, first=mask is next(iter(self)))
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.files)
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "H W"]:
+        return read_given(self.files[index].path, self.size, first=index == next(iter(self)))
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Ids of the objects in any mask, ascending."""
+        return tuple(sorted({i for mask in self.files.values() for i in mask.areas}))
 
     def report(self) -> list[str]:
         """Lines for the user: how frames are counted, and the objects of every mask with their areas."""
-        return [*([self.numbering] if self.numbering else []), *map(str, self)]
-
-    def finish(self, num_frames: int) -> None:
-        """Report masks of frames that did not come, where a video file is shorter than its container claims.
-
-        Raises:
-            ValueError: there is such a mask.
-        """
-        for mask in self:
-            if mask.index >= num_frames:
-                raise ValueError(f"{mask.path}: the video ended after {num_frames} frames, before the frame of this mask")
+        return [*([self.numbering] if self.numbering else []), *map(str, self.files.values())]
 
     # Which frame ------------------------------------------------------------------------------------------------------
 
@@ -320,18 +316,25 @@ def _listed(ids: tuple[int, ...], areas: Mapping[int, int]) -> str:
     return f"ids {shown} lie" if len(ids) > 1 else f"id {shown} lies"
 
 
-# Command line ---------------------------------------------------------------------------------------------------------
+# A video with its masks -----------------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options about given masks, which ``predict`` and ``visualize`` share."""
-    parser.add_argument(
-        "--first-number",
-        type=int,
-        choices=(0, 1),
-        help="number of a video file's first frame in the names of the masks (default: 0 if there is a mask 0; 1 if the highest "
-        "mask is the number of frames or the lowest is 1, as FFmpeg extracts frames; else 0)",
-    )
-    parser.add_argument(
-        "--allow-rims", action="store_true", help="accept thin ids around an object, which usually come from a smoothed mask"
+def own_video(frames: FrameSource, masks: GivenMasks, proposals: FrameProposals | None = None) -> VideoSample:
+    """A user's video in the form in which data sets give theirs.
+
+    Args:
+        frames: the video.
+        masks: masks of its objects.
+        proposals: proposals of its frames, for networks that match them.
+    """
+    return VideoSample(
+        name=frames.path.resolve().stem if frames.names is None else frames.path.resolve().name,
+        frames=frames,
+        annotations=masks,
+        targets={},
+        object_ids=masks.object_ids,
+        original_size=masks.size,
+        frame_names=frames.names,
+        proposals=proposals,
+        fps=frames.fps,
     )

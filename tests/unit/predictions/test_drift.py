@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from tests.unit.dummies import DummyNetwork
-from vos_lightning.app.drift import (
+from vos_lightning.app.predict import main
+from vos_lightning.io.label_maps import write_label_map
+from vos_lightning.predictions.drift import (
     DriftIndex,
     colour_bins,
     colour_histogram,
@@ -24,8 +26,6 @@ from vos_lightning.app.drift import (
     surroundings,
     unusable_from,
 )
-from vos_lightning.app.predict import main
-from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.structures import FramePrediction
 
@@ -54,19 +54,21 @@ def scene(*objects: tuple[Tensor, tuple[int, int, int], tuple[int, int]]) -> Ten
     return frame
 
 
-def prediction(index: int, *masks: Tensor, probability: float = 0.9) -> FramePrediction:
+def prediction(
+    index: int, frame: Tensor, *masks: Tensor, given: tuple[int, ...] = (), probability: float = 0.9
+) -> FramePrediction:
     label_map = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
     for object_id, mask in enumerate(masks, start=1):
         label_map[mask] = object_id
     planes = torch.stack([(label_map == i) * probability for i in range(1, len(masks) + 1)])
-    return FramePrediction(index, label_map, planes, tuple(range(1, len(masks) + 1)))
+    return FramePrediction(index, frame, label_map, planes, tuple(range(1, len(masks) + 1)), given)
 
 
 def flags_of(frames: Iterable[Tensor], masks: Iterable[Tensor], given: Iterable[int] = (0,)) -> list[list[str]]:
     """Flags of one object, frame by frame."""
     index = DriftIndex()
     rows = [
-        index.rows(str(t), frame, prediction(t, mask), (1,) if t in given else ())
+        index.rows(str(t), prediction(t, frame, mask, given=(1,) if t in given else ()))
         for t, (frame, mask) in enumerate(zip(frames, masks, strict=True))
     ]
     return [row.flags.split() for (row,) in rows]
@@ -97,7 +99,7 @@ class TestGoodTracks:
         for t in range(10):
             left, right = square(50, 40 + 3 * t, 40), square(50, 80 + t, 40) & ~square(50, 40 + 3 * t, 40)
             frame = scene((left, RED, (0, 3 * t)), (right, RED, (0, t)))
-            rows = index.rows(str(t), frame, prediction(t, left, right), (1, 2) if t == 0 else ())
+            rows = index.rows(str(t), prediction(t, frame, left, right, given=(1, 2) if t == 0 else ()))
             assert [row.flags for row in rows] == (["given"] * 2 if t == 0 else [""] * 2)
 
 
@@ -132,8 +134,8 @@ class TestFlags:
     def test_low_confidence(self) -> None:
         mask = square(50, 80, 40)
         index, frame = DriftIndex(), scene((mask, RED, (0, 0)))
-        index.rows("0", frame, prediction(0, mask), (1,))
-        sure, unsure = (index.rows("n", frame, prediction(1, mask, probability=p), ())[0] for p in (0.75, 0.65))
+        index.rows("0", prediction(0, frame, mask, given=(1,)))
+        sure, unsure = (index.rows("n", prediction(1, frame, mask, probability=p))[0] for p in (0.75, 0.65))
         assert (sure.flags, sure.confidence) == ("", 0.75)
         assert (unsure.flags, unsure.confidence) == ("low_confidence", 0.65)
 
@@ -175,15 +177,15 @@ class TestFlags:
         """The second one comes later; the first one keeps its own reference."""
         one, two = square(50, 40, 40), square(50, 160, 40)
         frame, index = scene((one, RED, (0, 0)), (two, BLUE, (0, 0))), DriftIndex()
-        index.rows("0", frame, prediction(0, one), (1,))
-        rows = index.rows("1", frame, prediction(1, one, two), (2,))
+        index.rows("0", prediction(0, frame, one, given=(1,)))
+        rows = index.rows("1", prediction(1, frame, one, two, given=(2,)))
         assert [row.flags for row in rows] == ["", "given"]
-        rows = index.rows("2", frame, prediction(2, two, one), ())
+        rows = index.rows("2", prediction(2, frame, two, one))
         assert all("unlike" in row.flags for row in rows)
 
     def test_no_object_no_row(self) -> None:
-        empty = FramePrediction(0, torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(0, 4, 4), ())
-        assert DriftIndex().rows("n", torch.zeros(3, 4, 4, dtype=torch.uint8), empty, ()) == []
+        frame = torch.zeros(3, 4, 4, dtype=torch.uint8)
+        assert DriftIndex().rows("n", FramePrediction(0, frame, frame[0], torch.zeros(0, 4, 4), ())) == []
 
     def test_large_frames_are_measured_on_small_ones(self) -> None:
         """A video of four times the size gets the same flags."""
@@ -195,8 +197,8 @@ class TestFlags:
             index, rows = DriftIndex(), []
             picture = frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
             for t, mask in enumerate(some):
-                one = FramePrediction(t, mask.to(torch.uint8), mask[None] * 0.9, (1,))
-                rows += index.rows(str(t), picture, one, (1,) if t == 0 else ())
+                one = FramePrediction(t, picture, mask.to(torch.uint8), mask[None] * 0.9, (1,), (1,) if t == 0 else ())
+                rows += index.rows(str(t), one)
             found.append([row.flags for row in rows])
         assert found[0] == found[1]
 
@@ -251,7 +253,8 @@ class TestAdvice:
         for lost, expected in ((6, "probably unusable from frame f4 on"), (3, None)):
             index = DriftIndex()
             for t in range(10):
-                index.rows(f"f{t}", frame, prediction(t, nothing if t >= 10 - lost else there), (1,) if t == 0 else ())
+                mask = nothing if t >= 10 - lost else there
+                index.rows(f"f{t}", prediction(t, frame, mask, given=(1,) if t == 0 else ()))
             assert (index.advice() is None) if expected is None else (expected in index.advice())
 
 
@@ -261,12 +264,13 @@ class Scripted(InferenceEngine):
     def __init__(self, masks: list[Tensor]) -> None:
         self.network = DummyNetwork()
         self.masks = masks
+        self.min_object_pixels = 0
         self.reset()
 
     def step(self, frame: Tensor, masks: Any = None, **_: Any) -> FramePrediction:
         self._frame_index += 1
-        self._slots = [1]
-        return prediction(self._frame_index, self.masks[self._frame_index])
+        given = () if masks is None else (1,)
+        return prediction(self._frame_index, frame, self.masks[self._frame_index], given=given)
 
 
 class TestCommand:
@@ -275,11 +279,11 @@ class TestCommand:
         for t, frame in enumerate(frames):
             Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / "frames" / f"{t:02d}.png")
         write_label_map(folder / "first.png", masks[0].to(torch.uint8))
-        patch.setattr("vos_lightning.app.predict.load_engine", lambda *_, **__: Scripted(masks))
+        patch.setattr("vos_lightning.checkpoints.loading.load_engine", lambda *_, **__: Scripted(masks))
         places = {"checkpoint": "unread.ckpt", "video": "frames", "masks": "first.png", "output": "out"}
         arguments = [text for key, name in places.items() for text in (f"--{key}", str(folder / name))]
         assert main([*arguments, "--device", "cpu", "--no-overlay"]) == 0
-        with (folder / "out" / "index.csv").open(newline="") as file:
+        with (folder / "out" / "index" / "frames.csv").open(newline="") as file:
             return [row["flags"] for row in csv.DictReader(file)]
 
     def test_drift_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

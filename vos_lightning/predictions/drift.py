@@ -1,4 +1,4 @@
-"""Signs that a prediction has lost its object, found without a ground truth: the flags of ``index.csv``.
+"""Signs that a prediction has lost its object, found without a ground truth: the flags of ``index/<video>.csv``.
 
 Every object is compared with the mask that a person has given for it last. Colours and motion are measured on frames reduced to a
 short side of :data:`INNER_SIDE` pixels. The thresholds were chosen on seven videos of DAVIS 2016 and checked on three others;
@@ -219,7 +219,7 @@ class _Track:
 
 @dataclass(frozen=True)
 class ObjectRow:
-    """A line of ``index.csv``: one object in one frame."""
+    """A line of ``index/<video>.csv``: one object in one frame."""
 
     frame: int
     name: str
@@ -246,7 +246,7 @@ class ObjectRow:
 
 
 class DriftIndex:
-    """Measures every object in every frame, in order, and flags what looks like drift."""
+    """Measures every object in every frame of one video, in order, and flags what looks like drift."""
 
     def __init__(self) -> None:
         self._tracks: dict[int, _Track] = {}
@@ -254,16 +254,12 @@ class DriftIndex:
         self._names: list[str] = []
         self._flagged: list[bool] = []
 
-    def rows(
-        self, name: str, frame: UInt8[Tensor, "3 H W"], prediction: FramePrediction, given: Sequence[int]
-    ) -> list[ObjectRow]:
-        """Look at the next frame.
+    def rows(self, name: str, prediction: FramePrediction) -> list[ObjectRow]:
+        """Look at the next frame. Where a mask was given, the reference of its object starts anew.
 
         Args:
             name: name of the frame.
-            frame: the frame, RGB.
             prediction: what the engine returned for the frame.
-            given: ids that a mask was given for in this frame; their references start anew.
 
         Returns:
             One row for each object.
@@ -271,7 +267,7 @@ class DriftIndex:
         rows = []
         label_map = prediction.label_map.numpy()
         if prediction.object_ids:
-            self._view = _View(frame, self._view)
+            self._view = _View(prediction.frame, self._view)
             occupied = self._view.reduce(label_map > 0)
         for object_id, plane in zip(prediction.object_ids, prediction.probabilities, strict=True):
             assert self._view is not None
@@ -280,7 +276,7 @@ class DriftIndex:
             confidence = float((plane * torch.from_numpy(mask)).sum()) / max(area, 1)
             cover = self._view.reduce(mask)
             free = occupied - cover < 0.5
-            if object_id in given or object_id not in self._tracks:
+            if object_id in prediction.given_ids or object_id not in self._tracks:
                 reference = _Reference.of(self._view, area, cover >= 0.5, free)
                 self._tracks[object_id] = _Track(reference, cover)
                 flags = ["given"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.unit.dummies import make_frames, make_label_map
 from tests.unit.masks import smoothed
-from vos_lightning.app.given_masks import GivenMasks, areas_of, find_rims, read_given
+from vos_lightning.io.given_masks import GivenMasks, areas_of, find_rims, read_given
 from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.io.videos import VideoWriter, count_frames, open_frames
 
@@ -42,7 +42,7 @@ def masks(path: Path, *stems: str) -> Path:
 
 
 def found(given: GivenMasks) -> list[tuple[int, str]]:
-    return [(mask.index, mask.path.stem) for mask in given]
+    return [(index, mask.path.stem) for index, mask in given.files.items()]
 
 
 class TestWhichFrame:
@@ -62,7 +62,7 @@ class TestWhichFrame:
         assert [index for index, _ in found(given)] == expected
         assert given.report()[0].startswith(f"frames are counted from {int(stems[0]) - expected[0]} (")
         for index in range(6):
-            assert (given.read(index) is not None) == (index in expected)
+            assert (index in given) == (given.get(index) is not None) == (index in expected)
 
     @pytest.mark.parametrize(("stems", "first"), [(["0", "5"], None), (["6"], None), (["5"], 0), (["0"], 1), (["a"], None)])
     def test_masks_of_no_frame(self, tmp_path: Path, stems: list[str], first: int | None) -> None:
@@ -94,7 +94,7 @@ class TestWhichFrame:
         frames = open_frames(film(tmp_path / "v.mp4", 3))
         folder = masks(tmp_path / "m", "0")
         write_label_map(folder / "2.png", MASK * 0)
-        assert not GivenMasks(folder, frames).read(2).any()  # type: ignore[union-attr]
+        assert not GivenMasks(folder, frames)[2].any()
         write_label_map(folder / "0.png", MASK * 0)
         with pytest.raises(ValueError, match=r"0\.png: the first mask is empty"):
             GivenMasks(folder, frames)

@@ -1,66 +1,31 @@
-"""How fast networks segment: the streaming engine over synthetic frames, several networks in one run, as a table and as JSON."""
+"""How fast networks segment: the streaming engine over synthetic frames, several networks in one run, as numbers."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
-import json
+import itertools
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from vos_lightning.app.runs import write_text
+from vos_lightning.app.benchmark.options import Options
+from vos_lightning.app.options import PRECISIONS
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
-from vos_lightning.structures import Proposals
+from vos_lightning.structures import Proposals, VideoSample
 
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "32-true": None,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-    "fp32": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-"""Autocast types by name: Lightning's names, then short ones."""
 SECTION_PREFIX = "vos/"
 """Networks mark their parts with ``torch.profiler.record_function("vos/<part>")``."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is measured, and how."""
-
-    size: tuple[int, int] = (480, 854)
-    objects: tuple[int, ...] = (1, 3)
-    precisions: tuple[str, ...] = ("32-true",)
-    frames: int = 10
-    """Timed frames of a round. Networks whose memory grows need enough of them: their time depends on the length."""
-    warmup: int = 2
-    """Frames after the annotated one that are not timed."""
-    rounds: int = 2
-    """How often every network takes its turn. Taking turns spreads a change of the machine's load over all networks."""
-    sections: bool = False
-    """Also profile a round and sum the marked parts of the networks."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("frames", 1), ("warmup", 0), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, not {getattr(self, name)}")
-        if min(self.size) < 16 or not self.objects or min(self.objects) < 1:
-            raise ValueError("--size must be at least 16 16, --objects at least 1")
 
 
 @dataclass
@@ -115,15 +80,18 @@ def run(modules: Mapping[str, VOSModule], options: Options) -> list[Result]:
     return results
 
 
-def synthetic_video(
-    size: tuple[int, int], length: int, objects: int
-) -> tuple[list[UInt8[Tensor, "3 H W"]], UInt8[Tensor, "H W"]]:
-    """A drifting texture as frames, and rectangles as object masks of the first frame."""
+def synthetic_video(size: tuple[int, int], length: int, objects: int) -> VideoSample:
+    """A drifting texture as frames, and rectangles as object masks of the first frame; random proposals for networks that match.
+
+    Args:
+        size: height and width in pixels.
+        length: number of frames.
+        objects: number of objects.
+    """
     height, width = size
     generator = torch.Generator().manual_seed(0)
     texture = torch.rand(1, 3, height // 8 + 1, width // 8 + 1, generator=generator)
     frame = (F.interpolate(texture, size, mode="bilinear")[0] * 255).to(torch.uint8)
-    frames = [frame.roll((t, 2 * t), dims=(1, 2)) for t in range(length)]
     label_map = torch.zeros(size, dtype=torch.uint8)
     columns = int(objects**0.5 + 0.999)
     rows = -(-objects // columns)
@@ -132,7 +100,16 @@ def synthetic_video(
         top, left = row * height // rows, column * width // columns
         label_map[top + height // (4 * rows) : top + 3 * height // (4 * rows),
                   left + width // (4 * columns) : left + 3 * width // (4 * columns)] = n + 1  # fmt: skip
-    return frames, label_map
+    return VideoSample(
+        name="synthetic",
+        frames=[frame.roll((t, 2 * t), dims=(1, 2)) for t in range(length)],
+        annotations={0: label_map},
+        targets={},
+        object_ids=tuple(range(1, objects + 1)),
+        original_size=size,
+        frame_names=tuple(f"{t:05d}" for t in range(length)),
+        proposals=_RandomProposals(size),
+    )
 
 
 class PeakMemory:
@@ -202,49 +179,58 @@ def convolution_rate(device: torch.device) -> float:
 
 
 def _engine(module: VOSModule, precision: str) -> InferenceEngine:
-    engine = module.engine(PRECISIONS[precision])
+    name = PRECISIONS[precision]
+    engine = module.engine(None if name is None else getattr(torch, name))
     engine.short_side = None  # frames are made at the requested size
     return engine
 
 
-def random_proposals(size: tuple[int, int], count: int = 30) -> Proposals:
-    """Random boxes with masks, for networks that read proposals."""
-    generator = torch.Generator().manual_seed(0)
-    limit = torch.tensor([size[1], size[0]])
-    low = torch.rand(1, count, 2, generator=generator) * limit * 0.7
-    high = (low + (0.05 + 0.3 * torch.rand(1, count, 2, generator=generator)) * limit).minimum(limit)
-    scores = torch.rand(1, count, generator=generator).clamp_min(0.01)
-    return Proposals(torch.cat([low, high], dim=2), torch.rand(1, count, 28, 28, generator=generator), scores)
+class _RandomProposals:
+    """The same random boxes with masks for every frame."""
+
+    def __init__(self, size: tuple[int, int], count: int = 30) -> None:
+        generator = torch.Generator().manual_seed(0)
+        limit = torch.tensor([size[1], size[0]])
+        low = torch.rand(1, count, 2, generator=generator) * limit * 0.7
+        high = (low + (0.05 + 0.3 * torch.rand(1, count, 2, generator=generator)) * limit).minimum(limit)
+        scores = torch.rand(1, count, generator=generator).clamp_min(0.01)
+        masks = torch.rand(1, count, 28, 28, generator=generator)
+        self._proposals = Proposals(torch.cat([low, high], dim=2), masks, scores)
+
+    def of_frame(self, index: int, frame: UInt8[Tensor, "3 H W"]) -> Proposals:  # noqa: ARG002
+        """The proposals."""
+        return self._proposals
+
+
+def _video(options: Options, objects: int) -> VideoSample:
+    return synthetic_video(options.size, 1 + options.warmup + options.frames, objects)
 
 
 def _measure(engine: InferenceEngine, result: Result, options: Options) -> None:
-    frames, label_map = synthetic_video(options.size, 1 + options.warmup + options.frames, result.objects)
-    device = engine.network.device
-    proposals = random_proposals(options.size)
+    video, device = _video(options, result.objects), engine.network.device
     with PeakMemory(device) as memory:
-        for t, frame in enumerate(frames):
-            start, cpu_start = time.perf_counter(), time.process_time()
-            engine.step(frame, label_map if t == 0 else None, proposals=proposals)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        for prediction in engine.run(video):
             _synchronize(device)
-            if t > options.warmup:
+            if prediction.frame_index > options.warmup:
                 result.times.append(time.perf_counter() - start)
                 result.cpu_times.append((time.process_time() - cpu_start) / torch.get_num_threads())
+            start, cpu_start = time.perf_counter(), time.process_time()
     if memory.peak is not None:
         result.peak_memory = max(result.peak_memory or 0, memory.peak)
 
 
 def _profile(engine: InferenceEngine, objects: int, options: Options) -> dict[str, float]:
-    frames, label_map = synthetic_video(options.size, 1 + options.warmup + options.frames, objects)
     device = engine.network.device
-    proposals = random_proposals(options.size)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type != "cpu":
         activities += sorted(torch.profiler.supported_activities() - {activities[0]}, key=str)
-    for frame in frames[: 1 + options.warmup]:
-        engine.step(frame, label_map if not engine.object_ids else None, proposals=proposals)
+    predictions = engine.run(_video(options, objects))
+    for _ in itertools.islice(predictions, 1 + options.warmup):
+        pass
     with torch.profiler.profile(activities=activities) as profile:
-        for frame in frames[1 + options.warmup :]:
-            engine.step(frame, proposals=proposals)
+        for _ in predictions:
+            pass
         _synchronize(device)
     total = "device_time_total" if device.type != "cpu" else "cpu_time_total"
     return {
@@ -280,73 +266,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-# Command line ---------------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command, with the defaults of :class:`Options`."""
-    default = Options()
-    parser.add_argument("--size", type=int, nargs=2, default=default.size, metavar=("H", "W"), help="size of the frames")
-    parser.add_argument("--objects", type=int, nargs="+", default=default.objects, metavar="N", help="default: 1 3")
-    parser.add_argument("--precision", nargs="+", choices=sorted(PRECISIONS), default=default.precisions, help="default: 32-true")
-    parser.add_argument("--frames", type=int, default=default.frames, help=f"timed frames of a round: {default.frames}")
-    parser.add_argument("--warmup", type=int, default=default.warmup, help=f"frames before the timed ones: {default.warmup}")
-    parser.add_argument(
-        "--rounds", type=int, default=default.rounds, help=f"how often every network takes its turn: {default.rounds}"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as PyTorch chooses)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu ...")
-    parser.add_argument("--sections", action="store_true", help="also sum the marked parts of each network")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements as JSON")
-
-
-def options_of(known: argparse.Namespace) -> Options:
-    """Checked options of the command line."""
-    return Options(
-        size=(known.size[0], known.size[1]),
-        objects=tuple(known.objects),
-        precisions=tuple(known.precision),
-        frames=known.frames,
-        warmup=known.warmup,
-        rounds=known.rounds,
-        sections=known.sections,
-    )
-
-
-def report(results: Sequence[Result], options: Options, device: torch.device, file: Path | None) -> None:
-    """Print the table and write the JSON file."""
-    height, width = options.size
-    about = environment(device)
-    table = Table(
-        *("network", "parameters", "objects", "precision", "s/frame", "quartiles", "cpu", "ratio", "MiB"),
-        title=f"{height}x{width}, {about['device_name']}, {about['threads']} threads, torch {about['torch']}, "
-        f"convolutions at {about['convolution_gflops']:.0f} GFLOP/s",
-        caption="s/frame: median; cpu: CPU time a thread; ratio: median over that of the first network; MiB: peak memory",
-    )
-    for r in results:
-        table.add_row(
-            r.network,
-            f"{r.parameters / 1e6:.2f} M",
-            str(r.objects),
-            r.precision,
-            f"{r.median:.4f}",
-            f"{r.first_quartile:.4f}-{r.third_quartile:.4f}",
-            f"{r.cpu:.4f}",
-            f"{r.ratio:.2f}",
-            "?" if r.peak_memory is None else f"{r.peak_memory / 2**20:.0f}",
-        )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a log has no width
-    console.print(table)
-    if options.sections:
-        parts = Table("network", "objects", "precision", "part", "ms/frame")
-        for r in results:
-            for part, seconds in sorted(r.sections.items()):
-                parts.add_row(r.network, str(r.objects), r.precision, part, f"{1000 * seconds:.2f}")
-        console.print(parts)
-    if file is not None:
-        content = {"environment": about, "options": asdict(options), "results": [asdict(result) for result in results]}
-        write_text(file, json.dumps(content, indent=1) + "\n")
