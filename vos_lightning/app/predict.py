@@ -22,7 +22,7 @@ from vos_lightning.app.drift import DriftIndex, ObjectRow, is_flagged
 from vos_lightning.app.given_masks import GivenMasks, add_arguments
 from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.io.files import write_atomically
-from vos_lightning.io.label_maps import overlay, write_label_map
+from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.io.outputs import OutputFolder, naming
 from vos_lightning.io.videos import FrameSource, VideoWriter, open_frames
 from vos_lightning.mask_ops import object_ids_in
@@ -32,6 +32,7 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.proposals.frames import DetectedFrames, FrameProposals, StoredFrames
 from vos_lightning.proposals.store import precompute_command
 from vos_lightning.structures import FramePrediction
+from vos_lightning.visualization.overlays import overlay
 
 PRECISIONS = {
     "32-true": None,

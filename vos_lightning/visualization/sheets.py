@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vos_lightning.io.files import write_atomically
-from vos_lightning.io.label_maps import overlay
+from vos_lightning.visualization.overlays import overlay
 from vos_lightning.visualization.panels import Panel
 
 CAPTION_HEIGHT = 18
