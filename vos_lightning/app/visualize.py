@@ -1,4 +1,4 @@
-"""Pictures of what a network computes for chosen frames, see :mod:`vos_lightning.visualization.panels`."""
+"""Pictures of what a network computes for chosen frames, see :mod:`vos_lightning.visualization.papers`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from vos_lightning.app.given_masks import GivenMasks
 from vos_lightning.app.predict import step_frame
-from vos_lightning.callbacks.panels import panels_of, write_panels
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.videos import FrameSource
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.proposals.frames import FrameProposals
 from vos_lightning.structures import FramePrediction, VideoSample
+from vos_lightning.visualization.papers import panels_of
+from vos_lightning.visualization.sheets import write_panels
 
 Segmented = Iterator[tuple[str, UInt8[Tensor, "3 H W"], FramePrediction]]
 """Yields name, frame and prediction of one frame after the other."""
@@ -26,7 +27,7 @@ def draw(module: VOSModule, segmented: Segmented, frames: Sequence[int], output:
     """Draw frames of a video; frames after the last requested one are not segmented.
 
     Args:
-        module: module whose ``panels`` are drawn.
+        module: module with the network that has segmented the frames.
         segmented: the frames of the video with their predictions.
         frames: frame indices, counted from 0.
         output: ``<output>/<frame>/<row>_<title>.png`` for every panel, and ``<output>/<frame>/sheet.png`` with all of them.
@@ -40,7 +41,7 @@ def draw(module: VOSModule, segmented: Segmented, frames: Sequence[int], output:
     sheets, index = [], -1
     for index, (name, frame, prediction) in enumerate(segmented):
         if index in frames:
-            panels = panels_of(module, frame, prediction)
+            panels = panels_of(module.network, frame, prediction)
             if not panels:
                 raise ValueError(f"frame {index}: no object is annotated up to here, so there is nothing to draw")
             sheets.append(write_panels(output, name, panels))

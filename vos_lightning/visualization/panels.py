@@ -1,7 +1,7 @@
 """Pictures of what a network computes: score maps, displacements, points and boxes over their frame.
 
 A network returns everything worth drawing in the ``aux`` of ``segment``, on its own grid. :func:`frame_view` combines it with the
-frame, and ``VOSModule.panels`` of a paper turns it into named pictures with the functions here.
+frame, and :mod:`vos_lightning.visualization.papers` turns it into named pictures with the functions here.
 """
 
 from __future__ import annotations
