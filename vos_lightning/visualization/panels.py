@@ -28,7 +28,8 @@ SHOWN = 0.65
 """Opacity of colours over a frame."""
 # Dark to bright, so that a grey print shows the order too (the anchors of matplotlib's "inferno").
 _ANCHORS = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
-_COLOURS = torch.tensor([[int(anchor[i : i + 2], 16) for i in (0, 2, 4)] for anchor in _ANCHORS], dtype=torch.float32)
+# No tensor: one that is made during an import lives on the default device of whoever imports this first.
+_COLOURS = [[int(anchor[i : i + 2], 16) for i in (0, 2, 4)] for anchor in _ANCHORS]
 
 
 @dataclass(frozen=True)
@@ -238,9 +239,10 @@ def as_image(picture: UInt8[Tensor, "3 H W"]) -> Image.Image:
 
 def _colour_of(share: Tensor) -> Tensor:
     """Convert shares of the scale, of any shape, to RGB in front of that shape; linear between the anchors."""
+    colours = share.new_tensor(_COLOURS)
     position = share * (len(_COLOURS) - 1)
     below = position.floor().long().clamp(0, len(_COLOURS) - 2)
-    return torch.lerp(_COLOURS[below], _COLOURS[below + 1], (position - below).unsqueeze(-1)).movedim(-1, 0)
+    return torch.lerp(colours[below], colours[below + 1], (position - below).unsqueeze(-1)).movedim(-1, 0)
 
 
 def _directions(vectors: Float[Tensor, "2 H W"]) -> Float[Tensor, "3 H W"]:

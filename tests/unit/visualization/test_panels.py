@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
+import pytest
 import torch
 
 from tests.tolerances import assert_close
@@ -57,6 +61,17 @@ class TestFrameView:
 
 
 class TestDrawing:
+    def test_colours_are_where_the_values_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also if the module is imported while another device is the default, as when an experiment is built on "meta"."""
+        spec = importlib.util.find_spec("vos_lightning.visualization.panels")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        with torch.device("meta"):
+            spec.loader.exec_module(module)
+        assert torch.equal(module.heat_map(BLACK, torch.eye(40, 60)), heat_map(BLACK, torch.eye(40, 60)))
+
     def test_heat_grows_from_dark_to_bright_on_its_own_scale(self) -> None:
         values = torch.linspace(-3, 5, 60).expand(40, 60)
         picture = heat_map(BLACK, values)
