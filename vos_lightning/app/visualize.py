@@ -61,13 +61,14 @@ def draw(module: VOSModule, video: VideoSample, frames: Sequence[int], output: O
     Raises:
         ValueError: the video is too short, or nothing is predicted in a frame.
     """
-    from vos_lightning.callbacks.panels import panels_of, write_panels
+    from vos_lightning.visualization.papers import panels_of
+    from vos_lightning.visualization.sheets import write_panels
 
     sheets, index = [], -1
     for prediction in module.engine().run(video):
         index = prediction.frame_index
         if index in frames:
-            panels = panels_of(module, prediction.frame, prediction)
+            panels = panels_of(module.network, prediction)
             if not panels:
                 raise ValueError(f"frame {index}: no object is annotated up to here, so there is nothing to draw")
             sheets.append(write_panels(output, video.name_of(index), panels))

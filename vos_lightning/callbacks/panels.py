@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtyping import UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
 
-from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
-from vos_lightning.visualization.panels import Panel, as_image, frame_view
+from vos_lightning.visualization.papers import panels_of
 from vos_lightning.visualization.sheets import contact_sheet, write_png
 
 
 class FramePanels(Callback):
-    """Draws ``VOSModule.panels`` of chosen frames in every validation and test.
+    """Draws the panels of chosen frames in every validation and test, see :mod:`vos_lightning.visualization.papers`.
 
     ::
 
@@ -58,7 +53,7 @@ class FramePanels(Callback):
         if video.name not in chosen or prediction.frame_index not in frames:
             return
         assert self._module is not None
-        panels = panels_of(self._module, prediction.frame, prediction)
+        panels = panels_of(self._module.network, prediction)
         name = f"{video.name}_{video.name_of(prediction.frame_index)}"
         path = self._folder / f"{self._prefix}_{name}.png"
         if panels:
@@ -99,26 +94,3 @@ class FramePanels(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         """Stop listening."""
         self._stop()
-
-
-def panels_of(module: VOSModule, frame: UInt8[Tensor, "3 H W"], prediction: FramePrediction) -> list[Panel]:
-    """The panels of a frame in RGB uint8, as the engine received it; empty where there is no object yet."""
-    network = module.network
-    return module.panels(frame_view(frame, prediction, network.padding, network.stride))
-
-
-def write_panels(output: OutputFolder, folder: str, panels: Sequence[Panel]) -> Path:
-    """Write every panel at its full size, ``<row>_<title>.png``, and ``sheet.png`` with all of them.
-
-    Args:
-        output: where to write.
-        folder: folder inside the output.
-        panels: the panels, see :mod:`vos_lightning.visualization.panels`.
-
-    Returns:
-        Path of the sheet.
-    """
-    for panel in panels:
-        name = re.sub(r"[^\w.+-]+", "_", f"{panel.row} {panel.title}".strip())
-        output.put(f"{folder}/{name}.png", functools.partial(write_png, picture=as_image(panel.image)))
-    return output.put(f"{folder}/sheet.png", functools.partial(write_png, picture=contact_sheet(panels)))

@@ -23,7 +23,6 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
 from vos_lightning.proposals.store import precompute_command
 from vos_lightning.structures import ClipBatch, FramePrediction, VideoSample
-from vos_lightning.visualization.panels import FrameView, Panel, probability_panels
 
 FrameListener = Callable[[VideoSample, FramePrediction], None]
 
@@ -157,14 +156,6 @@ class VOSModule(LightningModule):
             min_object_pixels=self.evaluation.min_object_pixels,
             precision=precision,
         )
-
-    def panels(self, view: FrameView) -> list[Panel]:
-        """Pictures of what the network computed for a frame, from ``view.aux``.
-
-        The default shows the probability of every object; a paper adds what its ``segment`` returns in ``aux``. If nothing was
-        predicted, as in the first frame, ``aux`` is empty.
-        """
-        return probability_panels(view)
 
     def metric(self, stage: str) -> VideoMetric:
         """The metric of ``val`` or ``test``."""

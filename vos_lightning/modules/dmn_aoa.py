@@ -8,19 +8,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vos_lightning.decoders.coarse_masks import ProposalMasks
 from vos_lightning.losses.matching import matching_loss, soft_iou_loss
 from vos_lightning.mask_ops import Aggregation, masks_from_label_map, pad, padding_for, pool_to_stride
-from vos_lightning.matching.alignment import correspondence
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.dmn_aoa import DMNAOA
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy, PreviousOnly
 from vos_lightning.propagation.step import Propagation, StepOutput
-from vos_lightning.proposals.boxes import paste_masks
 from vos_lightning.structures import ClipBatch
-from vos_lightning.visualization.panels import FrameView, Panel, draw_boxes, score_panels
 
 MemoryStrategy = Literal["first", "previous", "first+previous", "every_kth", "all"]
 """Rows B1, B2, B3, F0 and B4 of Table 3; ``every_kth`` includes the first and the previous frame."""
@@ -106,35 +102,6 @@ class DMNAOAModule(VOSModule):
         if "matching" in losses:
             loss = loss + self.matching_weight * losses["matching"]
         return {**losses, "loss": loss}
-
-    def panels(self, view: FrameView) -> list[Panel]:
-        """Proposals with their weights, the alignment of the template's middle to the best proposal, coarse and refined mask."""
-        panels = super().panels(view)
-        if "coarse" not in view.aux:
-            return panels
-        panels += score_panels(view, view.aux["coarse"].unsqueeze(1), ["coarse mask"], "", 0.0, 1.0)
-        if "assignment" not in view.aux or not view.aux["boxes"].numel():
-            return panels
-        boxes, assignment = view.aux["boxes"], view.aux["assignment"]
-        exists = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        placed = view.place(boxes.view(-1, 2, 2)).flatten(1)
-        for n, object_id in enumerate(view.object_ids):
-            picture = draw_boxes(view.frame, placed[exists], assignment[n][exists])
-            panels.append(Panel("proposals", picture, f"object {object_id}"))
-        aligned = [self._alignment(view, n, int(assignment[n].argmax())) for n in range(len(view.object_ids))]
-        return panels + score_panels(view, torch.stack(aligned).unsqueeze(1), ["alignment of the middle"], "", 0.0, 1.0)
-
-    def _alignment(self, view: FrameView, n: int, k: int) -> Tensor:
-        """Correspondence of the template's middle cell to the cells of a proposal, drawn into its box; its largest value is 1."""
-        template, proposal = view.aux["template"][n], view.aux["projected"][k]
-        grid = template.shape[-1]
-        middle = template[:, grid // 2, grid // 2, None]
-        assert isinstance(self.network.coarse_masks, ProposalMasks)
-        sharpness = self.network.coarse_masks.matcher.sharpness()
-        sharpness = sharpness if isinstance(sharpness, float) else float(sharpness.detach())
-        weights = correspondence(middle[None], proposal.flatten(1)[None], sharpness).view(1, 1, grid, grid)
-        height, width = (4 * side for side in view.aux["coarse"].shape[-2:])
-        return paste_masks(weights / weights.max(), view.aux["boxes"][None, k : k + 1], height, width, stride=4)[0, 0]
 
     def _truth_at_stride_4(self, batch: ClipBatch, t: int) -> Tensor:
         """True masks on the grid of the coarse masks, padded as the network pads frames."""

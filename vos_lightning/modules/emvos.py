@@ -11,7 +11,6 @@ from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
-from vos_lightning.visualization.panels import FrameView, Panel, score_panels
 
 OPTIMISATION = Optimisation(learning_rate=1e-4)
 EVALUATION = Evaluation(short_side=480, min_object_pixels=1000)
@@ -57,14 +56,3 @@ class EMVOSModule(VOSModule):
             channels_last=channels_last,
         )
         self.save_hyperparameters()
-
-    def panels(self, view: FrameView) -> list[Panel]:
-        """The score maps as in Figure 4, each on its own scale, with a row for every kind of matching."""
-        panels = super().panels(view)
-        if "scores" in view.aux:
-            names = self.network.score_names
-            for first in range(0, len(names), 4):
-                kind = names[first].split()[0]
-                titles = [name.removeprefix(f"{kind} ") for name in names[first : first + 4]]
-                panels += score_panels(view, view.aux["scores"][:, first : first + 4], titles, kind)
-        return panels

@@ -22,7 +22,6 @@ from vos_lightning.networks.munet import MUNet
 from vos_lightning.propagation.policies import All, AnnotatedOnly, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.structures import ClipBatch
-from vos_lightning.visualization.panels import FrameView, Panel, flow_map, heat_map
 
 Loss = Literal["cross_entropy", "bootstrapped+iou", "binary_bootstrapped+iou"]
 TrainMemory = Literal["reference", "recurrent", "truth"]
@@ -128,14 +127,3 @@ class MUNetModule(VOSModule):
         counts = outputs[-1].introduced.any(dim=1).float()
         pixel, overlap = ((torch.stack(p).mean(dim=0) * counts).sum() / counts.sum().clamp_min(1) for p in (pixels, overlaps))
         return {"loss": pixel + self.iou_weight * overlap, "bootstrapped": pixel, "mask_iou": overlap}
-
-    def panels(self, view: FrameView) -> list[Panel]:
-        """Displacement as in Figure 5 (colours are directions), uncertainty as in Figures 5 and 6, attention as in Figure 7."""
-        panels = super().panels(view)
-        if "displacement" in view.aux:
-            # The displacement points to where a pixel came from, so motion is its negative.
-            panels.append(Panel("motion", flow_map(view.frame, -view.enlarge(view.aux["displacement"])), "motion"))
-        for name in ("uncertainty", "attention"):
-            if name in view.aux:
-                panels.append(Panel(name, heat_map(view.frame, view.enlarge(view.aux[name])[0]), "motion"))
-        return panels

@@ -22,7 +22,6 @@ from vos_lightning.networks.pmnet import PMNet
 from vos_lightning.propagation.policies import All, CountFrom, EveryKth
 from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch
-from vos_lightning.visualization.panels import FrameView, Panel, draw_points, heat_map
 
 Alternation = Literal["iteration", "epoch", "joint"]
 PointLoss = Literal["binary", "aggregated"]
@@ -253,48 +252,6 @@ class PMNetModule(VOSModule):
         slots = torch.arange(1, num_objects + 1, device=labels.device, dtype=torch.uint8).view(-1, 1, 1)
         merged = (masks * slots).amax(dim=1).masked_fill(ignored, IGNORE_LABEL)
         return _Truth(merged, masks.float(), ~ignored)
-
-    # Pictures ---------------------------------------------------------------------------------------------------------
-
-    def panels(self, view: FrameView) -> list[Panel]:
-        """Uncertainty, points, masks before and after (the paper's Figure 4), and a followed memory pixel (its Figure 5)."""
-        panels = super().panels(view)
-        width = (view.frame.shape[2] + view.padding.left + view.padding.right) // 4
-        for n, object_id in enumerate(view.object_ids):
-            row = f"object {object_id}"
-            if "points" in view.aux:
-                chosen = view.aux["points"][n][view.aux["points_valid"][n] > 0]
-                places = torch.stack([chosen % width, chosen.div(width, rounding_mode="floor")], dim=1) * 4 + 1.5
-                panels.append(Panel("uncertainty", heat_map(view.frame, view.enlarge(view.aux["score"][n])), row))
-                panels.append(Panel("points", draw_points(view.frame, view.place(places), radius=1.5), row))
-                for title, name in (("before", "coarse"), ("after", "refined")):
-                    mask = view.enlarge(view.aux[name][n]).sigmoid()
-                    panels.append(Panel(title, heat_map(view.frame, mask, 0.0, 1.0), row))
-            if "positions" in view.aux:
-                panels.append(self._followed_pixel(view, n, row))
-        return panels
-
-    def _followed_pixel(self, view: FrameView, n: int, row: str) -> Panel:
-        """Weights around the pixel of the first remembered frame that is now nearest to the middle of an object.
-
-        Its place in that frame and its present place are marked.
-        """
-        options = self.network.adaptive
-        assert options is not None
-        height, width = view.aux["coarse"].shape[-2] // 4, view.aux["coarse"].shape[-1] // 4
-        grid = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1).flatten(0, 1).float()
-        mass = view.aux["coarse"][n].sigmoid()
-        share = F.adaptive_avg_pool2d(mass[None, None], (height, width)).flatten()
-        middle = (grid * share[:, None]).sum(dim=0) / share.sum().clamp_min(1e-6)
-        now = grid[view.aux["positions"][: height * width].long()]
-        pixel = int((now - middle).norm(dim=1).argmin())
-        spread = view.aux["spreads"][pixel].sqrt() if options.spread_is == "variance" else view.aux["spreads"][pixel]
-        sigma = float(spread.clamp(options.smallest_sigma, options.sigma_bound))
-        weights = (-(grid - now[pixel]).square().sum(dim=1) / (2 * sigma**2)).exp().view(height, width)
-        picture = heat_map(view.frame, view.enlarge(weights), 0.0, 1.0)
-        ends = torch.stack([grid[pixel], now[pixel]]) * 16 + 7.5
-        drawn = draw_points(picture, view.place(ends), torch.tensor([0.3, 1.0]), radius=4.0)
-        return Panel(f"memory pixel, sigma {sigma:.1f}", drawn, row)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from vos_lightning.modules.optimisation import Optimisation, Schedule
 from vos_lightning.networks.pmvos import PMVOS
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
-from vos_lightning.visualization.panels import FrameView, Panel, score_panels
 
 OPTIMISATION = Optimisation(learning_rate=1e-4, schedule=Schedule("exponential", factor=0.975, period=883))
 EVALUATION = Evaluation()
@@ -60,18 +59,3 @@ class PMVOSModule(VOSModule):
             channels_last=channels_last,
         )
         self.save_hyperparameters()
-
-    def panels(self, view: FrameView) -> list[Panel]:
-        """The score maps of either class, then the maps after spatial and after channel attention, each on its own scale."""
-        panels = super().panels(view)
-        if "scores" not in view.aux:
-            return panels
-        kinds = self.network.kinds
-        scores, attended = view.aux["scores"], view.aux["attended"]
-        groups = {"scores": scores}
-        if attended.shape[2] > len(kinds):
-            groups["after spatial attention"], groups["after channel attention"] = attended.chunk(2, dim=2)
-        for title, maps in groups.items():
-            for k, side in enumerate(("background", "foreground")):
-                panels += score_panels(view, maps[:, k], kinds, f"{side} {title}")
-        return panels

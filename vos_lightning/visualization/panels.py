@@ -1,7 +1,7 @@
 """Pictures of what a network computes: score maps, displacements, points and boxes over their frame.
 
 A network returns everything worth drawing in the ``aux`` of ``segment``, on its own grid. :func:`frame_view` combines it with the
-frame, and ``VOSModule.panels`` of a paper turns it into named pictures with the functions here.
+frame, and :mod:`vos_lightning.visualization.papers` turns it into named pictures with the functions here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ SHOWN = 0.65
 """Opacity of colours over a frame."""
 # Dark to bright, so that a grey print shows the order too (the anchors of matplotlib's "inferno").
 _ANCHORS = ("000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4")
-_COLOURS = torch.tensor([[int(anchor[i : i + 2], 16) for i in (0, 2, 4)] for anchor in _ANCHORS], dtype=torch.float32)
+# No tensor: one that is made during an import lives on the default device of whoever imports this first.
+_COLOURS = [[int(anchor[i : i + 2], 16) for i in (0, 2, 4)] for anchor in _ANCHORS]
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,15 @@ class FrameView:
         return points - points.new_tensor([self.padding.left, self.padding.top])
 
 
-def frame_view(frame: UInt8[Tensor, "3 H0 W0"], prediction: FramePrediction, rule: PaddingRule, stride: int) -> FrameView:
+def frame_view(prediction: FramePrediction, rule: PaddingRule, stride: int) -> FrameView:
     """Bring a frame and its prediction to the size at which the network worked.
 
     Args:
-        frame: frame as it was given to the engine, uint8.
-        prediction: prediction of the engine for this frame.
+        prediction: prediction of the engine for a frame of uint8.
         rule: padding rule of the network.
         stride: stride of the network.
     """
+    frame = prediction.frame
     size = prediction.processed_size or (int(frame.shape[1]), int(frame.shape[2]))
     seen = F.interpolate(frame[None].cpu().float(), size, mode="bilinear", antialias=True)[0].round().to(torch.uint8)
     probabilities = prediction.probabilities.cpu().float()
@@ -238,9 +239,10 @@ def as_image(picture: UInt8[Tensor, "3 H W"]) -> Image.Image:
 
 def _colour_of(share: Tensor) -> Tensor:
     """Convert shares of the scale, of any shape, to RGB in front of that shape; linear between the anchors."""
+    colours = share.new_tensor(_COLOURS)
     position = share * (len(_COLOURS) - 1)
     below = position.floor().long().clamp(0, len(_COLOURS) - 2)
-    return torch.lerp(_COLOURS[below], _COLOURS[below + 1], (position - below).unsqueeze(-1)).movedim(-1, 0)
+    return torch.lerp(colours[below], colours[below + 1], (position - below).unsqueeze(-1)).movedim(-1, 0)
 
 
 def _directions(vectors: Float[Tensor, "2 H W"]) -> Float[Tensor, "3 H W"]:

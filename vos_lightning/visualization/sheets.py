@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vos_lightning.io.files import write_atomically
-from vos_lightning.io.label_maps import overlay
-from vos_lightning.visualization.panels import Panel
+from vos_lightning.io.outputs import OutputFolder
+from vos_lightning.visualization.overlays import overlay
+from vos_lightning.visualization.panels import Panel, as_image
 
 CAPTION_HEIGHT = 18
 """Height in pixels of the caption above a thumbnail."""
@@ -97,6 +100,23 @@ def contact_sheet(panels: Sequence[Panel], columns: int = 4, height: int = 200) 
         pictures = [_captioned(panel.image, f"{row} {panel.title}".strip(), height) for panel in members]
         rows += [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     return sheet(rows)
+
+
+def write_panels(output: OutputFolder, folder: str, panels: Sequence[Panel]) -> Path:
+    """Write every panel at its full size, ``<row>_<title>.png``, and ``sheet.png`` with all of them.
+
+    Args:
+        output: where to write.
+        folder: folder inside the output.
+        panels: the panels, see :mod:`vos_lightning.visualization.panels`.
+
+    Returns:
+        Path of the sheet.
+    """
+    for panel in panels:
+        name = re.sub(r"[^\w.+-]+", "_", f"{panel.row} {panel.title}".strip())
+        output.put(f"{folder}/{name}.png", functools.partial(write_png, picture=as_image(panel.image)))
+    return output.put(f"{folder}/sheet.png", functools.partial(write_png, picture=contact_sheet(panels)))
 
 
 def _captioned(picture: UInt8[Tensor, "3 H W"], caption: str, height: int) -> UInt8[Tensor, "3 h w"]:

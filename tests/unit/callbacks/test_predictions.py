@@ -16,7 +16,7 @@ from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.io.videos import open_frames
 from vos_lightning.structures import VideoSample
-from vos_lightning.visualization.sheets import CAPTION_HEIGHT, sheet, spread, thumbnail
+from vos_lightning.visualization.sheets import CAPTION_HEIGHT
 
 
 class Videos(LightningDataModule):
@@ -119,34 +119,3 @@ class TestWriter:
         with pytest.raises(ValueError, match=r"mine: .* or pass --predictions.overwrite=true"):
             make_trainer(tmp_path, PredictionWriter(str(tmp_path / "mine"))).predict(DummyModule(), datamodule=videos)
         make_trainer(tmp_path, PredictionWriter(str(tmp_path / "mine"), overwrite=True)).predict(DummyModule(), datamodule=videos)
-
-
-class TestDrawing:
-    @pytest.mark.parametrize(
-        ("length", "count", "expected"), [(1, 8, (0,)), (3, 8, (0, 1, 2)), (100, 3, (0, 50, 99)), (5, 1, (0,))]
-    )
-    def test_spread(self, length: int, count: int, expected: tuple[int, ...]) -> None:
-        assert spread(length, count) == expected
-
-    def test_thumbnail_shows_object_and_target(self) -> None:
-        frame = torch.full((3, 40, 60), 90, dtype=torch.uint8)
-        label_map = torch.zeros(40, 60, dtype=torch.uint8)
-        label_map[10:30, 10:30] = 1
-        target = torch.full((40, 60), 255, dtype=torch.uint8)
-        target[10:30, 30:50] = 2
-        picture = thumbnail(frame, label_map, "0", target, height=40)[:, CAPTION_HEIGHT:]
-        assert picture.shape == (3, 40, 60)
-        assert picture[:, 20, 20].tolist() == [109, 45, 45]  # half of the palette's (128, 0, 0)
-        white = (picture == 255).all(dim=0)
-        assert white[20, 30]
-        assert white[20, 49]
-        assert white[10:30, 30:50].sum() == 4 * 19
-        assert white.sum() == 4 * 19
-        assert picture[:, 5, 5].tolist() == [90, 90, 90]
-
-    def test_sheet_holds_every_picture(self) -> None:
-        picture = torch.full((3, 10, 20), 255, dtype=torch.uint8)
-        wide = torch.full((3, 6, 50), 255, dtype=torch.uint8)
-        image = sheet([[picture, picture], [wide]])
-        white = sum(1 for value in image.convert("L").tobytes() if value == 255)
-        assert white == 2 * 200 + 300

@@ -1,4 +1,4 @@
-"""Label-map PNGs, images and overlays."""
+"""Label-map PNGs and their palette."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.tolerances import assert_close
-from vos_lightning.io.label_maps import PALETTE, colorize, overlay, read_label_map, write_label_map
+from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 
 
 def save(path: Path, array: np.ndarray, **options: object) -> Path:
@@ -134,21 +134,3 @@ def test_orientation_tag_holds_for_label_maps_too(tmp_path: Path, label_map: tor
     image.putpalette(PALETTE.tobytes())
     image.save(tmp_path / "a.png", exif=exif)
     assert_close(read_label_map(tmp_path / "a.png"), label_map.rot90(-1))
-
-
-# Colours --------------------------------------------------------------------------------------------------------------
-
-
-def test_colorize_looks_up_the_palette(label_map: torch.Tensor) -> None:
-    assert_close(colorize(label_map), torch.from_numpy(PALETTE[label_map.numpy()]).permute(2, 0, 1))
-
-
-def test_overlay_blends_inside_and_draws_the_outline() -> None:
-    frame = torch.full((3, 7, 7), 200, dtype=torch.uint8)
-    label_map = torch.zeros(7, 7, dtype=torch.uint8)
-    label_map[1:6, 1:6] = 1
-    drawn = overlay(frame, label_map, alpha=0.25)
-    assert drawn[:, 0, 0].tolist() == [200, 200, 200]
-    assert drawn[:, 1, 1].tolist() == [128, 0, 0]
-    assert drawn[:, 3, 3].tolist() == [182, 150, 150]
-    assert drawn[:, 2, 2].tolist() == [182, 150, 150]

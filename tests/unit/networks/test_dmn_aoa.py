@@ -1,5 +1,4 @@
 import dataclasses
-from collections import Counter
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from tests.clips import given_at, random_clip
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
 from vos_lightning.attention.aoa import AlignmentOptions
-from vos_lightning.callbacks.panels import panels_of
 from vos_lightning.decoders.coarse_masks import ProposalMatching
 from vos_lightning.decoders.reference_refine import ReferenceRefinement
 from vos_lightning.encoders.objects import ObjectOptions, sinusoid
@@ -316,21 +314,6 @@ def test_auxiliary_losses_enter_the_loss():
     assert set(losses[0]) == {"loss", "coarse"}
     extra = 2 * losses[1]["coarse"] + 3 * losses[1]["matching"]
     assert_close(losses[1]["loss"], losses[0]["loss"] + extra)
-
-
-def test_panels_show_proposals_alignment_and_both_masks():
-    module = DMNAOAModule(small(), evaluation=Evaluation())
-    frames, labels = random_clip(1, 2, 2, (40, 56))
-    frames = (frames * 255).to(torch.uint8)
-    engine = module.engine()
-    engine.step(frames[0, 0], labels[0, 0], proposals=some_proposals(1, 0))
-    prediction = engine.step(frames[0, 1], proposals=some_proposals(1, 4, (40, 56)))
-    panels = panels_of(module, frames[0, 1], prediction)
-    titles = Counter(panel.title for panel in panels)
-    assert titles == dict.fromkeys(("probability", "coarse mask", "proposals", "alignment of the middle"), 2)
-    assert all(panel.image.shape[1] == 40 for panel in panels)
-    plain = engine.step(frames[0, 1], proposals=some_proposals(1, 0))
-    assert {panel.title for panel in panels_of(module, frames[0, 1], plain)} == {"probability", "coarse mask"}
 
 
 # Data -----------------------------------------------------------------------------------------------------------------

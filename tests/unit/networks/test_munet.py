@@ -8,9 +8,7 @@ from torch import nn
 from tests.oracles import munet as oracle
 from tests.oracles import segmentation_losses
 from tests.tolerances import assert_close
-from tests.unit.dummies import make_video
 from vos_lightning.attention.msam import MSAM, MotionOptions
-from vos_lightning.callbacks.panels import panels_of
 from vos_lightning.matching.local_window import local_similarity
 from vos_lightning.modules.munet import MUNetModule
 from vos_lightning.modules.optimisation import Optimisation
@@ -315,15 +313,6 @@ def test_cross_entropy_is_the_baseline():
     losses = module.clip_loss([output, output], batch)
     assert set(losses) == {"loss"}
     assert_close(losses["loss"], nn.functional.cross_entropy(logits, labels[:, 1].long()))
-
-
-def test_panels_are_displacement_uncertainty_and_attention():
-    module = MUNetModule(small()).eval()
-    video = make_video("v", length=2, ids=(2, 7))
-    first, second = module.engine().run(video)
-    assert {p.title for p in panels_of(module, video.frames[0], first)} == {"probability"}
-    panels = panels_of(module, video.frames[1], second)
-    assert [p.title for p in panels if p.row == "motion"] == ["motion", "uncertainty", "attention"]
 
 
 # Training from scratch ------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,15 @@ def test_neither_inputs_nor_other_files_are_written_over(
     assert "pass --overwrite" in capsys.readouterr().err
     assert main([*command, str(output), "--overwrite", "--videos", "two"]) == 0
     assert "one" not in (output / "frames.csv").read_text()
+
+
+def test_needs_neither_networks_nor_lightning() -> None:
+    """Curves are drawn from files; what draws networks is in another module of the package."""
+    code = """
+import sys
+import vos_lightning.visualization.curves
+heavy = {"lightning", "torchmetrics", "torchvision", "vos_lightning.networks", "vos_lightning.propagation"} & set(sys.modules)
+sys.exit(f"imported {sorted(heavy)}" if heavy else 0)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")

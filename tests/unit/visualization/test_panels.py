@@ -1,31 +1,19 @@
-"""Pictures of what a network computes inside."""
+"""Score maps, displacements, points and boxes over their frame."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib.util
+import sys
 
 import pytest
 import torch
-from PIL import Image
 
-from tests.networks import NETWORKS
 from tests.tolerances import assert_close
-from tests.unit.dummies import DummyModule, make_video
-from tests.unit.visualization.test_visuals import FakeWandb, fit
-from vos_lightning.app.visualize import draw
-from vos_lightning.callbacks.panels import FramePanels, panels_of, write_panels
-from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.mask_ops import PaddingRule
-from vos_lightning.modules.emvos import EMVOSModule
-from vos_lightning.modules.evaluation import Evaluation
-from vos_lightning.modules.pmvos import PMVOSModule
-from vos_lightning.networks.emvos import EMVOS
-from vos_lightning.networks.pmvos import PMVOS
 from vos_lightning.structures import FramePrediction
 from vos_lightning.visualization.panels import (
     BAR_WIDTH,
     FrameView,
-    Panel,
     draw_boxes,
     draw_points,
     flow_map,
@@ -33,7 +21,6 @@ from vos_lightning.visualization.panels import (
     heat_map,
     score_panels,
 )
-from vos_lightning.visualization.sheets import CAPTION_HEIGHT, GAP, contact_sheet
 
 BLACK = torch.zeros(3, 40, 60, dtype=torch.uint8)
 
@@ -49,7 +36,7 @@ def view_of(size: tuple[int, int], ids: tuple[int, ...] = (3,), **aux: torch.Ten
         processed_size=size,
         aux={k: v[None] for k, v in aux.items()},
     )
-    return frame_view(frame, prediction, PaddingRule(), 16)
+    return frame_view(prediction, PaddingRule(), 16)
 
 
 class TestFrameView:
@@ -70,16 +57,27 @@ class TestFrameView:
 
     def test_frame_and_probabilities_come_at_the_size_of_the_network(self) -> None:
         prediction = FramePrediction(0, BLACK, BLACK[0], torch.rand(2, 40, 60), (1, 2), processed_size=(20, 30))
-        view = frame_view(BLACK, prediction, PaddingRule(), 16)
+        view = frame_view(prediction, PaddingRule(), 16)
         assert view.frame.shape == (3, 20, 30)
         assert view.probabilities.shape == (2, 20, 30)
         assert (
-            frame_view(BLACK, FramePrediction(0, BLACK, BLACK[0], torch.zeros(0, 40, 60), ()), PaddingRule(), 16).frame.shape
+            frame_view(FramePrediction(0, BLACK, BLACK[0], torch.zeros(0, 40, 60), ()), PaddingRule(), 16).frame.shape
             == BLACK.shape
         )
 
 
 class TestDrawing:
+    def test_colours_are_where_the_values_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also if the module is imported while another device is the default, as when an experiment is built on "meta"."""
+        spec = importlib.util.find_spec("vos_lightning.visualization.panels")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        with torch.device("meta"):
+            spec.loader.exec_module(module)
+        assert torch.equal(module.heat_map(BLACK, torch.eye(40, 60)), heat_map(BLACK, torch.eye(40, 60)))
+
     def test_heat_grows_from_dark_to_bright_on_its_own_scale(self) -> None:
         values = torch.linspace(-3, 5, 60).expand(40, 60)
         picture = heat_map(BLACK, values)
@@ -118,108 +116,8 @@ class TestDrawing:
         assert picture[:, 38, 3].eq(0).all()
         assert draw_boxes(BLACK, boxes).ne(0).any()
 
-    def test_a_sheet_has_a_row_for_every_group(self) -> None:
-        panels = [Panel(f"p{i}", BLACK, row) for i, row in enumerate(["a", "b", "a", "a"])]
-        width, height = contact_sheet(panels, columns=2, height=40).size
-        assert width == 2 * (60 + GAP) + GAP
-        assert height == 3 * (40 + CAPTION_HEIGHT + GAP) + GAP
-
     def test_scores_of_every_object(self) -> None:
         view = view_of((32, 48), (4, 9))
         panels = score_panels(view, torch.rand(2, 3, 2, 3), ["x", "y", "z"], "kind")
         assert [(p.row, p.title) for p in panels] == [(f"object {i} kind", name) for i in (4, 9) for name in "xyz"]
         assert panels[0].image.shape == (3, 32, 48 + BAR_WIDTH)
-
-
-class TestPapers:
-    @pytest.mark.parametrize(
-        ("module", "rows"),
-        [
-            (EMVOSModule(EMVOS.small(), evaluation=Evaluation()), {"surjective": 4, "equalized": 4}),
-            (
-                PMVOSModule(PMVOS.small()),
-                {
-                    f"{side} {what}": 3
-                    for side in ("background", "foreground")
-                    for what in ("scores", "after spatial attention", "after channel attention")
-                },
-            ),
-        ],
-        ids=["emvos", "pmvos"],
-    )
-    def test_score_maps(self, module: EMVOSModule | PMVOSModule, rows: dict[str, int]) -> None:
-        video = make_video("v", length=2, ids=(2, 7))
-        first, second = module.eval().engine().run(video)
-        assert {p.title for p in panels_of(module, video.frames[0], first)} == {"probability"}
-        panels = panels_of(module, video.frames[1], second)
-        counted = {row: sum(p.row == row for p in panels) for row in {p.row for p in panels}}
-        assert counted == {"object 2": 1, "object 7": 1} | {f"object {i} {row}": n for i in (2, 7) for row, n in rows.items()}
-        assert len({(p.row, p.title) for p in panels}) == len(panels)
-        assert all(p.image.shape == (3, 30, 45 + BAR_WIDTH) for p in panels)
-
-    def test_the_maps_are_those_of_the_network(self) -> None:
-        torch.manual_seed(0)
-        module = EMVOSModule(EMVOS.small(), evaluation=Evaluation()).eval()
-        video = make_video("v", length=2)
-        _, prediction = module.engine().run(video)
-        scores = prediction.aux["scores"]
-        assert scores.shape == (1, 2, 8, 2, 3)
-        assert module.network.score_names[5] == "equalized global foreground"
-        assert (scores[:, :, 4:] <= 1).all()
-        assert (scores[:, :, :4] >= 0).all()
-
-    @pytest.mark.parametrize("name", sorted(NETWORKS))
-    def test_aux_has_a_row_for_every_clip(self, name: str) -> None:
-        """Whatever a network shows is of tensors whose first dimension is the batch."""
-        from tests.clips import given_at, proposals_of, random_clip
-        from vos_lightning.propagation.policies import AnnotatedOnly
-        from vos_lightning.propagation.step import Propagation, unroll
-
-        frames, labels = random_clip(2, 2, 2, (64, 80))
-        network = NETWORKS[name].small().eval()
-        proposals = proposals_of(network, frames.transpose(0, 1).flatten(0, 1))
-        propagation = Propagation(AnnotatedOnly(), "minimum", "join")
-        with torch.no_grad():
-            outputs = unroll(network, propagation, frames, {0: given_at(labels, 0, [1, 2], 2)}, proposals)
-        assert outputs[0].aux == {}
-        assert all(value.shape[0] == 2 for value in outputs[1].aux.values() if isinstance(value, torch.Tensor))
-
-
-class TestCallback:
-    def test_validation_and_weights_and_biases(self, tmp_path: Path) -> None:
-        logger = FakeWandb()
-        module = fit(tmp_path, FramePanels(), logger)
-        folder = tmp_path / "panels"
-        names = [f"step={step:06d}_one_f00003.png" for step in (2, 4)]
-        assert sorted(p.name for p in folder.iterdir()) == names
-        assert logger.calls == [("image", "panels/one_f00003", [str(folder / name)]) for name in names]
-        assert module.frame_listeners == []
-
-    def test_chosen_videos_and_frames(self, tmp_path: Path) -> None:
-        fit(tmp_path, FramePanels(["two", "three"], [1, 5, 99]), val_check_interval=4)
-        names = sorted(p.name for p in (tmp_path / "panels").iterdir())
-        assert names == [f"step=000004_{video}_f0000{t}.png" for video in ("three", "two") for t in (1, 5)]
-        fit(tmp_path / "none", FramePanels([]))
-        assert not (tmp_path / "none" / "panels").exists()
-
-
-class TestVisualize:
-    def test_files(self, tmp_path: Path) -> None:
-        module = DummyModule().eval()
-        output = OutputFolder(tmp_path / "o", "visualize")
-        sheets = draw(module, make_video("v", length=4), [0, 2], output)
-        assert sheets == [tmp_path / "o" / name / "sheet.png" for name in ("f00000", "f00002")]
-        assert sorted(p.name for p in (tmp_path / "o" / "f00002").iterdir()) == [
-            "object_1_probability.png", "object_2_probability.png", "sheet.png",
-        ]  # fmt: skip
-        with Image.open(tmp_path / "o" / "f00002" / "object_1_probability.png") as image:
-            assert image.size == (45 + BAR_WIDTH, 30)
-
-    def test_errors(self, tmp_path: Path) -> None:
-        module = DummyModule().eval()
-        with pytest.raises(ValueError, match="the video has frames 0 to 3"):
-            draw(module, make_video("v", length=4), [4], OutputFolder(tmp_path / "o", "visualize"))
-
-    def test_writes_nothing_for_nothing(self, tmp_path: Path) -> None:
-        write_panels(OutputFolder(tmp_path / "o", "visualize"), "f", [Panel("a b/c", BLACK, "r")])
-        assert sorted(p.name for p in (tmp_path / "o" / "f").iterdir()) == ["r_a_b_c.png", "sheet.png"]
