@@ -214,6 +214,17 @@ def test_a_repair(call: str, tmp_path: Path) -> None:
     assert os.listdir(kept.parent) == []
 
 
+def test_a_video_is_discarded_on_a_full_disk(tmp_path: Path) -> None:
+    """Closing the container fails then, which must not hide the error because of which the video is discarded."""
+    path = old_file(tmp_path, "video.mp4")
+    writer = VideoWriter(path)
+    for _ in range(60):  # the encoder holds the first ones back
+        writer.write(noise(3, 48, 64))
+    with full_disk():
+        writer.discard()
+    assert_untouched(path)
+
+
 # The primitive --------------------------------------------------------------------------------------------------------
 
 
