@@ -31,6 +31,7 @@ from data_modules.datasets.scenes import SceneRecipe
 from data_modules.datasets.static_images import ImageClips, find_pairs
 from data_modules.videos import RecordClips, find_record, folders_in
 from tests.layouts import write_davis_layout, write_static_images
+from vos_lightning.io.files import write_atomically
 
 SHARED = Path(__file__).resolve().parents[1] / "experiments" / "_shared"
 VIDEO = SceneRecipe(height=480, width=854, num_frames=20, num_objects=(2, 3))
@@ -130,7 +131,7 @@ def main() -> None:
                 line += f"   {results[name]['loader']:.1f} through {arguments.workers} workers"
             print(line, flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_atomically(arguments.json, (json.dumps(results, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from benchmarks.metrics import synthetic_chunks
+from vos_lightning.io.files import write_atomically
 from vos_lightning.io.label_maps import write_label_map
 
 
@@ -117,9 +118,8 @@ def main() -> None:
     ratio = scaled / ours[1][0]
     print(f"plain / ours = {ratio:.1f}; largest difference of a video's J or F {difference:.1e}, in {start} frames")
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"frames": sum(lengths), "ours": ours, "plain": scaled, "plain_to_ours": ratio}, indent=2) + "\n"
-        )
+        content = {"frames": sum(lengths), "ours": ours, "plain": scaled, "plain_to_ours": ratio}
+        write_atomically(arguments.json, (json.dumps(content, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

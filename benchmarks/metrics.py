@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from tests.oracles import davis_metrics as oracle
+from vos_lightning.io.files import write_atomically
 from vos_lightning.metrics.functional import region_and_boundary
 
 HEIGHT, WIDTH, CHUNK = 480, 854, 50
@@ -97,7 +98,7 @@ def main() -> None:
     print(f"oracle {scaled:8.2f} s  {1e3 * oracle_seconds / oracle_frames:6.2f} ms a frame  ({how})")
     print(f"oracle / ours = {result['oracle_to_ours']:.1f}; largest difference of a value {largest_difference:.1e}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_atomically(arguments.json, (json.dumps(result, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from data_modules.doctor.checks import Finding
-from vos_lightning.io.label_maps import read_label_map, write_label_map
+from vos_lightning.io.files import Replacement, write_atomically
+from vos_lightning.io.label_maps import encode_label_map, read_label_map
 
 
 def backup_folder(root: Path) -> Path:
@@ -42,15 +42,14 @@ def fix(root: Path, findings: Iterable[Finding]) -> list[str]:
     done = []
     for path in dict.fromkeys(Path(finding.path) for finding in findings if finding.fixable):
         kept = _free(backup_folder(root) / path.absolute().relative_to(root.absolute()))
-        kept.parent.mkdir(parents=True, exist_ok=True)
         if path.name.startswith(".") or path.suffix.lower() not in (".png",):
+            kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, kept)
             done.append(f"{path}: moved to {kept}")
             continue
         label_map = read_label_map(path)
-        temporary = kept.with_name(f".{kept.name}.tmp")
-        shutil.copy2(path, temporary)
-        os.replace(temporary, kept)
-        write_label_map(path, label_map)
+        with Replacement(kept) as original:
+            shutil.copy2(path, original.temporary)
+        write_atomically(path, encode_label_map(label_map))  # durable, as these are the user's data
         done.append(f"{path}: written with indices, the original is {kept}")
     return done

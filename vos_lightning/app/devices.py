@@ -99,3 +99,33 @@ def _number(devices: Any) -> int | None:
         names = [name for name in devices.split(",") if name.strip()]
         return len(names) if "," in devices else int(devices) if devices.strip().isdigit() else 0
     return len(devices) if isinstance(devices, (list, tuple)) else int(devices)
+
+
+def available_devices(accelerator: str) -> int:
+    """How many devices of this machine ``trainer.devices=auto`` takes."""
+    from lightning.pytorch.accelerators import (
+        Accelerator,
+        AcceleratorRegistry,
+        CPUAccelerator,
+        CUDAAccelerator,
+        MPSAccelerator,
+        XLAAccelerator,
+    )
+
+    # Lightning's classes are asked, as constructing an accelerator fails where its library is not installed.
+    graphics: list[type[Accelerator]] = [MPSAccelerator, CUDAAccelerator]
+    groups: dict[str, list[type[Accelerator]]] = {"auto": [XLAAccelerator, *graphics], "gpu": graphics}
+    known: list[Any] = list(groups.get(accelerator, ()))
+    if accelerator in AcceleratorRegistry:
+        known.append(AcceleratorRegistry[accelerator]["accelerator"])
+    return next(int(kind.auto_device_count()) for kind in (*known, CPUAccelerator) if kind.is_available())
+
+
+def launched_processes() -> int | None:
+    """How many processes a cluster has started, this one included; None if a training starts its own processes."""
+    from lightning.fabric.plugins.environments import LSFEnvironment, MPIEnvironment, TorchElasticEnvironment
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+    found = next((kind() for kind in kinds if kind.detect()), None)
+    return found.world_size() if found else None

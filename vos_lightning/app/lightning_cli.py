@@ -12,28 +12,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import LSFEnvironment, MPIEnvironment, TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import (
-    Accelerator,
-    AcceleratorRegistry,
-    CPUAccelerator,
-    CUDAAccelerator,
-    MPSAccelerator,
-    XLAAccelerator,
-)
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from vos_lightning.app.devices import share_batch
+from vos_lightning.app.devices import available_devices, launched_processes, share_batch
 from vos_lightning.app.experiments import ExperimentError
 from vos_lightning.app.runs import Run, Stage
 from vos_lightning.callbacks.panels import FramePanels
@@ -42,6 +31,7 @@ from vos_lightning.callbacks.preemption import StopOnSignal
 from vos_lightning.callbacks.throughput import Throughput
 from vos_lightning.callbacks.visuals import EvaluationPictures
 from vos_lightning.checkpoints.loading import load_weights
+from vos_lightning.checkpoints.saving import AtomicCheckpointIO
 from vos_lightning.io.pretrained import MissingWeightsError, before_download, weights_are_overwritten
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -236,40 +226,6 @@ class VOSCommandLine(LightningCLI):
                 log_model=False,
             ),
         ]
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary file in the same folder and renames it.
-
-    Lightning writes to the system's temporary folder first. Where that is another file system, as on many clusters, the move is a
-    copy, and a process that is killed during it leaves an incomplete checkpoint.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:  # noqa: ARG002
-        """Save to ``path``, atomically."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, target)
-
-
-def available_devices(accelerator: str) -> int:
-    """How many devices of this machine ``trainer.devices=auto`` takes."""
-    # Lightning's classes are asked, as constructing an accelerator fails where its library is not installed.
-    graphics: list[type[Accelerator]] = [MPSAccelerator, CUDAAccelerator]
-    groups: dict[str, list[type[Accelerator]]] = {"auto": [XLAAccelerator, *graphics], "gpu": graphics}
-    known: list[Any] = list(groups.get(accelerator, ()))
-    if accelerator in AcceleratorRegistry:
-        known.append(AcceleratorRegistry[accelerator]["accelerator"])
-    return next(int(kind.auto_device_count()) for kind in (*known, CPUAccelerator) if kind.is_available())
-
-
-def launched_processes() -> int | None:
-    """How many processes a cluster has started, this one included; None if a training starts its own processes."""
-    kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
-    found = next((kind() for kind in kinds if kind.detect()), None)
-    return found.world_size() if found else None
 
 
 class _WrongDataError(ValueError):

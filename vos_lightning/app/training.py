@@ -69,8 +69,9 @@ def main(argv: Sequence[str]) -> int:
 
         return fine_tune(experiment, run, known.checkpoint, overrides, _train_one)
     if known.run_dir is None and not run.begun:
-        same = find_run(run.directory.parent, training_identity(experiment))
-        if same and same.finished and training_identity(experiment, overrides) == training_identity(experiment):
+        identity = training_identity(experiment)
+        same = find_run(run.directory.parent, identity)
+        if same and same.finished and training_identity(experiment, overrides) == identity:
             Console(stderr=True).print(
                 f"{same.directory} has trained the same: not repeated (--run-dir={run.directory} trains it again)",
                 highlight=False,

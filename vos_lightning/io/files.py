@@ -1,18 +1,23 @@
-"""File names and folders: one order of frames, and atomic writing.
+"""File names and folders: one order of frames, and one way to write.
 
-All code that lists frames, masks or videos uses this module, so that a video has the same order everywhere.
+All code that lists frames, masks or videos uses this module, so that a video has the same order everywhere. All code that writes
+files uses :class:`Replacement` or :func:`write_atomically`, so that a file is complete or not there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import os
 import re
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import TracebackType
 
 _DIGITS = re.compile(r"(\d+)")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
 NaturalKey = tuple[tuple[str | int, ...], str]
 
@@ -104,14 +109,126 @@ def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         return list(entries)
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name in the same folder and rename it; missing parent folders are created."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # tempfile is not used, as its files can be read by their owner only.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+class Replacement:
+    """A new file, which takes the place of what is at its path when it is complete, and not before.
+
+    Everything that writes a file goes through this class. The content is written to :attr:`temporary`, a hidden file in the same
+    folder, and :meth:`commit` gives it its name. As a context manager it commits at the end, or discards on an exception::
+
+        with Replacement(path) as new:
+            new.temporary.write_bytes(content)
+
+    Where anything fails, the old file stays, the temporary one is removed, and errors of the operating system name ``path``.
+
+    Args:
+        path: the file; missing parent folders are created.
+        durable: whether content and name are on the disk when :meth:`commit` returns, so that they survive a power cut. Without
+            it, a power cut can leave an empty file, which costs nothing where files are many and easily made again.
+
+    Attributes:
+        path: the file.
+        temporary: path of the temporary file, which the caller creates.
+
+    Raises:
+        OSError: a parent folder cannot be created.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], durable: bool = True) -> None:
+        self.path = Path(path)
+        self.durable = durable
+        # tempfile is not used, as its files can be read by their owner only.
+        self.temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+        with naming(self.path):
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:  # a file has the name of the folder
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+
+    def commit(self) -> None:
+        """Give the file its name.
+
+        Raises:
+            OSError: it cannot be written; the old file is as it was.
+        """
+        try:
+            with naming(self.path):
+                if self.durable:
+                    with self.temporary.open("r+b") as file:
+                        os.fsync(file.fileno())
+                os.replace(self.temporary, self.path)
+        finally:
+            self.discard()
+        if self.durable:
+            _flush_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the temporary file, if there is one."""
+        with contextlib.suppress(OSError):  # it would hide the error because of which the file is discarded
+            self.temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Replacement:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.commit()
+            return
+        self.discard()
+        named = _named(error, self.path)
+        if named is not None:
+            raise named from error
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes, durable: bool = True) -> None:
+    """Write a file whole or not at all, see :class:`Replacement`."""
+    with Replacement(path, durable) as new:
+        new.temporary.write_bytes(content)
+
+
+def target_of_temporary(name: str) -> str | None:
+    """Name of the file that a temporary file was to become; None for the name of any other file.
+
+    A process that is killed leaves its temporary file behind.
+    """
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else None
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of the operating system that do not name it, such as a full disk.
+
+    Errors that name its temporary file, or a folder in which it lies, name the file instead. Those that name another file stay.
+    """
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        named = _named(error, path)
+        if named is None:
+            raise
+        raise named from error
+
+
+def _named(error: BaseException, path: Path) -> OSError | None:
+    """The error with the name of the file; None if it says enough, or does not come from the operating system."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.filename:
+        named, target = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
+        own = named.parent == target.parent and target_of_temporary(named.name) == target.name
+        if not own and named not in target.parents:
+            return None
+    return OSError(error.errno, error.strerror or os.strerror(error.errno), str(path))
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk; without it, a power cut could bring the old file back."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, and some file systems flush none
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

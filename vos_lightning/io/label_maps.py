@@ -109,7 +109,7 @@ def write_label_map(path: str | os.PathLike[str], label_map: UInt8[Tensor, "H W"
         path: output file, whose name ends in ``.png``.
         label_map: ``(H, W)`` ids, on any device.
     """
-    write_atomically(path, encode_label_map(label_map))
+    write_atomically(path, encode_label_map(label_map), durable=False)
 
 
 def encode_label_map(label_map: UInt8[Tensor, "H W"]) -> bytes:

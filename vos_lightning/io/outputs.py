@@ -10,11 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from vos_lightning.io.files import list_everything, write_atomically
+from vos_lightning.io.files import list_everything, naming, target_of_temporary, write_atomically
 
 _RECORD = re.compile(r"written(-[0-9]+)?\.jsonl")
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
-"""Pattern of the temporary files that a killed process leaves behind."""
 
 MASKS = "masks"
 """Folder inside an output of predictions that holds a folder of label maps for each video."""
@@ -73,17 +71,6 @@ def claim_file(path: Path, inputs: Iterable[Path | None], overwrite: bool) -> No
     refuse_overlap([path], inputs)
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: the file exists already; pass --overwrite to replace it, or choose another name")
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in errors of the operating system that do not name it, such as a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
 
 
 class OutputFolder:
@@ -181,8 +168,7 @@ class OutputFolder:
         """Record that the run is complete."""
         self.start()
         lines = [json.dumps([name, digest]) + "\n" for name, digest in self._written.items()]
-        with naming(self._record):
-            write_atomically(self._record, (self._head(finished=True) + "".join(lines)).encode())
+        write_atomically(self._record, (self._head(finished=True) + "".join(lines)).encode())
 
     # Details ----------------------------------------------------------------------------------------------------------
 
@@ -226,7 +212,7 @@ class OutputFolder:
                     f"{path}: the earlier run of `{self.command}` has not written this file, or it was changed since; move it "
                     "away first, or choose another output folder"
                 )
-        return [path for path in files if path in others or path in records or _TEMPORARY.fullmatch(path.name)]
+        return [path for path in files if path in others or path in records or target_of_temporary(path.name)]
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -19,7 +19,7 @@ from av.error import FFmpegError
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vos_lightning.io.files import list_files
+from vos_lightning.io.files import Replacement, list_files, naming
 from vos_lightning.io.images import IMAGE_SUFFIXES, Turn, read_image
 from vos_lightning.structures import FOLDER_FPS
 
@@ -310,8 +310,7 @@ class VideoWriter:
         self.path = Path(path)
         if self.path.suffix.lower() != ".mp4":
             raise ValueError(f"{self.path}: the name of a video must end in .mp4")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+        self._file = Replacement(path, durable=False)
         self._rate = Fraction(fps).limit_denominator(65535)
         self._options = {"crf": str(quality), "preset": "veryfast"}
         self._container: av.container.OutputContainer | None = None
@@ -322,37 +321,46 @@ class VideoWriter:
 
         Args:
             frame: RGB image on the host.
+
+        Raises:
+            OSError: the file cannot be written; the error names it.
         """
         height, width = int(frame.shape[1]), int(frame.shape[2])
-        if self._container is None:
-            self._size = (height, width)
-            # The index is moved to the front (faststart), so that browsers start to play before the file is loaded.
-            self._container = av.open(self._temporary.absolute(), "w", format="mp4", container_options={"movflags": "+faststart"})
-            self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
-            self._stream.height, self._stream.width = height + height % 2, width + width % 2
-            self._stream.pix_fmt = "yuv420p"
-        assert (height, width) == self._size, "all frames of a video have one size"
         array = np.pad(frame.permute(1, 2, 0).numpy(), ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        with naming(self.path):
+            container = self._container or self._open(height, width)
+            assert (height, width) == self._size, "all frames of a video have one size"
+            container.mux(self._stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+
+    def _open(self, height: int, width: int) -> av.container.OutputContainer:
+        self._size = (height, width)
+        # The index is moved to the front (faststart), so that browsers start to play before the file is loaded.
+        options = {"movflags": "+faststart"}
+        container = self._container = av.open(self._file.temporary.absolute(), "w", format="mp4", container_options=options)
+        self._stream = container.add_stream("libx264", rate=self._rate, options=self._options)
+        self._stream.height, self._stream.width = height + height % 2, width + width % 2
+        self._stream.pix_fmt = "yuv420p"
+        return container
 
     def close(self) -> None:
-        """Finish the file and give it its name."""
+        """Finish the file and give it its name.
+
+        Raises:
+            OSError: the file cannot be written; the error names it, and nothing is left behind.
+        """
         if self._container is None:
             return
         container, self._container = self._container, None
-        try:
+        with self._file, container:
             container.mux(self._stream.encode(None))
-            container.close()
-            os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Stop without leaving a file."""
         if self._container is not None:
-            self._container.close()
+            with contextlib.suppress(FFmpegError):  # closing writes the end of the file, which fails on a full disk
+                self._container.close()
             self._container = None
-            self._temporary.unlink(missing_ok=True)
+            self._file.discard()
 
     def __enter__(self) -> VideoWriter:
         return self

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.label_maps import write_label_map
-from vos_lightning.io.outputs import MASKS, OutputFolder, naming
+from vos_lightning.io.outputs import MASKS, OutputFolder
 from vos_lightning.io.videos import VideoWriter
 from vos_lightning.predictions.drift import DriftIndex, ObjectRow, is_flagged
 from vos_lightning.structures import FramePrediction, VideoSample
@@ -83,8 +83,7 @@ class PredictionFiles:
         if self.all_frames or video.required_frames is None or index in video.required_frames:
             self.output.put(f"{MASKS}/{video.name}/{name}.png", functools.partial(write_label_map, label_map=label_map))
         if self._overlay is not None:
-            with naming(self._overlay.path):
-                self._overlay.write(overlay(frame, label_map))
+            self._overlay.write(overlay(frame, label_map))
         if self.drift is not None:
             rows = self.drift.rows(name, prediction)
             self._rows += rows
@@ -106,8 +105,7 @@ class PredictionFiles:
         finally:
             if self._overlay is not None:
                 writer, self._overlay = self._overlay, None
-                with naming(writer.path):
-                    writer.close()
+                writer.close()
                 self.output.keep(f"overlays/{video}.mp4")
 
     def start(self) -> None:

@@ -146,4 +146,4 @@ def write_png(path: Path, picture: Image.Image) -> None:
     """Write a picture atomically."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), durable=False)

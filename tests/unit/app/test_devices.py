@@ -13,7 +13,7 @@ from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
 from tests.recipes.experiments import NAMES
 from vos_lightning.app import cli, lightning_cli, training
-from vos_lightning.app.devices import share_batch
+from vos_lightning.app.devices import available_devices, share_batch
 from vos_lightning.app.experiments import ExperimentError, load_experiment
 from vos_lightning.app.runs import Run
 from vos_lightning.modules import dmn_aoa, emvos, munet, pmnet, pmvos, proposal_detector, stcn, stm
@@ -205,6 +205,6 @@ def test_the_devices_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, count in ((CPUAccelerator, 3), (CUDAAccelerator, 5)):
         monkeypatch.setattr(kind, "auto_device_count", staticmethod(lambda count=count: count))
         monkeypatch.setattr(kind, "is_available", staticmethod(lambda: True))
-    assert [lightning_cli.available_devices(name) for name in ("cpu", "cuda", "gpu", "auto")] == [3, 5, 5, 5]
+    assert [available_devices(name) for name in ("cpu", "cuda", "gpu", "auto")] == [3, 5, 5, 5]
     monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: False))
-    assert lightning_cli.available_devices("auto") == 3
+    assert available_devices("auto") == 3

@@ -377,7 +377,9 @@ class TestCommand:
         self, place: str, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any, monkeypatch: Any
     ) -> None:
         def full(*arguments: Any, **options: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(
+                errno.ENOSPC, "No space left on device", *(str(a.path) for a in arguments if isinstance(a, VideoWriter))
+            )
 
         names = {"mask": ("write_label_map", "00000.png"), "table": ("write_atomically", "v.csv")}
         if place == "overlay":

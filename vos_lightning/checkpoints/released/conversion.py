@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import pickle
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from vos_lightning.checkpoints.released import emvos, pmvos, stcn, stm
 from vos_lightning.checkpoints.released.format import build, describe
-from vos_lightning.io.files import write_atomically
+from vos_lightning.checkpoints.saving import write_checkpoint
 from vos_lightning.io.outputs import claim_file
 
 FORMATS = {"emvos": emvos.FORMAT, "pmvos": pmvos.FORMAT, "stcn": stcn.FORMAT, "stm": stm.FORMAT}
@@ -115,9 +114,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     claim_file(arguments.output, [arguments.file], arguments.overwrite)
     checkpoint, dropped = import_released(arguments.file, arguments.paper)
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_atomically(arguments.output, buffer.getvalue())
+    write_checkpoint(arguments.output, checkpoint)
     number = len(checkpoint["state_dict"])
     sys.stdout.write(f"{arguments.output}: {number} tensors of {arguments.paper}; dropped {', '.join(dropped) or 'none'}\n")
     return 0
