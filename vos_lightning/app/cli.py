@@ -408,7 +408,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     ),
     "list": (
         _module_main("vos_lightning.app.results.listing"),
-        "list the experiments and the published results that they reproduce",
+        "list the papers, or their experiments with the published results that they reproduce: list PAPER ...",
     ),
     "show": (show, "print the composed configuration of an experiment"),
 }
