@@ -392,7 +392,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "J of every frame over time: curves --truth D --predictions NAME=D ... --output D",
     ),
     "import-checkpoint": (
-        _module_main("vos_lightning.checkpoints.released.conversion"),
+        _module_main("vos_lightning.checkpoints.released.command"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper emvos|pmvos|stcn|stm --output OUT.ckpt",
     ),
     "precompute-proposals": (
@@ -401,7 +401,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     ),
     # Data sets are referred to by name only, as in experiments: the library does not import them.
     "doctor": (_module_main("data_modules.doctor.command"), "check data sets on disk: doctor DIR ... [--fix] [--json]"),
-    "submit": (_module_main("data_modules.submission"), "check predictions and zip them for an evaluation server"),
+    "submit": (_module_main("data_modules.submission.command"), "check predictions and zip them for an evaluation server"),
     "results": (
         _module_main("vos_lightning.app.results.command"),
         "compare published results with the runs' scores, as Markdown and HTML",

@@ -13,10 +13,11 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from vos_lightning.io.outputs import OutputFolder
+from vos_lightning.io.pictures import write_png
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
 from vos_lightning.visualization.panels import Panel, as_image, frame_view
-from vos_lightning.visualization.sheets import contact_sheet, write_png
+from vos_lightning.visualization.sheets import contact_sheet
 
 
 class FramePanels(Callback):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vos_lightning.io.label_maps import overlay, write_label_map
 from vos_lightning.io.outputs import OutputFolder, naming
+from vos_lightning.io.pictures import write_png
 from vos_lightning.io.videos import VideoWriter
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
-from vos_lightning.visualization.sheets import sheet, spread, thumbnail, write_png
+from vos_lightning.visualization.sheets import sheet, spread, thumbnail
 
 SHEET_FRAMES = 8
 SHEET_VIDEOS = 40
