@@ -45,7 +45,7 @@ def write_submission(server: Server, predictions: Path, output: Path, data: Path
     """Check a folder of predictions and zip it.
 
     Args:
-        server: name of the server, see the module.
+        server: name of the server, see :data:`data_modules.submission.servers.SERVERS`.
         predictions: folder of video folders of PNGs.
         output: the zip file, which is written atomically.
         data: root of the data set, with which frames, sizes and ids are compared; None checks the predictions alone.

@@ -14,6 +14,7 @@ from vos_lightning.app.results.listing import SHORT, overview_lines, paper_lines
 
 MOST_LINES = {100: 52, 80: 82}
 """Width of the terminal -> most lines of a paper."""
+NAMES = list(experiment_files())
 PAPERS: dict[str, list[str]] = {}
 for _name, _path in experiment_files().items():
     PAPERS.setdefault(_path.parent.name, []).append(_name)
@@ -29,14 +30,14 @@ def names_in(lines: list[str]) -> list[str]:
         cell.split(" ")[0]
         for line in lines
         for cell in re.split(r"\s{2,}", line)
-        if re.fullmatch(rf"[a-z0-9_]+( ({'|'.join(SHORT.values())}) \d+\.\d)?", cell) and cell.split(" ")[0] in experiment_files()
+        if re.fullmatch(rf"[a-z0-9_]+( ({'|'.join(SHORT.values())}) \d+\.\d)?", cell) and cell.split(" ")[0] in NAMES
     ]
 
 
 @pytest.mark.parametrize("width", [None, 100, 80])
 def test_every_experiment_appears_exactly_once(width: int | None) -> None:
     lines = [line for paper in PAPERS for line in lines_of(paper, width)]
-    assert sorted(names_in(lines)) == list(experiment_files())
+    assert sorted(names_in(lines)) == NAMES
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -113,8 +114,8 @@ def test_papers_all_and_plain(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert printed("emvos") == lines_of("emvos", None)  # no terminal, so nothing is cut
     assert printed("stm", "emvos") == [*lines_of("stm", None), "", *lines_of("emvos", None)]
-    assert sorted(names_in(printed("--all"))) == list(experiment_files())
-    assert printed("--plain") == list(experiment_files())
+    assert sorted(names_in(printed("--all"))) == NAMES
+    assert printed("--plain") == NAMES
     assert printed("--plain", "emvos") == PAPERS["emvos"]
 
 
