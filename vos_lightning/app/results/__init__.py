@@ -9,6 +9,6 @@
 - neither training nor evaluation changed an option that decides the result, and the experiment has not changed since;
 - the experiment trains on the data of the paper; ``published.departs`` says where it does not.
 
-Every other score is listed below the tables with the reason. Scores of evaluation servers are read from ``scores/server.json``, in
-percent; ``experiments/README.md`` says what the file holds.
+Every other score is listed below the tables with the reason. Scores of evaluation servers are read from ``scores/server.json``;
+``experiments/README.md`` says what that file holds.
 """
