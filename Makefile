@@ -58,8 +58,8 @@ visualize: $(STAMP) ## draw what EXP computes inside: VIDEO=name FRAME=number OU
 	@test -n "$(EXP)" || { echo 'error: which experiment? make visualize EXP=emvos_davis17 VIDEO=name FRAME=number' >&2; exit 2; }
 	@$(RUN) visualize $(EXP) --video $(VIDEO) --frame $(FRAME) --output $(or $(OUTPUT),visuals) $(ARGS)
 
-list: $(STAMP) ## list the experiments and the published results that they reproduce
-	@$(RUN) list
+list: $(STAMP) ## list the papers; PAPER=emvos: its experiments and the published results that they reproduce
+	@$(RUN) list $(PAPER) $(ARGS)
 
 results: $(STAMP) ## write runs/results.md and results.html: every published row beside what the runs measured
 	@$(RUN) results $(ARGS)

@@ -180,7 +180,7 @@ def test_circles_and_missing_files_are_named(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["train", "emvos_smok"], "did you mean emvos_smoke"),
-        (["train", "nothing_like_it"], "make list"),
+        (["train", "nothing_like_it"], "`vos list --plain` prints all names"),
         (["trian", "emvos_smoke"], "did you mean train"),
         (["train", "emvos_smoke", "--trainer.max_stepz=3"], "max_stepz"),
         (["train", "emvos_smoke", "--model.init_args.optimisation.learning_rat=3"], "learning_rat"),

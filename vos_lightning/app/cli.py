@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "J of every frame over time: curves --truth D --predictions NAME=D ... --output D",
     ),
     "import-checkpoint": (
-        _command("vos_lightning.checkpoints.released.conversion"),
+        _command("vos_lightning.checkpoints.released.command"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper emvos|pmvos|stcn|stm --output OUT.ckpt",
     ),
     "precompute-proposals": (
@@ -62,14 +62,14 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     ),
     # Data sets are referred to by name only, as in experiments: the library does not import them.
     "doctor": (_command("data_modules.doctor.command"), "check data sets on disk: doctor DIR ... [--fix] [--json]"),
-    "submit": (_command("data_modules.submission"), "check predictions and zip them for an evaluation server"),
+    "submit": (_command("data_modules.submission.command"), "check predictions and zip them for an evaluation server"),
     "results": (
         _command("vos_lightning.app.results.command"),
         "compare published results with the runs' scores, as Markdown and HTML",
     ),
     "list": (
         _command("vos_lightning.app.results.listing"),
-        "list the experiments and the published results that they reproduce",
+        "list the papers, or their experiments with the published results that they reproduce: list PAPER ...",
     ),
     "show": (_command("vos_lightning.app.show"), "print the composed configuration of an experiment"),
 }

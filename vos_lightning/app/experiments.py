@@ -127,7 +127,7 @@ def load_experiment(name: str) -> Experiment:
         files = experiment_files(folder)
         if name not in files:
             close = difflib.get_close_matches(name, files, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "`make list` shows all"
+            hint = f"did you mean {' or '.join(close)}?" if close else "`vos list --plain` prints all names"
             raise ExperimentError(f"there is no experiment {name!r}: {hint}")
         path = files[name]
     elif not path.is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from vos_lightning.app.experiments import Experiment, digest, training_identity, with_overrides, without_neutral
-from vos_lightning.app.runs import Run, starting_point, weights_kind
+from vos_lightning.app.runs import Run, provenance, starting_point
 
 _NOT_DATA = ("recipe", "loading")
 
@@ -140,19 +139,6 @@ def _identity(
 def ended(run: Run, steps: int, finished: bool) -> None:
     """Record how far the training got."""
     run.write_record({**run.record(), "steps": steps, "finished": now() if finished else None})
-
-
-def provenance(checkpoint: Path) -> dict[str, Any]:
-    """What is known of a checkpoint: its file, whether it is the last or best of its run, its step, and the run's record."""
-    from vos_lightning.checkpoints.loading import checkpoint_step  # imported here, as reading records needs no Lightning
-
-    known: dict[str, Any] = {
-        "checkpoint": os.fspath(checkpoint),
-        "weights": weights_kind(checkpoint),
-        "step": checkpoint_step(checkpoint),
-    }
-    record = Run(checkpoint.resolve().parent.parent).record() if checkpoint.resolve().parent.name == "checkpoints" else {}
-    return {**known, "run": record or None}
 
 
 def evaluated(experiment: Experiment, overrides: Sequence[str], trainer: Any, checkpoint: Path) -> dict[str, Any]:

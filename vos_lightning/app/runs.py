@@ -172,6 +172,19 @@ def _score_in_name(path: Path) -> float:
     return float(found[1]) if found else -1.0
 
 
+def provenance(checkpoint: Path) -> dict[str, Any]:
+    """What is known of a checkpoint: its file, whether it is the last or best of its run, its step, and the run's record."""
+    from vos_lightning.checkpoints.loading import checkpoint_step
+
+    known: dict[str, Any] = {
+        "checkpoint": os.fspath(checkpoint),
+        "weights": weights_kind(checkpoint),
+        "step": checkpoint_step(checkpoint),
+    }
+    record = Run(checkpoint.resolve().parent.parent).record() if checkpoint.resolve().parent.name == "checkpoints" else {}
+    return {**known, "run": record or None}
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically."""
     write_atomically(path, text.encode())

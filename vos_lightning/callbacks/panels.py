@@ -8,10 +8,11 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from vos_lightning.io.pictures import write_png
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
 from vos_lightning.visualization.papers import panels_of
-from vos_lightning.visualization.sheets import contact_sheet, write_png
+from vos_lightning.visualization.sheets import contact_sheet
 
 
 class FramePanels(Callback):

@@ -10,12 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from vos_lightning.io.pictures import write_png
 from vos_lightning.io.videos import VideoWriter
 from vos_lightning.metrics.scores import ObjectScores
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
 from vos_lightning.visualization.overlays import overlay
-from vos_lightning.visualization.sheets import sheet, spread, thumbnail, write_png
+from vos_lightning.visualization.sheets import sheet, spread, thumbnail
 
 PICTURE_HEIGHT = 240
 PICTURES_PER_ROW = 3

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from vos_lightning.proposals.boxes import paste_masks, tight_boxes
-from vos_lightning.proposals.detector import Pretrained, ProposalDetector, Selection, read_weights
+from vos_lightning.proposals.detector import ProposalDetector, Selection, read_weights
+from vos_lightning.proposals.options import Pretrained
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch, VideoSample
 
 SMALLEST = 4.0

@@ -14,11 +14,12 @@ from torch import Tensor
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.io.outputs import MASKS, OutputFolder
+from vos_lightning.io.pictures import write_png
 from vos_lightning.io.videos import VideoWriter
 from vos_lightning.predictions.drift import DriftIndex, ObjectRow, is_flagged
 from vos_lightning.structures import FramePrediction, VideoSample
 from vos_lightning.visualization.overlays import overlay
-from vos_lightning.visualization.sheets import sheet, spread, thumbnail, write_png
+from vos_lightning.visualization.sheets import sheet, spread, thumbnail
 
 SHEET_FRAMES = 8
 SHEET_VIDEOS = 40

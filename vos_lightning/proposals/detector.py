@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -24,15 +24,9 @@ from torchvision.ops import nms
 
 from vos_lightning.io.pretrained import for_epsilon, is_overwritten, published_hash, read_pretrained, sha256_of
 from vos_lightning.proposals.boxes import masks_in_boxes, paste_masks, tight_boxes
+from vos_lightning.proposals.options import Architecture, Order, Pretrained
 from vos_lightning.proposals.store import MASK_SIZE, Found
 
-Architecture = Literal[
-    "resnet50", "resnet50_v2", "resnet101", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "resnet18"
-]
-"""Backbones of the feature pyramid; ``resnet50_v2`` is torchvision's improved Mask R-CNN."""
-Order = Literal["nms_first", "top_first", "objectness"]
-Pretrained = Literal["COCO_V1"]
-"""Member of ``MaskRCNN_ResNet50_FPN_Weights`` or ``MaskRCNN_ResNet50_FPN_V2_Weights``."""
 _PUBLISHED: dict[str, WeightsEnum] = {
     "resnet50": MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
     "resnet50_v2": MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1,

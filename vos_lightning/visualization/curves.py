@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw, ImageFont
 from vos_lightning.evaluation.folders import EvaluationError, PathLike, read_videos
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.outputs import OutputFolder
+from vos_lightning.io.pictures import write_png
 from vos_lightning.metrics.davis import scored_ids, scored_map
 from vos_lightning.metrics.functional import region_similarity
-from vos_lightning.visualization.sheets import write_png
 
 CurveProtocol = Literal["davis16", "davis17"]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,8 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vos_lightning.io.files import write_atomically
 from vos_lightning.io.outputs import OutputFolder
+from vos_lightning.io.pictures import write_png
 from vos_lightning.visualization.overlays import overlay
 from vos_lightning.visualization.panels import Panel, as_image
 
@@ -140,10 +138,3 @@ def _text_bar(text: str, width: int) -> UInt8[Tensor, "3 c w"]:
     bar = Image.new("RGB", (width, CAPTION_HEIGHT), (24, 24, 24))
     ImageDraw.Draw(bar).text((2, 2), text, fill=(235, 235, 235), font=ImageFont.load_default(12))
     return torch.from_numpy(np.array(bar)).permute(2, 0, 1)
-
-
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture atomically."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue(), durable=False)

@@ -85,3 +85,5 @@ def test_a_wheel_brings_them(elsewhere: Path, tmp_path: Path) -> None:
     assert names == list(experiment_files())
     assert "class_path: vos_lightning.modules.emvos.EMVOSModule" in vos("show", "emvos_davis17_only")
     assert vos("--help").startswith("usage: ")
+    vos("results", "--output", str(tmp_path / "results"))
+    assert "<td>emvos_davis17</td>" in (tmp_path / "results" / "results.html").read_text()

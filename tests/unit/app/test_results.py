@@ -95,6 +95,18 @@ def test_rows_without_a_run_say_so(runs: Path) -> None:
     assert (runs / "results.html").read_text().count("not run") == 10
 
 
+def test_texts_are_escaped_in_html(runs: Path) -> None:
+    path = runs.parent / "experiments" / "p" / "one.yaml"
+    path.write_text(yaml.safe_dump(trained(1, published={**published("<b>One</b>"), "paper": "P & <i>Q</i>"})))
+    write_score(runs / "x" / "scores", "p_first", 0.6, training("p_first"), protocol="<script>")
+    assert main(["results"]) == 0
+    text = (runs / "results.html").read_text()
+    assert "<td>&lt;b&gt;One&lt;/b&gt;</td>" in text
+    assert "<h2>P &amp; &lt;i&gt;Q&lt;/i&gt;</h2>" in text
+    assert "<td>&lt;script&gt;</td>" in text
+    assert not any(tag in text for tag in ("<b>", "<i>", "<script>"))
+
+
 def test_mean_and_deviation_over_seeds(runs: Path) -> None:
     for seed, score in ((0, 0.74), (1, 0.75), (2, 0.76)):
         write_score(runs / f"one_{seed}" / "scores", "p_one", score, training("p_one", seed))

@@ -16,6 +16,8 @@ from tests.oracles import pmvos as pmvos_oracle
 from tests.tolerances import assert_close
 from vos_lightning.app.cli import main
 from vos_lightning.checkpoints.loading import load_engine
+from vos_lightning.checkpoints.released.command import PAPERS
+from vos_lightning.checkpoints.released.conversion import FORMATS
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD, MAX_LOGIT
 from vos_lightning.propagation.step import StepOutput, unroll
 from vos_lightning.structures import FeaturePyramid, Given
@@ -258,3 +260,7 @@ def test_files_that_are_no_state_dict(tmp_path: Path, capsys: pytest.CaptureFixt
     for name, message in (("text.pth", "no PyTorch file"), ("nothing.pth", "there is no such checkpoint")):
         assert main(["import-checkpoint", str(tmp_path / name), "--paper", "emvos", "--output", "o.ckpt"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_command_offers_every_format() -> None:
+    assert tuple(FORMATS) == PAPERS

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules import submission
-from data_modules.submission import SERVERS, SubmissionError, check_archive, main, write_submission
+from data_modules.submission import archive
+from data_modules.submission.archive import SubmissionError, check_archive, write_submission
+from data_modules.submission.command import main
+from data_modules.submission.servers import SERVERS
 from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 
 SIZE = (16, 24)
@@ -62,7 +64,7 @@ def write_data(root: Path, server: str) -> None:
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[Path, Path]]:
     """Data set and predictions of a server whose split has two videos."""
     monkeypatch.setattr(
-        submission, "SERVERS", {n: dataclasses.replace(r, num_videos=r.num_videos and 2) for n, r in SERVERS.items()}
+        archive, "SERVERS", {n: dataclasses.replace(r, num_videos=r.num_videos and 2) for n, r in SERVERS.items()}
     )
 
     def make(server: str) -> tuple[Path, Path]:

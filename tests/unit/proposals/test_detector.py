@@ -12,10 +12,10 @@ from data_modules.datasets.synthetic import SyntheticDataModule
 from data_modules.proposals import StoredProposals
 from tests.tolerances import assert_close
 from vos_lightning.app.cli import main
-from vos_lightning.app.precompute import find_videos, precompute
 from vos_lightning.modules.proposal_detector import ProposalDetectorModule, targets_of
 from vos_lightning.proposals.boxes import paste_masks
 from vos_lightning.proposals.detector import ProposalDetector, Selection, _fit_classes, select
+from vos_lightning.proposals.precomputing import find_videos, precompute
 from vos_lightning.proposals.store import ProposalFile
 
 

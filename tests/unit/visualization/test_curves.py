@@ -64,6 +64,20 @@ def test_command(folders: dict[str, Path], tmp_path: Path, capsys: pytest.Captur
     assert str(output / "frames.csv") in capsys.readouterr().out
 
 
+def test_the_command_imports_no_pytorch(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As in ``evaluate``: to import it takes longer than to score the files."""
+    arguments = ["--truth", str(folders["truth"]), "--predictions", f"bad={folders['bad']}", "--output", str(tmp_path / "x")]
+    code = f"""
+import sys
+from vos_lightning.app.cli import main
+code = main(['curves', *{arguments}])
+heavy = {{'torch', 'torchmetrics', 'cv2', 'lightning', 'scipy'}} & set(sys.modules)
+sys.exit(code or (f'imported {{heavy}}' if heavy else 0))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
 def test_a_line_runs_where_the_scores_are() -> None:
     rows = [FrameScore("a", "v", str(t), 1, 1.0) for t in range(4)] + [FrameScore("b", "v", str(t), 1, 0.0) for t in range(4)]
     picture = draw_curves(rows)

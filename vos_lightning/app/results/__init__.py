@@ -9,7 +9,6 @@
 - neither training nor evaluation changed an option that decides the result, and the experiment has not changed since;
 - the experiment trains on the data of the paper; ``published.departs`` says where it does not.
 
-Every other score is listed below the tables with the reason. Scores of evaluation servers are read from ``scores/server.json``:
-``{"experiment": "emvos_testdev", "dataset": "DAVIS 2017 test-dev", "metrics": {"J&F": 67.1}, "date": "2026-11-21",
-"checkpoint": "runs/.../last.ckpt"}``, percent.
+Every other score is listed below the tables with the reason. Scores of evaluation servers are read from ``scores/server.json``;
+``experiments/README.md`` says what that file holds.
 """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import html
+import importlib.resources
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import jinja2
 
 from vos_lightning.app.results.rows import Row, Score
 
@@ -26,45 +28,34 @@ Table = tuple[str, Sequence[str], list[Sequence[str]]]
 def markdown_page(rows: Sequence[Row], rest: Sequence[tuple[Score, str]]) -> str:
     """The page as Markdown."""
     lines = ["# Results", "", INTRODUCTION]
-    paper = None
-    for this_paper, (title, headers, body) in _tables(rows, rest):
-        if this_paper != paper:
-            paper = this_paper
-            lines += ["", f"## {_escape(paper)}"]
-        lines += ["", f"### {_escape(title)}", "", _line(headers), _line(["---"] * len(headers))]
-        lines += [_line([_escape(cell) for cell in row]) for row in body]
+    for paper, tables in _papers(rows, rest):
+        lines += ["", f"## {_escape(paper)}"]
+        for title, headers, body in tables:
+            lines += ["", f"### {_escape(title)}", "", _line(headers), _line(["---"] * len(headers))]
+            lines += [_line([_escape(cell) for cell in row]) for row in body]
     return "\n".join(lines) + "\n"
 
 
 def html_page(rows: Sequence[Row], rest: Sequence[tuple[Score, str]]) -> str:
-    """The page as HTML."""
-    parts = [
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Results</title><style>',
-        "body{font:14px/1.4 system-ui,sans-serif;margin:2em;max-width:110em}table{border-collapse:collapse;margin:1em 0}",
-        "td,th{border:1px solid #bbb;padding:.25em .5em;text-align:left;vertical-align:top}th{background:#eee}",
-        f"td.none{{color:#888}}</style></head><body><h1>Results</h1><p>{html.escape(INTRODUCTION)}</p>",
-    ]
-    paper = None
-    for this_paper, (title, headers, body) in _tables(rows, rest):
-        if this_paper != paper:
-            paper = this_paper
-            parts.append(f"<h2>{html.escape(paper)}</h2>")
-        parts.append(f"<h3>{html.escape(title)}</h3><table><tr>")
-        parts += [f"<th>{html.escape(header)}</th>" for header in headers]
-        for row in body:
-            parts.append("</tr><tr>")
-            parts += [f'<td class="none">{NOT_RUN}</td>' if cell == NOT_RUN else f"<td>{html.escape(cell)}</td>" for cell in row]
-        parts.append("</tr></table>")
-    return "\n".join(parts) + "\n</body></html>\n"
+    """The page as HTML, from the template ``page.html.j2``, which escapes every text."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string((importlib.resources.files(__package__) / "page.html.j2").read_text(encoding="utf-8"))
+    return template.render(introduction=INTRODUCTION, papers=_papers(rows, rest), not_run=NOT_RUN)
 
 
-def _tables(rows: Sequence[Row], rest: Sequence[tuple[Score, str]]) -> Iterator[tuple[str, Table]]:
-    """Yield pairs of paper and table in the order of the page."""
-    for (paper, table), group in itertools.groupby(rows, key=lambda row: (row.published["paper"], row.published["table"])):
-        yield str(paper), (f"Table {table}", HEADERS, [line for row in group for line in _row_lines(row)])
+def _papers(rows: Sequence[Row], rest: Sequence[tuple[Score, str]]) -> Iterator[tuple[str, list[Table]]]:
+    """Yield papers with their tables in the order of the page."""
+    for paper, of_paper in itertools.groupby(rows, key=lambda row: row.published["paper"]):
+        by_table = itertools.groupby(of_paper, key=lambda row: row.published["table"])
+        tables: list[Table] = [
+            (f"Table {table}", HEADERS, [line for row in group for line in _row_lines(row)]) for table, group in by_table
+        ]
+        yield str(paper), tables
     if rest:
         body = [_other_line(score, reason) for score, reason in sorted(rest, key=lambda pair: pair[0].experiment)]
-        yield "Other scores", ("Measured, but not of a published row", OTHER_HEADERS, body)
+        yield "Other scores", [("Measured, but not of a published row", OTHER_HEADERS, body)]
 
 
 def _row_lines(row: Row) -> Iterator[Sequence[str]]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vos_lightning.app.experiments import Experiment, ExperimentError, Which, load_experiment, selection
-from vos_lightning.app.records import provenance
 from vos_lightning.app.results.rows import Row, Score
-from vos_lightning.app.runs import weights_kind
+from vos_lightning.app.runs import provenance, weights_kind
 
 EVALUATIONS: dict[str, tuple[str, int, int]] = {
     "DAVIS 2016 val": ("DAVIS 2016", 20, 20),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ from torch import Tensor
 
 from vos_lightning.checkpoints.released import emvos, pmvos, stcn, stm
 from vos_lightning.checkpoints.released.format import build, describe
-from vos_lightning.checkpoints.saving import write_checkpoint
-from vos_lightning.io.outputs import claim_file
 
 FORMATS = {"emvos": emvos.FORMAT, "pmvos": pmvos.FORMAT, "stcn": stcn.FORMAT, "stm": stm.FORMAT}
 
@@ -97,24 +93,3 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def main(argv: Sequence[str]) -> int:
-    """``import-checkpoint FILE --paper PAPER --output OUT.ckpt``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning import-checkpoint",
-        description="Convert a checkpoint released by the authors to one of this library; keys and shapes are checked strictly.",
-    )
-    parser.add_argument(
-        "file", type=Path, metavar="FILE", help="PMVOS_best.tar, coco_davis_best.pth, stcn.pth, STM_weights.pth ..."
-    )
-    parser.add_argument("--paper", choices=sorted(FORMATS), required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT.ckpt")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.ckpt where it exists")
-    arguments = parser.parse_args(argv)
-    claim_file(arguments.output, [arguments.file], arguments.overwrite)
-    checkpoint, dropped = import_released(arguments.file, arguments.paper)
-    write_checkpoint(arguments.output, checkpoint)
-    number = len(checkpoint["state_dict"])
-    sys.stdout.write(f"{arguments.output}: {number} tensors of {arguments.paper}; dropped {', '.join(dropped) or 'none'}\n")
-    return 0

@@ -1,16 +1,5 @@
 """Predictions as a zip file for an evaluation server, checked before it is written.
 
-``python -m vos_lightning submit --server davis17-testdev --predictions DIR [--data DIR] --output FILE.zip``
-
-=================  ==========================  ==========================================================================
-server             in the zip                  frames
-=================  ==========================  ==========================================================================
-davis17-testdev    ``<video>/<frame>.png``     every frame of the 30 videos
-youtube-vos18, 19  ``Annotations/<video>/...``  what ``meta.json`` names for an object of the video
-mose               ``<video>/<frame>.png``     every frame
-lvos               ``Annotations/<video>/...``  every frame
-=================  ==========================  ==========================================================================
-
 Masks are indexed PNGs in the ids of the given masks, at the size of the video. Predictions that are grey, black and white (object
 1) or coloured by the palette are converted to indices. Frames that the server does not need are left out. Anything else that does
 not fit is refused.
@@ -18,52 +7,23 @@ not fit is refused.
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
-
-from rich.console import Console
 
 from data_modules.doctor.checks import VOID
 from data_modules.doctor.layouts import Split, recognise, subfolders
+from data_modules.submission.servers import SERVERS, Rules, Server
 from vos_lightning.io.files import Replacement, list_everything, list_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_header
 from vos_lightning.io.label_maps import encode_label_map, read_label_map
-from vos_lightning.io.outputs import claim_file, mask_folder
+from vos_lightning.io.outputs import mask_folder
 from vos_lightning.mask_ops import as_object_map, object_ids_in
 
-Server = Literal["davis17-testdev", "youtube-vos18", "youtube-vos19", "mose", "lvos"]
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 """Date of every entry, so that equal predictions give equal files."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Rules of a server."""
-
-    kind: str
-    """Layout of its data set."""
-    splits: tuple[str, ...]
-    """Names of the split that the server scores."""
-    num_videos: int | None
-    top: str
-    """Folder of the videos inside the zip file."""
-    stem: str
-    """Pattern of the frames' names."""
-
-
-SERVERS: dict[Server, Rules] = {
-    "davis17-testdev": Rules("davis17", ("test-dev",), 30, "", r"\d{5}"),
-    "youtube-vos18": Rules("youtube_vos", ("valid",), 474, "Annotations/", r"\d{5}"),
-    "youtube-vos19": Rules("youtube_vos", ("valid",), 507, "Annotations/", r"\d{5}"),
-    "mose": Rules("mose", ("valid", "test"), None, "", r"\d{5}"),
-    "lvos": Rules("lvos", ("test", "val", "valid"), None, "Annotations/", r"\d{8}"),
-}
 
 
 class SubmissionError(ValueError):
@@ -84,7 +44,7 @@ def write_submission(server: Server, predictions: Path, output: Path, data: Path
     """Check a folder of predictions and zip it.
 
     Args:
-        server: name of the server, see the module.
+        server: name of the server, see :data:`data_modules.submission.servers.SERVERS`.
         predictions: folder of video folders of PNGs, or what `test` or `predict` has written.
         output: the zip file, which is written atomically.
         data: root of the data set, with which frames, sizes and ids are compared; None checks the predictions alone.
@@ -246,24 +206,3 @@ def _indexed(path: Path) -> tuple[bytes, tuple[int, int], frozenset[int]]:
     indexed = header.format == "PNG" and header.mode == "P" and label_map is stored
     content = path.read_bytes() if indexed else encode_label_map(label_map)
     return content, header.size, frozenset(object_ids_in(label_map))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning submit", description="Check predictions and zip them for an evaluation server."
-    )
-    parser.add_argument("--server", choices=get_args(Server), required=True)
-    parser.add_argument(
-        "--predictions", type=Path, required=True, help="folder of video folders of PNGs, or the output of test or predict"
-    )
-    parser.add_argument("--data", type=Path, help="root of the data set, with which frames, sizes and ids are compared")
-    parser.add_argument("--output", type=Path, required=True, help="the zip file")
-    parser.add_argument("--overwrite", action="store_true", help="replace the zip file where it exists")
-    known = parser.parse_args(argv)
-    claim_file(known.output, [known.predictions, known.data], known.overwrite)
-    names = write_submission(known.server, known.predictions, known.output, known.data)
-    videos = len({name.rpartition("/")[0] for name in names})
-    checked = "frames, sizes and ids agree with the data set" if known.data else "not compared with the data set (--data DIR)"
-    Console(file=sys.stderr).print(f"{known.output}: {len(names)} masks of {videos} videos, {checked}", highlight=False)
-    return 0
