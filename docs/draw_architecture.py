@@ -32,6 +32,7 @@ ROOMS = {
     "app": ("command", "Commands, experiments, runs, stages, results: what happens when a user types something"),
     "callbacks": ("lightning", "Prediction files, pictures of the validation, speed, clean stops"),
     "checkpoints": ("file", "Checkpoint to engine; weights that authors have released"),
+    "predictions": ("file", "The one writer of predictions: label maps, overlay videos, drift flags, contact sheets"),
     "visualization": ("file", "All that is drawn: overlays, score maps, what each paper shows of its network, curves of J"),
     "modules": ("lightning", "A LightningModule a paper: loss, memory policies, optimisation, evaluation"),
     "networks": ("paper", "A file a paper: encode, segment, memorize"),

@@ -16,9 +16,9 @@ from PIL import Image
 
 from data_modules.doctor.checks import Finding
 from data_modules.doctor.fixes import backup_folder, fix
-from data_modules.submission import write_submission
+from data_modules.submission.archive import write_submission
 from vos_lightning.app.runs import Run, write_text
-from vos_lightning.checkpoints.released import conversion
+from vos_lightning.checkpoints.released import command, conversion
 from vos_lightning.checkpoints.saving import AtomicCheckpointIO
 from vos_lightning.evaluation.folders import Evaluation
 from vos_lightning.evaluation.reports import write_scores
@@ -26,11 +26,11 @@ from vos_lightning.io import files
 from vos_lightning.io.files import Replacement, target_of_temporary, write_atomically
 from vos_lightning.io.label_maps import PALETTE, write_label_map
 from vos_lightning.io.outputs import OutputFolder
+from vos_lightning.io.pictures import write_png
 from vos_lightning.io.videos import VideoWriter
 from vos_lightning.metrics.scores import ObjectScores
 from vos_lightning.proposals.store import Found, write_proposals
 from vos_lightning.visualization.curves import FrameScore, write_table
-from vos_lightning.visualization.sheets import write_png
 
 LIMIT = 1000
 """Size in bytes at which the disk is full; every writer writes more."""
@@ -75,7 +75,7 @@ def checkpoint(path: Path) -> None:
 def imported(path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversion, "import_released", lambda *_: ({"state_dict": {"weight": torch.zeros(5000)}}, ()))
-        conversion.main(["none.tar", "--paper", "stm", "--output", str(path), "--overwrite"])
+        command.main(["none.tar", "--paper", "stm", "--output", str(path), "--overwrite"])
 
 
 DURABLE: dict[str, Callable[[Path], object]] = {

@@ -146,10 +146,11 @@ WRITERS = {
     ("vos_lightning/io/outputs.py", "open"): "the record of an output folder grows by a line for each file",
     ("vos_lightning/io/pretrained.py", "download_url_to_file"): "torch.hub replaces the file itself when it is complete",
     ("vos_lightning/app/runs.py", "open"): "the lock of a run, which has to stay the same file",
-    ("vos_lightning/app/benchmark.py", "write_text"): "a switch of the system under /proc",
+    ("vos_lightning/app/benchmark/measure.py", "write_text"): "a switch of the system under /proc",
     ("vos_lightning/app/training.py", "tempfile"): "the parser reads a file, which is removed at once",
     ("vos_lightning/app/training.py", "write_text"): "the same file",
-    ("vos_lightning/app/cli.py", "tempfile"): "a run that is only described has a directory without files",
+    ("vos_lightning/app/show.py", "tempfile"): "a run that is only described has a directory without files",
+    ("vos_lightning/app/benchmark/command.py", "tempfile"): "a run that is only measured has a directory without files",
     ("vos_lightning/checkpoints/released/conversion.py", "rename"): "it renames parameters, not files",
     ("data_modules/doctor/fixes.py", "move"): "a hidden file is moved out of the data set as it is",
     ("benchmarks/clips.py", "tempfile"): "data that are made for one measurement",
@@ -174,7 +175,7 @@ def writes(tree: ast.Module) -> set[str]:
                 continue
             if name in ("open", "ZipFile"):  # by a mode, and ZipFile only reads without one
                 writing = any(re.fullmatch(r"'[rwxabt+]+'", text) and set(text) & set("wxa+") for text in values)
-            elif owner == "shutil":
+            elif owner == "shutil" and name != "get_terminal_size":
                 writing = True
             elif name in RENAMING:  # texts and dataclasses have a method or function of this name with more arguments
                 writing = owner == "os" or (bool(owner) and len(values) == 1)

@@ -112,7 +112,7 @@ def test_score_maps(network: EMVOS | PMVOS, rows: dict[str, int]) -> None:
 def test_the_maps_of_emvos_are_those_of_the_network() -> None:
     torch.manual_seed(0)
     network = EMVOS.small()
-    scores = segmented(network)[1][1].aux["scores"]
+    scores = segmented(network)[1].aux["scores"]
     assert scores.shape == (1, 2, 8, 2, 3)
     assert network.score_names[5] == "equalized global foreground"
     assert (scores[:, :, 4:] <= 1).all()
