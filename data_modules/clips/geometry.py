@@ -99,6 +99,11 @@ def pad_to(
     return padded, np.pad(label_maps, ((0, 0), (y, y), (x, x)))
 
 
+def flip(images: UInt8[np.ndarray, "T H W *C"], horizontal: bool, vertical: bool) -> UInt8[np.ndarray, "T H W *C"]:
+    """Mirror frames or label maps from left to right (horizontal) and upside down (vertical); the copy is contiguous."""
+    return np.ascontiguousarray(images[:, :: -1 if vertical else 1, :: -1 if horizontal else 1])
+
+
 # Affine warps ---------------------------------------------------------------------------------------------------------
 
 
