@@ -329,12 +329,11 @@ def _copier_start(experiment: Experiment) -> list[str]:
 
 def _taking(argument: str, section: Mapping[str, Any], where: str) -> list[str]:
     """Places in a section whose classes take an argument in their constructor."""
-    import importlib
     import inspect
+    import pkgutil
 
-    module_name, _, class_name = section["class_path"].rpartition(".")
     given = section.get("init_args") or {}
-    takes = argument in inspect.signature(getattr(importlib.import_module(module_name), class_name)).parameters
+    takes = argument in inspect.signature(pkgutil.resolve_name(section["class_path"])).parameters
     # A copier start needs two projections.
     places = [where] if takes and not given.get("shared_projection") else []
     for key, value in given.items():
