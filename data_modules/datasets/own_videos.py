@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from data_modules.base import Loading, VOSDataModule
@@ -98,9 +99,7 @@ class OwnVideosDataModule(VOSDataModule):
             ValueError: there are too few videos, an unknown name in ``val.txt``, or a held-out video with too few masks.
         """
         images, labels = self.root / "JPEGImages", self.root / "Annotations"
-        if not images.is_dir():
-            raise FileNotFoundError(f"{self.root} has no folder JPEGImages with a folder for each video: pass DATA=folder")
-        names = list_folders(images)
+        names = self._names
         if len(names) < 2:
             raise ValueError(f"{images} holds {len(names)} videos: at least one to train on and one to hold out are needed")
         chosen = self._held_out(names)
@@ -114,6 +113,13 @@ class OwnVideosDataModule(VOSDataModule):
                     "(the first is given, the last is not scored)"
                 )
         return records
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        images = self.root / "JPEGImages"
+        if not images.is_dir():
+            raise FileNotFoundError(f"{self.root} has no folder JPEGImages with a folder for each video: pass DATA=folder")
+        return list_folders(images)
 
     def _held_out(self, names: list[str]) -> set[str]:
         listed = self.root / "val.txt"

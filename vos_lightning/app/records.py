@@ -91,7 +91,7 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
     start_of_weights, identity = _identity(record, experiment, overrides, cli.config.get("initial_weights"), from_step)
     config = with_overrides(experiment.config, overrides)
     loading = getattr(cli.datamodule, "loading", None)
-    parts = cli.datamodule.clip_parts() if hasattr(cli.datamodule, "clip_parts") else []
+    parts = getattr(cli.datamodule, "training_parts", [])
     initial = cli.config.get("initial_weights")
     start = {
         "date": now(),
