@@ -10,8 +10,10 @@ from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource
 from data_modules.clips.proposals import ProposalVideos, add_proposals
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
+from data_modules.clips.videos import RecordClips, no_object_in, shows_object
 from data_modules.proposals import StoredProposals
-from data_modules.videos import RecordClips, RecordVideos, find_record, no_object_in, read_names, shows_object
+from data_modules.records import find_record, read_names
+from data_modules.videos import RecordVideos
 from vos_lightning.io.files import list_folders, natural_key
 from vos_lightning.proposals.store import NUM_PROPOSALS
 from vos_lightning.structures import LazySequence, VideoRecord, VideoSample

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_modules.doctor.checks import Finding
+from data_modules.doctor.files import Finding
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 
 
