@@ -19,10 +19,8 @@ not fit is refused.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
-import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ from rich.console import Console
 
 from data_modules.doctor.checks import VOID
 from data_modules.doctor.layouts import Split, recognise, subfolders
-from vos_lightning.io.files import list_everything, list_files
+from vos_lightning.io.files import list_everything, list_files, replacing
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_header
 from vos_lightning.io.label_maps import encode_label_map, read_label_map
 from vos_lightning.io.outputs import claim_file
@@ -109,10 +107,8 @@ def write_submission(server: Server, predictions: Path, output: Path, data: Path
         _same_videos(predictions, videos, tuple(expected))
     elif rules.num_videos is not None and len(videos) != rules.num_videos:
         raise SubmissionError(f"{predictions}: {len(videos)} videos, the server scores {rules.num_videos}; predict all of them")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}.tmp")
     names = []
-    try:
+    with replacing(output) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
             for video in videos:
                 for stem, content in _checked(predictions / video, expected.get(video), rules):
@@ -121,9 +117,6 @@ def write_submission(server: Server, predictions: Path, output: Path, data: Path
                     entry.external_attr = 0o644 << 16
                     archive.writestr(entry, content)
         check_archive(temporary, server)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
     return names
 
 

@@ -42,6 +42,7 @@ from vos_lightning.callbacks.preemption import StopOnSignal
 from vos_lightning.callbacks.throughput import Throughput
 from vos_lightning.callbacks.visuals import EvaluationPictures
 from vos_lightning.checkpoints.loading import load_weights
+from vos_lightning.io.files import replacing
 from vos_lightning.io.pretrained import MissingWeightsError, before_download, weights_are_overwritten
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -247,11 +248,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:  # noqa: ARG002
         """Save to ``path``, atomically."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        torch.save(checkpoint, temporary)
-        os.replace(temporary, target)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 def available_devices(accelerator: str) -> int:

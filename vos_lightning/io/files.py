@@ -5,11 +5,13 @@ All code that lists frames, masks or videos uses this module, so that a video ha
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import os
 import re
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _DIGITS = re.compile(r"(\d+)")
@@ -104,14 +106,30 @@ def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         return list(entries)
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name in the same folder and rename it; missing parent folders are created."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name in the folder of a file, which is given the file's name at the end of the ``with`` block.
+
+    The file appears whole or not at all; after an error, nothing is left. Missing parent folders are created.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # tempfile is not used, as its files can be read by their owner only.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file as a whole or not at all, see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,15 @@ import pytest
 import data_modules
 import vos_lightning
 from vos_lightning.io import files
-from vos_lightning.io.files import find_files, list_everything, list_files, list_folders, natural_key, write_atomically
+from vos_lightning.io.files import (
+    find_files,
+    list_everything,
+    list_files,
+    list_folders,
+    natural_key,
+    replacing,
+    write_atomically,
+)
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -82,6 +90,24 @@ def test_folders_are_searched_in_order(tmp_path: Path) -> None:
 def test_missing_folders_are_named(tmp_path: Path, look: object) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         look(tmp_path / "nowhere")  # type: ignore[operator]
+
+
+def test_a_file_that_is_written_piece_by_piece_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "archive.zip"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"first")
+        assert not path.exists()
+    assert path.read_bytes() == b"first"
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
