@@ -5,7 +5,6 @@ Colours come from Albumentations behind one adapter; flips and resampling are in
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from jaxtyping import UInt8
 from data_modules.clips import maps as clip_geometry
 from data_modules.clips.geometry import (
     Box,
-    draw_affine_matrices,
     flip,
     pad_to,
     random_resized_box,
@@ -102,10 +100,8 @@ class ClipTransform:
             label_maps = np.where(label_maps == IGNORE_LABEL, np.uint8(0), label_maps)
         # Transforms of the whole clip.
         if recipe.affine is not None:
-            if clip.proposals is not None:
-                matrices = draw_affine_matrices(copy.deepcopy(rng), len(frames), recipe.affine)
-                maps = clip_geometry.about_centre(maps, matrices, *frames.shape[1:3])
-            frames, label_maps = random_warp(rng, frames, label_maps, recipe.affine)
+            frames, label_maps, matrices = random_warp(rng, frames, label_maps, recipe.affine)
+            maps = clip_geometry.about_centre(maps, matrices, *frames.shape[1:3])
         object_ids: tuple[int, ...] = ()
         if not recipe.crop_per_frame:
             # The published order is flips, then crop. Windows are drawn symmetrically, so this order is equivalent and handles
@@ -122,7 +118,7 @@ class ClipTransform:
             frames = self.colors.each_by_itself(rng, frames) if recipe.color.per_frame else self.colors(rng, frames)
         # Transforms of each single frame.
         if recipe.frame_affine is not None:
-            frames, label_maps = random_warp(rng, frames, label_maps, recipe.frame_affine)
+            frames, label_maps, _ = random_warp(rng, frames, label_maps, recipe.frame_affine)
         if recipe.crop_per_frame:
             frames, label_maps = self._resize(frames, label_maps)
             cut = [self._crop(rng, f[None], m[None], clip.video_name) for f, m in zip(frames, label_maps, strict=True)]
