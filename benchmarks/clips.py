@@ -27,9 +27,10 @@ from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipSource
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.sampling import sample_generator
 from data_modules.clips.transforms import ClipTransform
+from data_modules.clips.videos import RecordClips
 from data_modules.datasets.scenes import SceneRecipe
 from data_modules.datasets.static_images import ImageClips, find_pairs
-from data_modules.videos import RecordClips, find_record, folders_in
+from data_modules.records import find_record, folders_in
 from tests.layouts import write_davis_layout, write_static_images
 from vos_lightning.io.files import write_atomically
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import lightning
@@ -104,6 +104,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """Whether all clips and videos of the current stage have object proposals; None before ``setup``."""
         self.num_parts = 1
         """Number of parts of a step that a process takes one after the other."""
+        self._videos: dict[str, LazySequence[VideoSample]] = {}
 
     # What a data set provides ------------------------------------------------------------------------------------------
 
@@ -127,22 +128,34 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """Sources and recipes of the training clips."""
         return [(self.clip_source(), self.recipe)]
 
-    def setup(self, stage: str) -> None:
+    # Found once --------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def training_parts(self) -> list[tuple[ClipSource, ClipRecipe]]:
+        """The :meth:`clip_parts`, found once: listing the folders of a large data set takes long on a network drive."""
+        return self.clip_parts()
+
+    def videos(self, stage: Literal["validate", "test", "predict"]) -> LazySequence[VideoSample]:
+        """The videos of a stage, found once."""
+        if stage not in self._videos:
+            find = {"validate": self.val_videos, "test": self.test_videos, "predict": self.predict_videos}[stage]
+            self._videos[stage] = find()
+        return self._videos[stage]
+
+    def setup(self, stage: Literal["fit", "validate", "test", "predict"]) -> None:  # type: ignore[override]
         """Check the data of a Lightning stage, so that a wrong path is reported before anything is computed."""
         clips: list[ClipSource] = []
         videos: list[LazySequence[VideoSample]] = []
         if stage == "fit":
-            clips = [source for source, _ in self.clip_parts()]
+            clips = [source for source, _ in self.training_parts]
             for source in {id(source): source for source in clips}.values():  # a source may be listed several times
                 source.check_objects()
             if self.trainer is not None and self.loading.max_device_batch is not None:
                 self._accumulate(self.trainer, self.loading.max_device_batch)
         if stage in ("fit", "validate"):
-            videos = [self.val_videos()]
-        elif stage == "test":
-            videos = [self.test_videos()]
-        elif stage == "predict":
-            videos = [self.predict_videos()]
+            videos = [self.videos("validate")]
+        elif stage in ("test", "predict"):
+            videos = [self.videos(stage)]
         self.has_proposals = check_proposals(clips, videos)
 
     def _accumulate(self, trainer: lightning.Trainer, max_device_batch: int) -> None:
@@ -181,7 +194,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         trainer = self._trainer()
         if trainer.max_steps < 1:
             raise ValueError(f"trainer.max_steps must be positive, not {trainer.max_steps}: training is counted in steps")
-        dataset = ClipDataset(self.clip_parts(), self.loading.seed)
+        dataset = ClipDataset(self.training_parts, self.loading.seed)
         sampler = ClipBatchSampler(
             num_items=len(dataset),
             num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
@@ -207,15 +220,15 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[VideoSample]:
         """This process's share of the videos, one at a time."""
-        return self._video_loader(self.val_videos())
+        return self._video_loader(self.videos("validate"))
 
     def test_dataloader(self) -> DataLoader[VideoSample]:
         """This process's share of the videos, one at a time."""
-        return self._video_loader(self.test_videos())
+        return self._video_loader(self.videos("test"))
 
     def predict_dataloader(self) -> DataLoader[VideoSample]:
         """This process's share of the videos, one at a time."""
-        return self._video_loader(self.predict_videos())
+        return self._video_loader(self.videos("predict"))
 
     def _video_loader(self, videos: LazySequence[VideoSample]) -> DataLoader[VideoSample]:
         trainer = self._trainer()

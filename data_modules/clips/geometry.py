@@ -99,6 +99,11 @@ def pad_to(
     return padded, np.pad(label_maps, ((0, 0), (y, y), (x, x)))
 
 
+def flip(images: UInt8[np.ndarray, "T H W *C"], horizontal: bool, vertical: bool) -> UInt8[np.ndarray, "T H W *C"]:
+    """Mirror frames or label maps from left to right (horizontal) and upside down (vertical); the copy is contiguous."""
+    return np.ascontiguousarray(images[:, :: -1 if vertical else 1, :: -1 if horizontal else 1])
+
+
 # Affine warps ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,14 +149,17 @@ def random_warp(
     frames: UInt8[np.ndarray, "T H W 3"],
     label_maps: UInt8[np.ndarray, "T H W"],
     recipe: AffineRecipe,
-) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
-    """Draw affine warps and apply them."""
+) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"], Float[np.ndarray, "T 2 2"]]:
+    """Draw affine warps and apply them; the third result is their matrices, see :func:`draw_affine_matrices`."""
     matrices = draw_affine_matrices(rng, len(frames), recipe)
     shifts = np.zeros((len(frames), 2))
     if recipe.translate > 0:
         largest = recipe.translate * np.array([frames.shape[2], frames.shape[1]])
         shifts[:] = np.rint(rng.uniform(-largest, largest, size=(1 if recipe.shared else len(frames), 2)))
-    return warp(frames, label_maps, matrices, recipe.fill, shifts, recipe.image_interpolation, recipe.mask_interpolation)
+    frames, label_maps = warp(
+        frames, label_maps, matrices, recipe.fill, shifts, recipe.image_interpolation, recipe.mask_interpolation
+    )
+    return frames, label_maps, matrices
 
 
 def warp(

@@ -1,11 +1,10 @@
 """Joint transforms of the frames and label maps of a clip.
 
-Flips and colours come from Albumentations behind one adapter; resampling is in :mod:`data_modules.clips.geometry`.
+Colours come from Albumentations behind one adapter; flips and resampling are in :mod:`data_modules.clips.geometry`.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from jaxtyping import UInt8
 from data_modules.clips import maps as clip_geometry
 from data_modules.clips.geometry import (
     Box,
-    draw_affine_matrices,
+    flip,
     pad_to,
     random_resized_box,
     random_thin_plate,
@@ -51,31 +50,31 @@ class RawClip:
     """Function that makes the proposals of the transformed clip; None without proposals."""
 
 
-class SeededTransforms:
-    """Albumentations transforms that draw from the sample's generator.
+class SeededColors:
+    """Albumentations transforms of colours that draw from the sample's generator.
 
     Albumentations 2.0.8 keeps its own random state, which every forked worker inherits, so that all workers and epochs would draw
     the same values. The state is therefore set for every call. One call uses the same parameters for all of its frames.
+
+    Albumentations gives every transform of a list the same state, so that their draws depend on each other (two flips of
+    probability 0.5 would always happen together). Here they do not: the only number of ``ToGray`` decides whether it is applied,
+    and so does the first one of ``ColorJitter``, which always is; its colours come from the numbers after that.
     """
 
-    def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
-        self.compose = A.Compose(list(transforms))
-        self._seed = 0
+    def __init__(self, recipe: ColorRecipe) -> None:
+        jitter = A.ColorJitter(
+            brightness=recipe.brightness, contrast=recipe.contrast, saturation=recipe.saturation, hue=recipe.hue, p=1.0
+        )
+        self.compose = A.Compose([jitter, A.ToGray(p=recipe.gray_probability)])
 
-    def __call__(
-        self, rng: np.random.Generator, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
-    ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
-        """Transform frames and label maps with the same parameters."""
-        self._seed = int(rng.integers(2**31))
-        return self.again(frames, label_maps)
+    def __call__(self, rng: np.random.Generator, frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W 3"]:
+        """Change the colours of all frames in the same way."""
+        self.compose.set_random_seed(int(rng.integers(2**31)))
+        return np.asarray(self.compose(images=frames)["images"])
 
-    def again(
-        self, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
-    ) -> tuple[UInt8[np.ndarray, "T H W 3"], UInt8[np.ndarray, "T H W"]]:
-        """Transform further frames and label maps with the parameters of the last call."""
-        self.compose.set_random_seed(self._seed)
-        result = self.compose(images=frames, masks=label_maps)
-        return np.asarray(result["images"]), np.asarray(result["masks"])
+    def each_by_itself(self, rng: np.random.Generator, frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W 3"]:
+        """Change the colours of every frame in a way of its own."""
+        return np.concatenate([self(rng, frame[None]) for frame in frames])
 
 
 class ClipTransform:
@@ -87,11 +86,8 @@ class ClipTransform:
 
     def __init__(self, recipe: ClipRecipe) -> None:
         self.recipe = recipe
-        self.flips = SeededTransforms(
-            [A.HorizontalFlip(p=recipe.horizontal_flip_probability), A.VerticalFlip(p=recipe.vertical_flip_probability)]
-        )
-        self.colors = SeededTransforms(_color_transforms(recipe.color)) if recipe.color is not None else None
-        self.frame_colors = SeededTransforms(_color_transforms(recipe.frame_color)) if recipe.frame_color is not None else None
+        self.colors = SeededColors(recipe.color) if recipe.color is not None else None
+        self.frame_colors = SeededColors(recipe.frame_color) if recipe.frame_color is not None else None
 
     def __call__(self, rng: np.random.Generator, clip: RawClip) -> ClipSample:
         """Apply geometry and colours of the clip, then those of every frame, and choose the objects."""
@@ -104,10 +100,8 @@ class ClipTransform:
             label_maps = np.where(label_maps == IGNORE_LABEL, np.uint8(0), label_maps)
         # Transforms of the whole clip.
         if recipe.affine is not None:
-            if clip.proposals is not None:
-                matrices = draw_affine_matrices(copy.deepcopy(rng), len(frames), recipe.affine)
-                maps = clip_geometry.about_centre(maps, matrices, *frames.shape[1:3])
-            frames, label_maps = random_warp(rng, frames, label_maps, recipe.affine)
+            frames, label_maps, matrices = random_warp(rng, frames, label_maps, recipe.affine)
+            maps = clip_geometry.about_centre(maps, matrices, *frames.shape[1:3])
         object_ids: tuple[int, ...] = ()
         if not recipe.crop_per_frame:
             # The published order is flips, then crop. Windows are drawn symmetrically, so this order is equivalent and handles
@@ -117,21 +111,20 @@ class ClipTransform:
             maps = clip_geometry.window(maps, (0, 0, before[1], before[0]), *frames.shape[1:3])
             frames, label_maps, object_ids, box = self._crop(rng, frames, label_maps, clip.video_name)
             maps = clip_geometry.window(maps, box, *frames.shape[1:3])
-        frames, label_maps = self.flips(rng, frames, label_maps)
+        horizontal, vertical = self._draw_flips(rng)
+        frames, label_maps = flip(frames, horizontal, vertical), flip(label_maps, horizontal, vertical)
+        maps = clip_geometry.flip(maps, horizontal, vertical, *frames.shape[1:3])
         if self.colors is not None and recipe.color is not None:
-            if recipe.color.per_frame:
-                frames = _each_by_itself(self.colors, rng, frames, label_maps)
-            else:
-                frames, _ = self.colors(rng, frames, label_maps)
+            frames = self.colors.each_by_itself(rng, frames) if recipe.color.per_frame else self.colors(rng, frames)
         # Transforms of each single frame.
         if recipe.frame_affine is not None:
-            frames, label_maps = random_warp(rng, frames, label_maps, recipe.frame_affine)
+            frames, label_maps, _ = random_warp(rng, frames, label_maps, recipe.frame_affine)
         if recipe.crop_per_frame:
             frames, label_maps = self._resize(frames, label_maps)
             cut = [self._crop(rng, f[None], m[None], clip.video_name) for f, m in zip(frames, label_maps, strict=True)]
             frames, label_maps = np.concatenate([c[0] for c in cut]), np.concatenate([c[1] for c in cut])
         if self.frame_colors is not None:
-            frames = _each_by_itself(self.frame_colors, rng, frames, label_maps)
+            frames = self.frame_colors.each_by_itself(rng, frames)
         if recipe.thin_plate is not None:
             frames, label_maps = random_thin_plate(rng, frames, label_maps, recipe.thin_plate)
         if recipe.frame_geometry:
@@ -140,7 +133,6 @@ class ClipTransform:
         slots = torch.from_numpy(_slots(label_maps, object_ids))
         proposals = None
         if clip.proposals is not None:
-            maps = clip_geometry.flip(maps, *self._last_flips(), *frames.shape[1:3])
             proposals = clip.proposals(rng, slots, maps)
         return ClipSample(
             frames=torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
@@ -151,11 +143,10 @@ class ClipTransform:
             proposals=proposals,
         )
 
-    def _last_flips(self) -> tuple[bool, bool]:
-        """Whether the last clip was flipped horizontally and vertically."""
-        corners = np.arange(4, dtype=np.uint8).reshape(1, 2, 2)
-        _, mirrored = self.flips.again(np.zeros((1, 2, 2, 3), np.uint8), corners)
-        return bool(mirrored[0, 0, 0] % 2), bool(mirrored[0, 0, 0] // 2)
+    def _draw_flips(self, rng: np.random.Generator) -> tuple[bool, bool]:
+        """Whether the clip is flipped horizontally and whether vertically; the two do not depend on each other."""
+        horizontal, vertical = rng.random(2) < (self.recipe.horizontal_flip_probability, self.recipe.vertical_flip_probability)
+        return bool(horizontal), bool(vertical)
 
     def _resize(
         self, frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"]
@@ -218,23 +209,7 @@ class ClipTransform:
         return random_resized_box(rng, height, width, recipe.crop_area, recipe.crop_ratio)
 
 
-# Colours and ids ------------------------------------------------------------------------------------------------------
-
-
-def _each_by_itself(
-    transforms: SeededTransforms,
-    rng: np.random.Generator,
-    frames: UInt8[np.ndarray, "T H W 3"],
-    label_maps: UInt8[np.ndarray, "T H W"],
-) -> UInt8[np.ndarray, "T H W 3"]:
-    return np.concatenate([transforms(rng, f[None], m[None])[0] for f, m in zip(frames, label_maps, strict=True)])
-
-
-def _color_transforms(recipe: ColorRecipe) -> list[A.BasicTransform]:
-    jitter = A.ColorJitter(
-        brightness=recipe.brightness, contrast=recipe.contrast, saturation=recipe.saturation, hue=recipe.hue, p=1.0
-    )
-    return [jitter, A.ToGray(p=recipe.gray_probability)]
+# Ids ------------------------------------------------------------------------------------------------------------------
 
 
 def _pixels_by_id(label_maps: UInt8[np.ndarray, "*T H W"]) -> dict[int, int]:

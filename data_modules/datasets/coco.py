@@ -19,7 +19,7 @@ from data_modules.clips.dataset import ClipSource, ItemNames
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.transforms import RawClip
 from data_modules.datasets.static_images import IMAGE_RECIPE, repeat_image
-from data_modules.videos import check_size
+from data_modules.records import check_size
 from vos_lightning.io.images import read_pixels
 from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource
 from data_modules.clips.proposals import ProposalVideos, add_proposals
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
+from data_modules.clips.videos import RecordClips, no_object_in, shows_object
 from data_modules.proposals import StoredProposals
-from data_modules.videos import RecordClips, RecordVideos, find_record, no_object_in, read_names, shows_object
+from data_modules.records import find_record, read_names
+from data_modules.videos import RecordVideos
 from vos_lightning.io.files import list_folders, natural_key
 from vos_lightning.proposals.store import NUM_PROPOSALS
 from vos_lightning.structures import LazySequence, VideoRecord, VideoSample
@@ -98,9 +101,7 @@ class OwnVideosDataModule(VOSDataModule):
             ValueError: there are too few videos, an unknown name in ``val.txt``, or a held-out video with too few masks.
         """
         images, labels = self.root / "JPEGImages", self.root / "Annotations"
-        if not images.is_dir():
-            raise FileNotFoundError(f"{self.root} has no folder JPEGImages with a folder for each video: pass DATA=folder")
-        names = list_folders(images)
+        names = self._names
         if len(names) < 2:
             raise ValueError(f"{images} holds {len(names)} videos: at least one to train on and one to hold out are needed")
         chosen = self._held_out(names)
@@ -114,6 +115,13 @@ class OwnVideosDataModule(VOSDataModule):
                     "(the first is given, the last is not scored)"
                 )
         return records
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        images = self.root / "JPEGImages"
+        if not images.is_dir():
+            raise FileNotFoundError(f"{self.root} has no folder JPEGImages with a folder for each video: pass DATA=folder")
+        return list_folders(images)
 
     def _held_out(self, names: list[str]) -> set[str]:
         listed = self.root / "val.txt"

@@ -13,7 +13,8 @@ from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource, ItemNames
 from data_modules.clips.recipe import AffineRecipe, ClipRecipe
 from data_modules.clips.transforms import RawClip
-from data_modules.videos import CHECKED_ITEMS, REFERENCE_ATTEMPTS, check_size, evenly_spread
+from data_modules.clips.videos import CHECKED_ITEMS, REFERENCE_ATTEMPTS, evenly_spread
+from data_modules.records import check_size
 from vos_lightning.io.files import find_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_pixels
 from vos_lightning.io.label_maps import read_label_map
@@ -90,7 +91,7 @@ class ImageClips(ClipSource):
         return ItemNames(self.pairs[index][0], None)
 
     def check_objects(self) -> None:
-        """Look for an object in up to :data:`data_modules.videos.CHECKED_ITEMS` masks, until one is found.
+        """Look for an object in up to :data:`data_modules.clips.videos.CHECKED_ITEMS` masks, until one is found.
 
         Raises:
             ValueError: no object is found.

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.static_images import IMAGE_RECIPE, ImageClips, MaskRule, find_pairs
-from data_modules.videos import read_names
+from data_modules.records import read_names
 from vos_lightning.io.files import find_files
 from vos_lightning.structures import LazySequence, VideoSample
 

@@ -7,7 +7,9 @@ from typing import Literal
 
 from data_modules.base import DEFAULT_LOADING, Loading, VOSDataModule
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
-from data_modules.videos import RecordClips, RecordVideos, find_record, read_names
+from data_modules.clips.videos import RecordClips
+from data_modules.records import find_record, read_names
+from data_modules.videos import RecordVideos
 from vos_lightning.structures import VideoRecord
 
 

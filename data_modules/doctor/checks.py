@@ -1,4 +1,4 @@
-"""Checks of the files of a split."""
+"""Checks of a split: of its videos or images, and of their number."""
 
 from __future__ import annotations
 
@@ -7,58 +7,23 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from data_modules.doctor.files import LEFT_BEHIND, Report, check_image, check_label, find_images
 from data_modules.doctor.known import DAVIS_2016_VAL_FRAMES, Figures, release_of
 from data_modules.doctor.layouts import Split
-from vos_lightning.io.files import list_everything, natural_key
-from vos_lightning.io.images import IMAGE_SUFFIXES, Header, read_header, read_image
-from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.io.files import list_everything
+from vos_lightning.io.images import IMAGE_SUFFIXES
 from vos_lightning.structures import IGNORE_LABEL
 
-MAX_IDS = 32
-"""A label map with more different values than this holds grey levels, not ids."""
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-LEFT_BEHIND = "a file manager left it; programs that list folders take it for data"
 VOID = ("davis17", "vost")
 """Layouts in which 255 is void, as in their data modules."""
 DENSE = ("davis16", "davis17", "vost", "videos", "mose")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong (``problem``) or worth knowing (``note``)."""
-
-    kind: str
-    path: str
-    message: str
-    level: Literal["problem", "note"] = "problem"
-    fixable: bool = False
-
-
-@dataclass
-class Report:
-    """Content of a split, or of one of its videos."""
-
-    frames: int = 0
-    masks: int = 0
-    objects: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    order: str = ""
-    """First frames and last frame of the video, if other programs may sort its names differently."""
-
-    def add(
-        self, kind: str, path: Path, message: str, level: Literal["problem", "note"] = "problem", fixable: bool = False
-    ) -> None:
-        """Append a finding."""
-        self.findings.append(Finding(kind, str(path), message, level, fixable))
 
 
 @dataclass
@@ -140,7 +105,7 @@ def _check_video(split: Split, name: str, deep: bool) -> Report:
     if not folder.is_dir():
         report.add("missing-video", folder, f"{split.name} names this video, but its frames are not there")
         return report
-    frames = _files(folder, report)
+    frames = find_images(folder, report)
     report.frames = len(frames)
     suffixes = Counter(path.suffix.lower() for path in frames.values())
     if len(suffixes) > 1 or (split.kind not in ("videos", "images") and ".png" in suffixes):
@@ -148,14 +113,14 @@ def _check_video(split: Split, name: str, deep: bool) -> Report:
         report.add("frame-format", folder, f"frames are {counts}; published copies hold .jpg only")
     _check_numbers(split, name, frames, report)
     report.order = _order_of(tuple(frames))
-    headers = {stem: _check_image(path, report, deep) for stem, path in frames.items()}
+    headers = {stem: check_image(path, report, deep) for stem, path in frames.items()}
     sizes = {stem: header.size if header else None for stem, header in headers.items()}
     labels = _labels(split.labels / name, report)
     report.masks = len(labels)
     _check_labelled(split, name, frames, labels, report)
     ids = {}
     for stem, path in labels.items():
-        found = _check_label(path, split.kind == "davis16", report)
+        found = check_label(path, split.kind == "davis16", report)
         if found is None:
             continue
         size, ids[stem] = found
@@ -173,21 +138,6 @@ def _check_video(split: Split, name: str, deep: bool) -> Report:
     return report
 
 
-def _files(folder: Path, report: Report) -> dict[str, Path]:
-    """Image files by stem in natural order; every other file is reported."""
-    files: dict[str, Path] = {}
-    for path in list_everything(folder):
-        if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
-            report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
-        elif path.suffix.lower() not in IMAGE_SUFFIXES:
-            report.add("unexpected-file", path, "neither a frame nor a mask", "note")
-        elif path.stem in files or (files and natural_key(path.stem)[0] == natural_key(next(reversed(files)))[0]):
-            report.add("duplicate-frame", path, f"the same frame as {next(reversed(files.values())).name}; remove one of them")
-        else:
-            files[path.stem] = path
-    return files
-
-
 def _order_of(stems: Sequence[str]) -> str:
     """The first frames and the last one; empty if names differ only in their digits, because all programs sort these alike."""
     if len({re.sub(r"\d", "0", stem) for stem in stems}) <= 1:
@@ -198,7 +148,7 @@ def _order_of(stems: Sequence[str]) -> str:
 def _labels(folder: Path, report: Report) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    labels = _files(folder, report)
+    labels = find_images(folder, report)
     for path in list(labels.values()):
         if path.suffix.lower() != ".png":
             report.add("mask-format", path, "a mask must be a PNG: JPEG changes its ids")
@@ -247,56 +197,6 @@ def _check_labelled(split: Split, name: str, frames: dict[str, Path], labels: di
     elif missing and not (split.kind == "lvos" and split.name == "test" and set(needed[:1]) <= set(labels)):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         report.add("missing-mask", folder / f"{missing[0]}.png", f"this mask{more} of {name} is missing")
-
-
-def _check_image(path: Path, report: Report, deep: bool) -> Header | None:
-    """Header of an image, None if it is damaged. Only the header and the end are read, unless the file looks truncated."""
-    try:
-        header = read_header(path)
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - 64, 0))
-            whole = ENDS.get(header.format, b"") in file.read()
-        if deep or not whole:
-            read_image(path)
-    except (OSError, ValueError) as error:
-        detail = str(error).removeprefix(f"{path}: ")
-        readable = "mode" in detail or "animation" in detail
-        report.add("unreadable-image" if readable else "damaged-file", path, detail)
-        return None
-    if FORMATS[path.suffix.lower()] != header.format:
-        report.add("wrong-suffix", path, f"the file is {header.format}, not {FORMATS[path.suffix.lower()]}")
-    return header
-
-
-def _check_label(path: Path, binary: bool, report: Report) -> tuple[tuple[int, int], frozenset[int]] | None:
-    """Size and values of a label map."""
-    try:
-        size, _, actual, mode = read_header(path)
-        counts = np.bincount(read_label_map(path).numpy().ravel(), minlength=256).tolist()
-    except (OSError, ValueError) as error:
-        detail = str(error).removeprefix(f"{path}: ")
-        if "stray colours" in detail:
-            report.add("stray-colours", path, detail)
-        elif "damaged" in detail:
-            report.add("damaged-file", path, detail)
-        else:
-            report.add("mask-format", path, detail)
-        return None
-    if actual != "PNG":
-        report.add("wrong-suffix", path, f"the file is {actual}, not PNG: its ids are not exact")
-    values = frozenset(value for value, count in enumerate(counts) if count)
-    if mode in ("P", "L", "1"):
-        grey = (
-            values - {0, max(values)} if binary and IGNORE_LABEL in values else values if len(values) > MAX_IDS else frozenset()
-        )
-        if grey:
-            pixels = sum(counts[value] for value in grey)
-            message = f"{len(grey)} stray grey levels in {pixels} pixels: smoothed or resized with interpolation; save it without"
-            report.add("stray-colours", path, message)
-            return None
-    else:
-        report.add("colour-mask", path, f"mode {mode}: colours of the palette where indices are expected", fixable=True)
-    return size, values
 
 
 def _check_ids(split: Split, labels: dict[str, Path], ids: dict[str, frozenset[int]], report: Report) -> int:
@@ -358,16 +258,16 @@ def _check_still_images(split: Split, deep: bool) -> Report:
             images[path.relative_to(split.images).with_suffix("").as_posix()] = path
     for name in split.videos:
         mask = split.labels / f"{name}.png"
-        found = _check_label(mask, False, Report())  # grey levels are allowed: saliency
+        found = check_label(mask, False, Report())  # grey levels are allowed: saliency
         if found is None:
-            _check_image(mask, report, deep=True)
+            check_image(mask, report, deep=True)
         report.masks += 1
         image = images.pop(split.image_of(name), None)
         if image is None:
             report.add("missing-frame", split.images / split.image_of(name), f"the mask {mask} has no image")
             continue
         report.frames += 1
-        header = _check_image(image, report, deep)
+        header = check_image(image, report, deep)
         # Masks of published sets lie on the stored image, the user's own masks on the upright one.
         if found and header and found[0] not in (header.size, header.stored_size):
             width, height = header.size

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_modules.doctor.checks import Finding, SplitReport, check_split
+from data_modules.doctor.checks import SplitReport, check_split
+from data_modules.doctor.files import Finding
 from data_modules.doctor.fixes import fix
 from data_modules.doctor.layouts import recognise
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_modules.doctor.checks import Finding
+from data_modules.doctor.files import Finding
 from vos_lightning.io.files import Replacement, write_atomically
 from vos_lightning.io.label_maps import encode_label_map, read_label_map
 

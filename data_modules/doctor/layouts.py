@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_modules.doctor.known import Kind
-from data_modules.videos import read_names
+from data_modules.records import read_names
 from vos_lightning.io.files import find_files, list_everything, list_folders, natural_key
 
 RESOLUTIONS = ("480p", "1080p", "Full-Resolution")

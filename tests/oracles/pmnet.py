@@ -64,7 +64,7 @@ def read_point(
         query: key ``(CK,)``.
         cell: of the point.
         first: keys ``(CK, h, w)`` and values ``(C, h, w)`` of the first frame.
-        previous: likewise, of the previous frame.
+        previous: keys ``(CK, h, w)`` and values ``(C, h, w)`` of the previous frame.
         window: side.
         stride: of the grid.
         kind: similarity.

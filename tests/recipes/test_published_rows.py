@@ -16,7 +16,7 @@ D16, D17, TEST_DEV = "DAVIS 2016 val", "DAVIS 2017 val", "DAVIS 2017 test-dev"
 Y18, Y19 = "YouTube-VOS 2018 val", "YouTube-VOS 2019 val"
 
 OWN_ROWS: dict[str, dict[tuple[int | str, str], int]] = {
-    # Table 1: with and without static images; likewise 2, 3, 4. Table 5: baseline, five kernels, five top K, EM, SM + EM.
+    # Tables 1 to 4: with and without static images. Table 5: baseline, five kernels, five top K, EM, SM + EM.
     "emvos": {(1, D16): 2, (2, D17): 2, (3, TEST_DEV): 2, (4, Y18): 2, (5, D17): 13},
     # Table 1: versions I to IV on three data sets. Tables 2 and 3: the final model.
     "pmvos": {(1, D16): 4, (1, D17): 4, (1, Y19): 4, (2, D16): 1, (2, D17): 1, (3, Y19): 1},

@@ -1,13 +1,19 @@
-"""How many devices a training uses: as many as can share its batch equally."""
+"""How many devices a training uses, as many as can share its batch equally, and what they are called."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vos_lightning.app.experiments import ExperimentError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,20 @@ def share_batch(
     each = " of every node" if nodes > 1 else ""
     note = f"{clips}: training on {fitting[-1]} of {most} devices{each}; {larger}"
     return Share(fitting[-1], batch_size, 1.0, note[0].upper() + note[1:])
+
+
+def device_name(device: torch.device) -> str:
+    """The model of an accelerator or of the CPU; its kind where the system does not tell the model."""
+    import torch
+
+    if device.type != "cpu":
+        backend = torch.get_device_module(device)
+        return str(backend.get_device_name(device)) if hasattr(backend, "get_device_name") else device.type.upper()
+    with contextlib.suppress(OSError):  # Linux alone has this file; Python's own answer there is empty
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _scaled(batch_size: int, processes: int, devices: int | None, before: str) -> Share:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vos_lightning.app.devices import device_name
 from vos_lightning.app.experiments import Experiment, digest, training_identity, with_overrides, without_neutral
 from vos_lightning.app.runs import Run, provenance, starting_point
 
@@ -41,22 +40,9 @@ def commit() -> dict[str, Any] | None:
 def hardware(trainer: Any) -> str:
     """Devices, their number over all nodes, and the precision."""
     device = trainer.strategy.root_device
-    name = _processor() if device.type == "cpu" else _accelerator(device)
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     precision = str(trainer.precision)
-    return f"{trainer.world_size} x {name}" + ("" if precision == "32-true" else f", {precision}")
-
-
-def _processor() -> str:
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def _accelerator(device: torch.device) -> str:
-    backend = torch.get_device_module(device)
-    return str(backend.get_device_name(device)) if hasattr(backend, "get_device_name") else device.type.upper()
+    return f"{trainer.world_size} x {device_name(device)}{threads}" + ("" if precision == "32-true" else f", {precision}")
 
 
 def describe_data(section: Mapping[str, Any]) -> str:
@@ -90,7 +76,7 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
     start_of_weights, identity = _identity(record, experiment, overrides, cli.config.get("initial_weights"), from_step)
     config = with_overrides(experiment.config, overrides)
     loading = getattr(cli.datamodule, "loading", None)
-    parts = cli.datamodule.clip_parts() if hasattr(cli.datamodule, "clip_parts") else []
+    parts = getattr(cli.datamodule, "training_parts", [])
     initial = cli.config.get("initial_weights")
     start = {
         "date": now(),

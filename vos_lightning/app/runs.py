@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from vos_lightning.app.experiments import ExperimentError, Which
-from vos_lightning.io.files import write_atomically
+from vos_lightning.io.files import sha256_of, write_atomically
 
 Stage = Literal["fit", "validate", "test", "predict"]
 
@@ -151,8 +150,7 @@ def starting_point(checkpoint: Path) -> Any:
     run, kind = Run(place.parent.parent), weights_kind(place)
     if place.parent.name == "checkpoints" and kind and run.finished and run.identity and run.checkpoint(kind).resolve() == place:
         return after(run.identity, kind)
-    with place.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"sha256": sha256_of(place)}
 
 
 def after(identity: str, which: Which) -> dict[str, str]:

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import pickle
+import pkgutil
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -91,10 +92,9 @@ def module_of_network(class_path: str) -> VOSModule:
     Raises:
         ValueError: there is no such network.
     """
-    file, _, name = class_path.rpartition(".")
-    slug = file.rpartition(".")[2]
+    slug = class_path.rpartition(".")[0].rpartition(".")[2]
     try:
-        network = getattr(importlib.import_module(file), name)
+        network = pkgutil.resolve_name(class_path)
         candidates = vars(importlib.import_module(f"vos_lightning.modules.{slug}")).values()
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"there is no network {class_path}; name one as vos_lightning.networks.emvos.EMVOS") from error
@@ -167,7 +167,7 @@ def decisive_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
     try:
-        taken = inspect.signature(_class_of(class_path)).parameters
+        taken = inspect.signature(pkgutil.resolve_name(class_path)).parameters
         known = {key: value for key, value in arguments.items() if key in taken}
         parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": known}}).as_dict()
     except (argparse.ArgumentError, ImportError, AttributeError, ValueError, TypeError) as error:
@@ -183,7 +183,7 @@ def _without_training(value: Any) -> Any:
         return value
     kept = value
     if isinstance(value.get("class_path"), str) and isinstance(value.get("init_args"), dict):
-        ignored = getattr(_class_of(value["class_path"]), "training_arguments", ())
+        ignored = getattr(pkgutil.resolve_name(value["class_path"]), "training_arguments", ())
         kept = {**value, "init_args": _without_keys(value["init_args"], ignored)}
     return {key: _without_training(entry) for key, entry in kept.items()}
 
@@ -197,12 +197,6 @@ def _without_keys(arguments: Mapping[str, Any], ignored: Collection[str]) -> dic
         inside = [name.removeprefix(f"{key}.") for name in ignored if name.startswith(f"{key}.")]
         kept[key] = _without_keys(value, inside) if inside and isinstance(value, Mapping) else value
     return kept
-
-
-def _class_of(class_path: str) -> type:
-    module_name, _, name = class_path.rpartition(".")
-    found: type = getattr(importlib.import_module(module_name), name)
-    return found
 
 
 def checkpoint_step(checkpoint: str | Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import os
 import re
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+from vos_lightning.io.files import sha256_of
 
 BATCH_NORM_EPSILON = 1e-5
 """Epsilon of every batch normalisation in this library; PyTorch's default."""
@@ -97,12 +98,6 @@ def published_hash(weights: WeightsEnum) -> str:
     """The first digits of the SHA-256 of a published file, which are part of its name."""
     found = re.search(r"-([0-9a-f]{8,})\.", published_path(weights).name)
     return found[1] if found else ""
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def for_epsilon(state: dict[str, Tensor], epsilon: float = BATCH_NORM_EPSILON) -> dict[str, Tensor]:

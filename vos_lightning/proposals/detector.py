@@ -22,7 +22,8 @@ from torchvision.models.detection import (
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import nms
 
-from vos_lightning.io.pretrained import for_epsilon, is_overwritten, published_hash, read_pretrained, sha256_of
+from vos_lightning.io.files import sha256_of
+from vos_lightning.io.pretrained import for_epsilon, is_overwritten, published_hash, read_pretrained
 from vos_lightning.proposals.boxes import masks_in_boxes, paste_masks, tight_boxes
 from vos_lightning.proposals.options import Architecture, Order, Pretrained
 from vos_lightning.proposals.store import MASK_SIZE, Found

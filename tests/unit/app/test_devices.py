@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import platform
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
 from tests.recipes.experiments import NAMES
 from vos_lightning.app import cli, lightning_cli, training
-from vos_lightning.app.devices import available_devices, share_batch
+from vos_lightning.app.devices import available_devices, device_name, share_batch
 from vos_lightning.app.experiments import ExperimentError, load_experiment
 from vos_lightning.app.runs import Run
 from vos_lightning.modules import dmn_aoa, emvos, munet, pmnet, pmvos, proposal_detector, stcn, stm
@@ -208,3 +210,15 @@ def test_the_devices_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [available_devices(name) for name in ("cpu", "cuda", "gpu", "auto")] == [3, 5, 5, 5]
     monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: False))
     assert available_devices("auto") == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [("processor : 0\nmodel name\t: Some CPU @ 2 GHz\n", "Some CPU @ 2 GHz"), ("processor : 0\n", "aarch64")],  # the latter: ARM
+)
+def test_the_name_of_the_cpu(lines: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", lambda _: lines)
+        patched.setattr(platform, "processor", lambda: "")
+        patched.setattr(platform, "machine", lambda: "aarch64")
+        assert device_name(torch.device("cpu")) == name

@@ -14,8 +14,10 @@ from PIL import Image
 from data_modules.base import Loading
 from data_modules.clips.dataset import ClipDataset, ClipKey, Draw
 from data_modules.clips.recipe import ClipRecipe
+from data_modules.clips.videos import RecordClips
 from data_modules.datasets.davis import DAVISDataModule
-from data_modules.videos import RecordClips, RecordVideos, find_record, open_video
+from data_modules.records import find_record
+from data_modules.videos import RecordVideos, open_video
 from tests.layouts import write_davis_layout
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.structures import VideoSample

@@ -132,7 +132,7 @@ def test_shifts_are_those_of_torchvision() -> None:
     assert (label_maps[0, -4:] == 0).all()
     recipe = AffineRecipe(degrees=0.0, scale=(1.0, 1.0), shear=0.0, translate=0.1)
     wide = [random_warp(sample_generator(0, 0, i), clip.frames, clip.label_maps, recipe) for i in range(40)]
-    moved = [int(np.flatnonzero((m[0] == 1).any(0))[0]) - 30 for _, m in wide]
+    moved = [int(np.flatnonzero((m[0] == 1).any(0))[0]) - 30 for _, m, _ in wide]
     assert max(map(abs, moved)) <= 20
     assert max(moved) > 10
     assert min(moved) < -10
@@ -142,7 +142,7 @@ def test_shifts_are_those_of_torchvision() -> None:
 def test_bicubic_frames_stay_aligned_with_masks(mask_interpolation: str) -> None:
     clip = painted_clip()
     recipe = dataclasses.replace(BICUBIC, mask_interpolation=mask_interpolation)
-    frames, label_maps = random_warp(sample_generator(0, 0, 3), clip.frames, clip.label_maps, recipe)
+    frames, label_maps, _ = random_warp(sample_generator(0, 0, 3), clip.frames, clip.label_maps, recipe)
     assert misaligned(frames, label_maps) < 0.02
     assert set(np.unique(label_maps)) == {0, 1, 2, 3}
     assert not (frames[0] == frames[1]).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -101,6 +102,26 @@ def test_flips_and_boxes_are_shared_by_the_frames_of_a_clip() -> None:
         assert torch.equal(sample.label_maps[0], sample.label_maps[2])
         seen.add(sample.frames.numpy().tobytes())
     assert len(seen) == 8
+
+
+@pytest.mark.parametrize("probabilities", [(0.5, 0.5), (0.5, 0.0), (0.2, 0.7), (1.0, 1.0)])
+def test_flips_have_their_probabilities_and_do_not_depend_on_each_other(probabilities: tuple[float, float]) -> None:
+    """With one random state for both, a clip was flipped either in both directions or not at all."""
+    corners = np.array([[[1, 2], [3, 4]]], dtype=np.uint8)
+    clip = RawClip(np.zeros((1, 2, 2, 3), np.uint8), corners, "corners", (0,))
+    horizontal, vertical = probabilities
+    transform = ClipTransform(
+        dataclasses.replace(PLAIN, max_objects=4, horizontal_flip_probability=horizontal, vertical_flip_probability=vertical)
+    )
+    draws = 2000
+    seen: Counter[tuple[bool, bool]] = Counter()
+    for index in range(draws):
+        sample = transform(sample_generator(0, 0, index), clip)
+        corner = sample.object_ids[int(sample.label_maps[0, 0, 0]) - 1]
+        seen[corner in (2, 4), corner in (3, 4)] += 1
+    for flips in itertools.product((False, True), repeat=2):
+        share = (horizontal if flips[0] else 1 - horizontal) * (vertical if flips[1] else 1 - vertical)
+        assert abs(seen[flips] / draws - share) <= 4 * (share * (1 - share) / draws) ** 0.5, flips
 
 
 def test_colours_per_frame_differ_and_leave_label_maps() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.doctor.checks import Finding
+from data_modules.doctor.files import Finding
 from data_modules.doctor.fixes import backup_folder, fix
 from data_modules.submission.archive import write_submission
 from vos_lightning.app.runs import Run, write_text

@@ -20,6 +20,7 @@ from vos_lightning.app.cli import main
 from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.checkpoints.loading import module_of_network
 from vos_lightning.io import pretrained
+from vos_lightning.io.files import sha256_of
 from vos_lightning.io.pretrained import MissingWeightsError, before_download, read_pretrained, weights_are_overwritten
 from vos_lightning.proposals.detector import ProposalDetector
 
@@ -157,7 +158,7 @@ def test_a_detector_computes_what_torchvisions_does(tmp_path: Path, cache: Path,
     theirs = maskrcnn_resnet50_fpn(weights="COCO_V1").eval()
     cache.mkdir(parents=True)
     pretrained.published_path(MaskRCNN_ResNet50_FPN_Weights.COCO_V1).symlink_to(path)
-    digest = pretrained.sha256_of(path)
+    digest = sha256_of(path)
     monkeypatch.setattr(pretrained, "published_hash", lambda _: digest[:8])
     monkeypatch.setattr("vos_lightning.proposals.detector.published_hash", lambda _: digest[:8])
     image = torch.rand(1, 3, 32, 32)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import json
+import pkgutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -87,9 +87,8 @@ def _copier_start(experiment: Experiment) -> list[str]:
 
 def _taking(argument: str, section: Mapping[str, Any], where: str) -> list[str]:
     """Places in a section whose classes take an argument in their constructor."""
-    module_name, _, class_name = section["class_path"].rpartition(".")
     given = section.get("init_args") or {}
-    takes = argument in inspect.signature(getattr(importlib.import_module(module_name), class_name)).parameters
+    takes = argument in inspect.signature(pkgutil.resolve_name(section["class_path"])).parameters
     # A copier start needs two projections.
     places = [where] if takes and not given.get("shared_projection") else []
     for key, value in given.items():

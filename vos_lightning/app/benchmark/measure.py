@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vos_lightning.app.benchmark.options import Options
+from vos_lightning.app.devices import device_name
 from vos_lightning.app.options import PRECISIONS
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
@@ -146,10 +147,9 @@ class PeakMemory:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Everything beside the network that a measurement depends on."""
-    name = torch.get_device_module(device).get_device_name(device) if device.type != "cpu" else _processor()
     return {
         "device": str(device),
-        "device_name": name,
+        "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -258,11 +258,3 @@ def _status(key: str) -> int | None:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())

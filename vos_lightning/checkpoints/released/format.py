@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +27,11 @@ def describe(kind: type, **arguments: Any) -> dict[str, Any]:
 
 def build(section: Mapping[str, Any]) -> Any:
     """The object that :func:`describe` describes; described objects among its arguments are built too."""
-    module_name, _, name = section["class_path"].rpartition(".")
     arguments = {
         key: build(value) if isinstance(value, Mapping) and "class_path" in value else value
         for key, value in section["init_args"].items()
     }
-    return getattr(importlib.import_module(module_name), name)(**arguments)
+    return pkgutil.resolve_name(section["class_path"])(**arguments)
 
 
 def trunk(**arguments: Any) -> dict[str, Any]:
