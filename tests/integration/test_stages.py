@@ -224,7 +224,7 @@ def test_best_weights_only_on_request(folder: Path, trainings: list[str], capfd:
     assert "weights: best, step 1, " in capfd.readouterr().err
     experiment = load_experiment("p_flatters")
     for select, name in (("last", "last.ckpt"), (None, "best-")):
-        assert cli._checkpoint_of(experiment, Path("runs/p_flatters"), select).name.startswith(name)  # type: ignore[arg-type]
+        assert scoring._checkpoint_of(experiment, Path("runs/p_flatters"), select).name.startswith(name)  # type: ignore[arg-type]
     assert cli.main(["test", "p_flatters", "--select=last", "--trainer.max_stepz=1"]) == 2  # the option is known, the other not
     assert "max_stepz" in capfd.readouterr().err
     for best in (second / "checkpoints").glob("best*"):

@@ -165,8 +165,7 @@ def _report(trained: Trained, stage: Stage, baselines: bool) -> None:
     rows, protocol = cli.model.scored_rows, cli.model.evaluation.protocol
     if not cli.trainer.is_global_zero:
         return
-    videos = cli.datamodule.test_videos() if stage == "test" else cli.datamodule.val_videos()
-    others = score_baselines(videos, protocol) if baselines else {}
+    others = score_baselines(cli.datamodule.videos(stage), protocol) if baselines else {}
     Console().print(report(asked.name, rows, protocol, others))
     weights = context["trained"]
     kind = f"{weights['weights']}, " if weights["weights"] else ""
