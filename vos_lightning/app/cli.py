@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         "seconds a frame and peak memory: benchmark EXP ... --objects 1 3 --precision 32-true bf16-mixed",
     ),
     "evaluate": (
-        _command("vos_lightning.evaluation.folders"),
+        _command("vos_lightning.evaluation.command"),
         "score a folder of PNGs: evaluate --truth D --predictions D --protocol davis17|...",
     ),
     "curves": (

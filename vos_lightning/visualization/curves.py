@@ -17,7 +17,8 @@ from typing import Literal, get_args
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vos_lightning.evaluation.folders import EvaluationError, PathLike, read_videos
+from vos_lightning.evaluation.folders import read_videos
+from vos_lightning.evaluation.tasks import EvaluationError, PathLike
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.pictures import write_png

@@ -18,7 +18,10 @@ from PIL import Image
 
 from vos_lightning.app import cli
 from vos_lightning.evaluation import folders as evaluate
-from vos_lightning.evaluation.folders import EvaluationError, evaluate_folder, main, read_videos
+from vos_lightning.evaluation import reading, tasks
+from vos_lightning.evaluation.command import main
+from vos_lightning.evaluation.folders import evaluate_folder, read_videos
+from vos_lightning.evaluation.tasks import EvaluationError, Task
 from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 from vos_lightning.io.plain_png import read_plain_png
 from vos_lightning.metrics.protocols import evaluate_video
@@ -99,9 +102,9 @@ def test_few_frames_start_no_process_and_many_not_all_processors(
     monkeypatch.setattr(evaluate, "FRAMES_PER_WORKER", 6)
     evaluate_folder(*folders, "davis17", workers=None)
     assert started == [2]
-    tasks = [evaluate._Task(str(n), (Path("x"),) * 300, (None,) * 300, "davis17") for n in range(40)]
+    many = [Task(str(n), (Path("x"),) * 300, (None,) * 300, "davis17") for n in range(40)]
     monkeypatch.setattr(evaluate, "_score", lambda task: task.name)
-    assert list(evaluate._score_all(tasks, None)) == [str(n) for n in range(40)]
+    assert list(evaluate._score_all(many, None)) == [str(n) for n in range(40)]
     assert started == [2, evaluate.MAX_WORKERS]
 
 
@@ -126,7 +129,7 @@ sys.exit(code or (f'imported {{heavy}}' if heavy else 0))
 def test_frames_are_read_once_and_only_if_they_are_scored(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(
-        evaluate, "read_plain_png", lambda path: read.append(f"{path.parts[-3][0]}{path.stem[-1]}") or read_plain_png(path)
+        reading, "read_plain_png", lambda path: read.append(f"{path.parts[-3][0]}{path.stem[-1]}") or read_plain_png(path)
     )
     evaluate_folder(*folders, "davis16", videos=["cat"])
     assert read == [f"{side}{t}" for t in range(1, 5) for side in "tp"]
@@ -191,7 +194,7 @@ def test_every_problem_is_a_line_on_stderr(
 
 
 def test_missing_frames_are_listed_and_counted(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "NUM_NAMED", 2)
+    monkeypatch.setattr(tasks, "NUM_NAMED", 2)
     for path in (folders[1] / "cat").iterdir():
         path.unlink()
     (found,) = problems(*folders)

@@ -15,7 +15,9 @@ from tests.oracles import youtube_vos as oracle
 from tests.unit.data_modules.helpers import trainer
 from tests.unit.dummies import DummyNetwork
 from tests.unit.metrics.test_metrics import blobs
-from vos_lightning.evaluation.folders import EvaluationError, evaluate_folder, main
+from vos_lightning.evaluation.command import main
+from vos_lightning.evaluation.folders import evaluate_folder
+from vos_lightning.evaluation.tasks import EvaluationError
 from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.metrics.protocols import describe, evaluate_video, summarize
 from vos_lightning.metrics.video_metric import VideoMetric
