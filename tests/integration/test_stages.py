@@ -22,7 +22,7 @@ from tests.integration.runs import ROOT, environment
 from tests.integration.test_resume import weights
 from tests.recipes.experiments import fit
 from tests.tolerances import assert_close
-from vos_lightning.app import cli, runs, stages, training
+from vos_lightning.app import cli, runs, scoring, stages, training
 from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.results.scores import read_scores, why_not_ours
 from vos_lightning.app.runs import Run
