@@ -32,7 +32,7 @@ DEFAULT_NOISE = TruthNoise()
 
 
 class StoredProposals(ProposalSource):
-    """Proposals that were computed earlier by ``python -m vos_lightning precompute-proposals``.
+    """Proposals that were computed earlier by ``vos precompute-proposals``.
 
     Args:
         roots: folders with one file ``<video>.npz`` for each video (or for each still image), searched in order.

@@ -1,4 +1,4 @@
-"""``python -m vos_lightning doctor DIR ...``."""
+"""``vos doctor DIR ...``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: a folder holds no data set in a known layout.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning doctor",
+        prog="vos doctor",
         description="Check data sets on disk: counts beside the published figures, missing, damaged and hidden files, files that "
         "are not valid masks, sizes, ids. Exit code 1 if there is a problem.",
     )

@@ -1,4 +1,4 @@
-"""``python -m vos_lightning submit --server davis17-testdev --predictions DIR [--data DIR] --output FILE.zip``."""
+"""``vos submit --server davis17-testdev --predictions DIR [--data DIR] --output FILE.zip``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vos_lightning.io.outputs import claim_file
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning submit", description="Check predictions and zip them for an evaluation server."
+        prog="vos submit", description="Check predictions and zip them for an evaluation server."
     )
     parser.add_argument("--server", choices=get_args(Server), required=True)
     parser.add_argument(

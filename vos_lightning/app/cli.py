@@ -114,7 +114,7 @@ def _fail(message: str) -> int:
 
 def _help() -> None:
     console = Console()
-    console.print("usage: python -m vos_lightning COMMAND [options]\n", highlight=False, markup=False)
+    console.print("usage: vos COMMAND [options]\n", highlight=False, markup=False)
     for name, (_, text) in COMMANDS.items():
         console.print(f"  {name:<21} {text}", highlight=False, markup=False, soft_wrap=True)
     console.print("\nEvery command has --help. VOS_TRACEBACK=1 shows where an error came from.", highlight=False, soft_wrap=True)

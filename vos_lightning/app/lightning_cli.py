@@ -279,7 +279,7 @@ def condense(message: str) -> str:
         key = next(group for group in unknown.groups() if group)
         where = re.search(r"Parser key \"(?P<key>[^\"]+)\"", message)
         at = f" of {where['key']}" if where and where["key"] not in key else ""
-        return f"unknown option {key}{at}: `python -m vos_lightning show EXP --options` lists what there is"
+        return f"unknown option {key}{at}: `vos show EXP --options` lists what there is"
     # A value of a class may be of several types, and the complaint lies inside: `Parser key "model": ... Errors: - Problem with
     # given class_path 'C': Parser key "network": ... - Expected a <class 'NoneType'> Given value ...`.
     text = " ".join(message.split())

@@ -1,4 +1,4 @@
-"""Compute proposals of videos or images: ``python -m vos_lightning precompute-proposals --images DIR --output DIR``."""
+"""Compute proposals of videos or images: ``vos precompute-proposals --images DIR --output DIR``."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _device(name: str) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning precompute-proposals",
+        prog="vos precompute-proposals",
         description="Find object proposals in videos or images and store them, one file a video. If it is started again, it "
         "continues where it stopped.",
     )

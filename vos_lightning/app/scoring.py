@@ -20,7 +20,7 @@ from vos_lightning.app.training import build
 def main(stage: Stage, argv: Sequence[str]) -> int:
     """Run one of the three commands."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m vos_lightning {stage}",
+        prog=f"vos {stage}",
         description={
             "validate": "Score the validation videos of an experiment with a checkpoint.",
             "test": "Score the test videos of an experiment with a checkpoint; writes PNGs, overlay videos and a contact sheet.",

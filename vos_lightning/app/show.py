@@ -17,7 +17,7 @@ from vos_lightning.app.training import build
 
 def main(argv: Sequence[str]) -> int:
     """Print the composed configuration of an experiment."""
-    parser = argparse.ArgumentParser(prog="python -m vos_lightning show", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="vos show", description=main.__doc__)
     parser.add_argument("experiment", metavar="EXP")
     parser.add_argument("--options", action="store_true", help="every argument with its value, as --trainer... accepts them")
     known, overrides = parser.parse_known_args(argv)

@@ -43,12 +43,12 @@ def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Sta
 def main(argv: Sequence[str]) -> int:
     """Train an experiment, or continue where it stopped."""
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning train",
+        prog="vos train",
         description="Train an experiment. If it is started again, it continues from its last checkpoint; a finished one is not "
         "repeated. The stages of an experiment are runs beside its directory, which other experiments can share.",
         epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
         "--model.init_args.optimisation.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. "
-        "`python -m vos_lightning show EXP --options` lists them all.",
+        "`vos show EXP --options` lists them all.",
     )
     parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")

@@ -121,7 +121,7 @@ def load_detector(source: str) -> ProposalDetector:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: the file does not describe a detector, as the checkpoint of `train dmn_aoa_detector_davis17` does; "
-            "with plain weights, run `python -m vos_lightning precompute-proposals --weights FILE --architecture ...` and pass "
+            "with plain weights, run `vos precompute-proposals --weights FILE --architecture ...` and pass "
             "--proposals"
         ) from error
     selection = options.pop("selection", None) or {}

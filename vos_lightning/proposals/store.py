@@ -40,7 +40,7 @@ def precompute_command(images: str = "FOLDER_OR_VIDEO", output: str = "FOLDER", 
         stills: every image has its own proposals.
     """
     more = " --stills" if stills else ""
-    return f"python -m vos_lightning precompute-proposals --images {images}{more} --output {output} --pretrained COCO_V1"
+    return f"vos precompute-proposals --images {images}{more} --output {output} --pretrained COCO_V1"
 
 
 @dataclass(frozen=True)

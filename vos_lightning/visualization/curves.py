@@ -1,6 +1,6 @@
 """J of every frame over time, for one or several systems, as a table and a picture.
 
-``python -m vos_lightning curves --truth DIR --predictions MUNet=DIR STM=DIR --videos soapbox --output DIR``
+``vos curves --truth DIR --predictions MUNet=DIR STM=DIR --videos soapbox --output DIR``
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 after one line on stderr for each problem.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning curves", description="J of every frame over time: frames.csv and curves.png."
+        prog="vos curves", description="J of every frame over time: frames.csv and curves.png."
     )
     parser.add_argument("--truth", type=Path, required=True, help="folder of video folders of label-map PNGs")
     parser.add_argument(

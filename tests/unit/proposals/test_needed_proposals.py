@@ -251,7 +251,7 @@ def test_proposals_that_cannot_be_used(video: Path, checkpoints: tuple[Path, Pat
     torch.save({"model": {}}, video / "plain.pth")
     (video / "text.pth").write_text("hello")
     for options, message in (
-        (["--proposals", "nowhere.npz"], "nowhere.npz: there is no such file of proposals; compute it with `python -m"),
+        (["--proposals", "nowhere.npz"], "nowhere.npz: there is no such file of proposals; compute it with `vos precompute-proposals"),
         (["--proposals", "short.npz"], "short.npz: proposals of 3 frames for a video of 4 frames"),
         (["--proposals", "small.npz"], "small.npz: the proposals are of frames of 40x24, the frames are 80x48"),
         (["--detector", "nowhere.ckpt"], "nowhere.ckpt: there is no such file of detector weights"),
@@ -344,7 +344,7 @@ def test_missing_files_show_at_the_start(own_videos: Path, capfd: pytest.Capture
     write_folder(Path("two"), ["video-00", "video-01"])
     assert cli.main(["train", "stored.yaml", "--trainer.enable_progress_bar=false"]) == 2
     line = error_of(capfd)
-    assert "no proposals of video-02 (2 of 4 files are missing) in one, two: compute them with `python -m" in line
+    assert "no proposals of video-02 (2 of 4 files are missing) in one, two: compute them with `vos precompute-proposals" in line
     assert not list(Path("runs/stored").rglob("*.ckpt"))
     write_folder(Path("one"), ["video-02"])
     write_folder(Path("one"), ["video-03"], num_frames=5)

@@ -1,6 +1,6 @@
 """The results table: every published row beside what runs have measured, and nothing that was not measured.
 
-``python -m vos_lightning results`` reads the ``scores/test.json`` of every run and writes ``results.md`` and
+``vos results`` reads the ``scores/test.json`` of every run and writes ``results.md`` and
 ``results.html``. A score counts as ours for a row only if
 
 - the evaluation covered the published data set, recognised by protocol, number of videos and number of objects;

@@ -18,7 +18,7 @@ from vos_lightning.app.runs import write_text
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning results", description="Published results beside measured ones, as Markdown and HTML."
+        prog="vos results", description="Published results beside measured ones, as Markdown and HTML."
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--output", type=Path, help="folder for results.md and results.html (default: the folder of runs)")

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         ExperimentError: there is no such paper.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning list",
+        prog="vos list",
         description="The papers, or the experiments of a paper with the published results that they reproduce.",
     )
     parser.add_argument("papers", metavar="PAPER", nargs="*", help="emvos ...: print the experiments of these papers")

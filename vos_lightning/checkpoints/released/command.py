@@ -16,7 +16,7 @@ PAPERS = ("emvos", "pmvos", "stcn", "stm")
 def main(argv: Sequence[str]) -> int:
     """``import-checkpoint FILE --paper PAPER --output OUT.ckpt``."""
     parser = argparse.ArgumentParser(
-        prog="python -m vos_lightning import-checkpoint",
+        prog="vos import-checkpoint",
         description="Convert a checkpoint released by the authors to one of this library; keys and shapes are checked strictly.",
     )
     parser.add_argument(
