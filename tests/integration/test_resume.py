@@ -22,14 +22,14 @@ OPTIONS = (
 )
 
 
-def losses(directory: Path) -> dict[int, float]:
-    """Step -> training loss, over all starts of a run."""
+def losses(directory: Path, column: str = "train/loss") -> dict[int, float]:
+    """Step -> training loss, or another logged value, over all starts of a run."""
     found = {}
     for path in sorted(directory.glob("logs/start_*/metrics.csv")):
         with path.open() as file:
             for row in csv.DictReader(file):
-                if row.get("train/loss"):
-                    found[int(row["step"])] = float(row["train/loss"])
+                if row.get(column):
+                    found[int(row["step"])] = float(row[column])
     return found
 
 
