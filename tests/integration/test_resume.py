@@ -50,6 +50,8 @@ def test_killed_and_started_again(tmp_path: Path, experiment: str, kill: signal.
     assert not (tmp_path / "killed" / "finished").exists()
     done = torch.load(checkpoint, weights_only=True)["global_step"]
     assert 5 <= done < 12
+    # What the killed start has logged is there; the row of its last step comes after its last checkpoint.
+    assert sorted(losses(tmp_path / "killed"))[: done - 1] == list(range(done - 1))
     code, output = quick_run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
     assert "going on from" in output
