@@ -55,6 +55,7 @@ def test_two_processes_equal_one(tmp_path: Path, experiment: str, extra: tuple[s
         logged = losses(tmp_path / "one", column)
         assert sorted(logged) == [0, 1, 2]
         assert losses(tmp_path / "two", column) == pytest.approx(logged, rel=1e-6), column
+    assert len(losses(tmp_path / "two", "train/frames_per_second")) == 2  # of all steps but the first
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:

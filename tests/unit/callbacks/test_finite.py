@@ -19,6 +19,7 @@ from tests.unit.callbacks.helpers import Data, fit, make_clips
 from tests.unit.dummies import DummyModule
 from vos_lightning.app import cli
 from vos_lightning.app.experiments import experiments_folder
+from vos_lightning.callbacks import finite
 from vos_lightning.callbacks.finite import FiniteCheckpoint, FiniteNumbers
 from vos_lightning.modules.processes import StepMeans
 
@@ -195,6 +196,14 @@ def test_what_counts(loss: float, gradient: float, scale: float | None, good: bo
         assert left.tolist() == [0.0, 0.0]
     if gradient == 4.0:
         assert logged["train/grad_norm"] == 5.0
+
+
+def test_the_loss_of_another_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finite, "sum_over_processes", lambda loss: loss + NAN)
+    callback = FiniteNumbers()
+    left, _ = step(callback, StandIn(), 1.0, 4.0)
+    assert left.tolist() == [0.0, 0.0]
+    assert callback._unread[0].numbers.tolist() == [0.0, 1.0, 5.0]  # not counted, though its own loss is fine
 
 
 def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
