@@ -50,7 +50,12 @@ def test_two_processes_equal_one(tmp_path: Path, experiment: str, extra: tuple[s
     ]
     for index, state in moments[0].items():
         assert_close(moments[1][index]["exp_avg"], state["exp_avg"])
-    assert losses(tmp_path / "one").keys() == losses(tmp_path / "two").keys()
+    # So does what is logged: it is that of both processes.
+    for column in ("train/loss", "train/iou", "train/grad_norm"):
+        logged = losses(tmp_path / "one", column)
+        assert sorted(logged) == [0, 1, 2]
+        assert losses(tmp_path / "two", column) == pytest.approx(logged, rel=1e-6), column
+    assert len(losses(tmp_path / "two", "train/frames_per_second")) == 2  # of all steps but the first
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:

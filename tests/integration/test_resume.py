@@ -22,14 +22,14 @@ OPTIONS = (
 )
 
 
-def losses(directory: Path) -> dict[int, float]:
-    """Step -> training loss, over all starts of a run."""
+def losses(directory: Path, column: str = "train/loss") -> dict[int, float]:
+    """Step -> training loss, or another logged value, over all starts of a run."""
     found = {}
     for path in sorted(directory.glob("logs/start_*/metrics.csv")):
         with path.open() as file:
             for row in csv.DictReader(file):
-                if row.get("train/loss"):
-                    found[int(row["step"])] = float(row["train/loss"])
+                if row.get(column):
+                    found[int(row["step"])] = float(row[column])
     return found
 
 
@@ -50,6 +50,8 @@ def test_killed_and_started_again(tmp_path: Path, experiment: str, kill: signal.
     assert not (tmp_path / "killed" / "finished").exists()
     done = torch.load(checkpoint, weights_only=True)["global_step"]
     assert 5 <= done < 12
+    # What the killed start has logged is there; the row of its last step comes after its last checkpoint.
+    assert sorted(losses(tmp_path / "killed"))[: done - 1] == list(range(done - 1))
     code, output = quick_run("train", experiment, "--run-dir", "killed", *OPTIONS, cwd=tmp_path)
     assert code == 0, output
     assert "going on from" in output

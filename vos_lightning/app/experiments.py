@@ -47,7 +47,7 @@ Which = Literal["last", "best"]
 NEUTRAL_OPTIONS = (
     "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.benchmark",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.default_root_dir",
-    "seed_everything", "initial_weights", "wandb", "pictures", "predictions", "throughput", "last_checkpoint",
+    "seed_everything", "initial_weights", "wandb", "pictures", "predictions", "throughput", "finite", "last_checkpoint",
     "data.init_args.loading.seed", "data.init_args.loading.num_workers", "data.init_args.loading.pin_memory",
     "data.init_args.loading.predict_root", "data.init_args.loading.max_device_batch",
 )  # fmt: skip

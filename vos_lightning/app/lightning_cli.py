@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -25,6 +25,7 @@ from rich.console import Console
 from vos_lightning.app.devices import available_devices, launched_processes, share_batch
 from vos_lightning.app.experiments import ExperimentError
 from vos_lightning.app.runs import Run, Stage
+from vos_lightning.callbacks.finite import FiniteCheckpoint, FiniteNumbers
 from vos_lightning.callbacks.panels import FramePanels
 from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.callbacks.preemption import StopOnSignal
@@ -100,12 +101,13 @@ class VOSCommandLine(LightningCLI):
             help="use devices that cannot share the experiment's batch: a larger batch, and learning rates times the square "
             "root of its growth; departs from the published training",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
-        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(FiniteCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(FiniteCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(EvaluationPictures, "pictures")
         parser.add_lightning_class_args(FramePanels, "panels")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(FiniteNumbers, "finite")
         parser.set_defaults(
             {
                 "best_checkpoint.monitor": "val_jf",
@@ -202,7 +204,8 @@ class VOSCommandLine(LightningCLI):
     def _loggers(self) -> list[Logger]:
         run = self.run_folder
         # Every start has its own folder: CSVLogger deletes the metrics of a folder that exists.
-        csv = CSVLogger(run.directory, name="logs", version=f"start_{run.start_number()}")
+        # Every row is written at once, so that a killed training loses none.
+        csv = CSVLogger(run.directory, name="logs", version=f"start_{run.start_number()}", flush_logs_every_n_steps=1)
         mode: WandbMode = self.config_init["wandb"]["mode"]
         if self.stage != "fit" or mode == "disabled" or not has_wandb():
             return [csv]
@@ -224,8 +227,26 @@ class VOSCommandLine(LightningCLI):
                 resume="allow",
                 offline=mode == "offline",
                 log_model=False,
+                settings=_flushing(),
             ),
         ]
+
+
+class LogConfiguration(Callback):
+    """Gives every logger what a run is: its configuration, code, packages and hardware.
+
+    Args:
+        configuration: plain values, nested in mappings.
+    """
+
+    def __init__(self, configuration: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.configuration = configuration
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Log it, when all processes have been started."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams(dict(self.configuration))
 
 
 class _WrongDataError(ValueError):
@@ -253,6 +274,19 @@ def _pretrained_options(section: Mapping[str, Any], where: str) -> list[str]:
 def has_wandb() -> bool:
     """Whether Weights & Biases is installed."""
     return importlib.util.find_spec("wandb") is not None
+
+
+def _flushing() -> dict[str, Any]:
+    """Settings by which W&B writes to its file every second, so that a killed training loses no more than that.
+
+    By default it writes every 15 seconds, and a training that is killed before leaves an empty file.
+    """
+    try:
+        import wandb
+    except ImportError:  # stood in for in tests
+        return {}
+    name = "x_transaction_log_flush_interval"
+    return {name: 1.0} if name in getattr(wandb.Settings, "model_fields", {}) else {}
 
 
 def has_wandb_key() -> bool:

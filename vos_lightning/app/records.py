@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import importlib.metadata
+import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from vos_lightning.app.devices import device_name
 from vos_lightning.app.experiments import Experiment, digest, training_identity, with_overrides, without_neutral
 from vos_lightning.app.runs import Run, provenance, starting_point
 
 _NOT_DATA = ("recipe", "loading")
+_PACKAGES = (
+    "vos-lightning", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "opencv-python-headless", "albumentations",
+    "av", "wandb",
+)  # fmt: skip
 
 
 def now() -> str:
@@ -35,6 +43,15 @@ def commit() -> dict[str, Any] | None:
         return {"id": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no", ":/"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def packages() -> dict[str, str]:
+    """Versions of Python, of this library and of the packages on which its numbers depend."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def hardware(trainer: Any) -> str:
@@ -83,7 +100,9 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
         "from_step": from_step,
         "commit": commit(),
         "hardware": hardware(cli.trainer),
-        "torch": torch.__version__,
+        "processes": cli.trainer.world_size,
+        "nodes": cli.trainer.num_nodes,
+        "packages": packages(),
         "departures": departures(overrides),
     }
     run.write_record(
@@ -106,6 +125,20 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
             "finished": None,
         }
     )
+
+
+def configuration(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any) -> dict[str, Any]:
+    """What the loggers of a training are told about it: the record of this start, and every argument.
+
+    Returns:
+        The content of ``record.json``, with ``start`` in place of the list of all starts and ``starting_point`` for its weights;
+        ``overrides``, the options of the command line; and the sections of ``config.yaml`` under ``config``.
+    """
+    record = run.record()
+    starts = record.pop("starts")
+    described = {**record, "starting_point": record["start"], "start": starts[-1], "number_of_starts": len(starts)}
+    config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    return {**described, "description": experiment.description, "overrides": list(overrides), "config": config}
 
 
 def _identity(

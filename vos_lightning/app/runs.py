@@ -28,7 +28,7 @@ class Run:
 
     It holds ``experiment.yaml``, the composed configuration; ``config.yaml``, every argument; ``record.json``, what was done
     when, on which hardware and at which commit; ``checkpoints/last.ckpt`` and ``checkpoints/best*.ckpt``; ``logs/``, CSV files
-    with one folder a start; ``scores/``; ``wandb_id``; and ``finished``.
+    with one folder a start; ``scores/``; ``wandb_id``; ``non_finite.json``, if a step was left out; and ``finished``.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -115,6 +115,7 @@ def _check_devices(stage: PlannedStage, overrides: Sequence[str]) -> None:
 
 def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> int:
     from vos_lightning.app import records
+    from vos_lightning.app.lightning_cli import LogConfiguration
     from vos_lightning.checkpoints.loading import checkpoint_step
 
     console = Console(stderr=True)
@@ -136,6 +137,7 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> in
             write_text(run.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
             console.print(f"Run directory {run.directory}" + (f", going on from {resume}" if resume else ""))
             records.started(run, experiment, overrides, cli, checkpoint_step(resume) if resume else 0)
+            cli.trainer.callbacks.append(LogConfiguration(records.configuration(run, experiment, overrides, cli)))
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
         stopped = cli.stop_on_signal.stopped or cli.trainer.interrupted
         if not stopped and (run.last_checkpoint is None or checkpoint_step(run.last_checkpoint) < cli.trainer.global_step):

@@ -10,12 +10,15 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vos_lightning.callbacks.finite import in_a_row
+
 
 class StopOnSignal(Callback):
     """On SIGUSR1 (SLURM: ``--signal=SIGUSR1@90``), finish the step, save ``checkpoints/last.ckpt`` and stop.
 
-    The handler only sets a flag: saving inside a signal handler can hang or leave an incomplete file. The same command, started
-    again, continues from the checkpoint.
+    If that step was left out (:class:`vos_lightning.callbacks.finite.FiniteNumbers`), the earlier checkpoint stays. The handler
+    only sets a flag: saving inside a signal handler can hang or leave an incomplete file. The same command, started again,
+    continues from the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -34,7 +37,8 @@ class StopOnSignal(Callback):
         """Save and stop if asked to. The processes agree first, as each may receive the signal at a different step."""
         if trainer.strategy.reduce_boolean_decision(self.stopped, all=False):
             self.stopped = True
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+            if not in_a_row(trainer):
+                trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
 from vos_lightning.io.pretrained import weights_are_overwritten
+from vos_lightning.io.weights import require_finite
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
 
@@ -53,7 +54,8 @@ def load_engine(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint of this library or does not fit it, or the device is not available.
+        ValueError: the file is not a checkpoint of this library or does not fit it, its weights are not finite, or the device is
+            not available.
     """
     module = load_module(checkpoint, device=device)
     if short_side != "checkpoint":
@@ -79,6 +81,7 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
         Exception
     ) as error:  # jsonargparse, Lightning and PyTorch each raise their own kinds for a checkpoint that does not fit.
         raise ValueError(f"{path}: the checkpoint does not fit this version of {class_path}: {_one_line(error)}") from error
+    require_finite(module.state_dict(), path)
     return module.to(target).eval().requires_grad_(False)
 
 
@@ -115,12 +118,13 @@ def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, or belongs to another network.
+        ValueError: the file is not a checkpoint, belongs to another network, or holds weights that are not finite.
     """
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     state = _read(path)["state_dict"]
+    require_finite(state, path)
     new_parts, base = (module.new_parts, module.base_part) if isinstance(module, VOSModule) else ((), "")
     if start and new_parts and not any(name.startswith(new_parts) for name in state):
         if base and not any(name.startswith(base) for name in state):

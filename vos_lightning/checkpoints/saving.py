@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vos_lightning.io.files import Replacement, list_everything, target_of_temporary
+from vos_lightning.io.weights import first_non_finite, require_finite
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -16,7 +17,14 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
     Raises:
         OSError: it cannot be written; the old checkpoint stays, and the error names the file.
+        ValueError: its weights are not finite; the old checkpoint stays.
     """
+    name = first_non_finite(checkpoint.get("state_dict", {}))
+    if name is not None:
+        raise ValueError(
+            f"{path}: this checkpoint is not written, because the weights {name} are not finite (NaN or infinity); an older one "
+            "stays as it is"
+        )
     with Replacement(path) as new, new.temporary.open("wb") as file:
         try:
             torch.save(checkpoint, file)
@@ -48,3 +56,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if target_of_temporary(place.name) == target.name:
                     place.unlink(missing_ok=True)
         write_checkpoint(target, checkpoint)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint from which a training goes on.
+
+        Raises:
+            ValueError: its weights are not finite, as older versions could write them.
+        """
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        require_finite(checkpoint.get("state_dict", {}), path)
+        return checkpoint

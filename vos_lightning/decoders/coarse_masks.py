@@ -155,7 +155,8 @@ class ProposalMasks(nn.Module):
         share, form = self.options.iou_weight, self.options.assignment
         if share:
             before, now = (previous > 0.5).flatten(2).float(), (seen.pasted > 0.5).flatten(2).float()
-            both = before @ now.transpose(1, 2)
+            with torch.autocast(before.device.type, enabled=False):  # cells are counted, which half precision cannot
+                both = before @ now.transpose(1, 2)
             either = before.sum(dim=2, keepdim=True) + now.sum(dim=2).unsqueeze(1) - both
             similarity = (1 - share) * similarity + share * both / (either + 1e-6)
         assignment = relaxed_assignment(

@@ -71,7 +71,7 @@ def mean_over_objects(loss: Float[Tensor, "B N K"], counted: Bool[Tensor, "B N K
     """Mean over the counted entries of each object, then over the objects that have one; 0 if there is none."""
     number = counted.sum(dim=2)
     # A plain product would keep a NaN of an entry that does not count.
-    mean = loss.masked_fill(~counted, 0.0).sum(dim=2) / number.clamp_min(1)
+    mean = loss.float().masked_fill(~counted, 0.0).sum(dim=2) / number.clamp_min(1)
     return mean.sum(dim=1) / (number > 0).sum(dim=1).clamp_min(1)
 
 

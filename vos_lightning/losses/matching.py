@@ -23,6 +23,7 @@ def soft_iou_loss(
 
     Reference: DMM-Net (Zeng et al., ICCV 2019).
     """
+    masks, truth = masks.float(), truth.float()  # the sums leave the range of half precision
     both = (masks * truth).flatten(2).sum(dim=2)
     either = (masks + truth).flatten(2).sum(dim=2) - both
     return _mean(1 - both / either.clamp_min(1e-6), objects)
@@ -49,13 +50,14 @@ def matching_loss(
 
     Reference: DMM-Net (Zeng et al., ICCV 2019), released code.
     """
-    with torch.no_grad():
+    # The products count cells, which half precision cannot.
+    with torch.no_grad(), torch.autocast(similarity.device.type, enabled=False):
         found, true = (proposal_masks > 0.5).flatten(2).float(), (truth > 0.5).flatten(2).float()
         both = true @ found.transpose(1, 2)
         either = true.sum(dim=2, keepdim=True) + found.sum(dim=2).unsqueeze(1) - both
         pairs = objects.unsqueeze(2) & proposals.unsqueeze(1)
         target = greedy_assignment(both / either.clamp_min(1e-6) * pairs)
-    error = (similarity - target).square() * pairs
+    error = (similarity.float() - target).square() * pairs
     return error.flatten(1).sum(dim=1) / pairs.flatten(1).sum(dim=1).clamp_min(1)
 
 

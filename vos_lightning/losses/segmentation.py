@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from vos_lightning.structures import IGNORE_LABEL
@@ -43,8 +43,18 @@ def cross_entropy(logits: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H 
     return loss.flatten(1).sum(dim=1) / counted
 
 
-def foreground_iou(probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"]) -> Float[Tensor, ""]:
-    """Mean IoU of the objects that are visible in the labels; it monitors training and is not a benchmark figure."""
+def foreground_iou(
+    probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tensor, "B H W"]
+) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
+    """Mean IoU of the objects that are visible in the labels; it monitors training and is not a benchmark figure.
+
+    Args:
+        probabilities: probabilities after aggregation, channel 0 background.
+        labels: label map in object slots.
+
+    Returns:
+        The mean, 0 without a visible object; and the number of visible objects.
+    """
     num_objects = probabilities.shape[1] - 1
     slots = torch.arange(1, num_objects + 1, device=labels.device).view(1, -1, 1, 1)
     predicted = (probabilities.argmax(dim=1, keepdim=True) == slots) & (labels != IGNORE_LABEL).unsqueeze(1)
@@ -52,7 +62,8 @@ def foreground_iou(probabilities: Float[Tensor, "B N1 H W"], labels: UInt8[Tenso
     intersection = (predicted & truth).flatten(2).sum(dim=2)
     union = (predicted | truth).flatten(2).sum(dim=2)
     visible = truth.flatten(2).any(dim=2)
-    return (intersection / union.clamp_min(1) * visible).sum() / visible.sum().clamp_min(1)
+    count = visible.sum()
+    return (intersection / union.clamp_min(1) * visible).sum() / count.clamp_min(1), count
 
 
 def bootstrapped_cross_entropy(

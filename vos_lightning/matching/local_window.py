@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vos_lightning.matching.similarity import dot, l2_normalize, negative_squared_l2
+from vos_lightning.matching.similarity import at_least_float32, dot, l2_normalize, negative_squared_l2
 
 Measure = Literal["dot", "cosine", "l2"]
 """``dot``: inner product; ``cosine``: cosine; ``l2``: negative squared distance."""
@@ -120,11 +120,12 @@ def match_weights(
         out_of_frame: treatment of offsets that leave the frame, see :data:`OutOfFrame`.
 
     Returns:
-        ``(B, O, h, w)``, summing to 1 over the window.
+        ``(B, O, h, w)``, summing to 1 over the window, at least float32.
     """
     if sign not in (-1, 1):
         raise ValueError(f"sign must be 1 or -1, not {sign}")
-    scaled = _masked(volume * (sign / temperature), out_of_frame)
+    # A small temperature makes a similarity of half precision infinite.
+    scaled = _masked(at_least_float32(volume) * (sign / temperature), out_of_frame)
     # The offsets are innermost in memory already, so nothing is copied.
     return scaled.movedim(1, -1).softmax(dim=-1).movedim(-1, 1)
 
@@ -132,7 +133,8 @@ def match_weights(
 def expected_offset(weights: Float[Tensor, "B O h w"]) -> Float[Tensor, "B 2 h w"]:
     r"""Mean offset under the weights of a window, :math:`\sum_u w(u, x) \, u`, as ``(x, y)`` in cells."""
     offsets = window_offsets(math.isqrt(weights.shape[1]), weights.device).to(weights.dtype)
-    return torch.einsum("bohw,ok->bkhw", weights, offsets)
+    with torch.autocast(weights.device.type, enabled=False):  # in half precision, hundreds of terms lose hundredths of a cell
+        return torch.einsum("bohw,ok->bkhw", weights, offsets)
 
 
 def soft_displacement(

@@ -29,7 +29,7 @@ def dot(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -
         ``(B, S, Q)``, at least float32.
     """
     with torch.autocast(memory_key.device.type, enabled=False):
-        return _at_least_float32(memory_key).transpose(1, 2) @ _at_least_float32(query_key)
+        return at_least_float32(memory_key).transpose(1, 2) @ at_least_float32(query_key)
 
 
 def l2_normalize(key: Float[Tensor, "B C *cells"]) -> Float[Tensor, "B C *cells"]:
@@ -38,7 +38,7 @@ def l2_normalize(key: Float[Tensor, "B C *cells"]) -> Float[Tensor, "B C *cells"
     The released PMVOS and EMVOS divide without a guard (a zero key gives NaN). The guard here has an effect only below a norm of
     1e-12.
     """
-    return F.normalize(_at_least_float32(key), dim=1, eps=1e-12)
+    return F.normalize(at_least_float32(key), dim=1, eps=1e-12)
 
 
 def cosine(memory_key: Float[Tensor, "B C S"], query_key: Float[Tensor, "B C Q"]) -> Float[Tensor, "B S Q"]:
@@ -68,7 +68,7 @@ def negative_squared_l2(memory_key: Float[Tensor, "B C S"], query_key: Float[Ten
 
     Reference: STCN (Cheng et al., NeurIPS 2021), which leaves out the query's norm: it cancels in a softmax over S.
     """
-    memory_key, query_key = _at_least_float32(memory_key), _at_least_float32(query_key)
+    memory_key, query_key = at_least_float32(memory_key), at_least_float32(query_key)
     memory_norm = memory_key.square().sum(dim=1).unsqueeze(2)
     query_norm = query_key.square().sum(dim=1).unsqueeze(1)
     return 2 * dot(memory_key, query_key) - memory_norm - query_norm
@@ -102,12 +102,13 @@ def memory_logits(
     with torch.autocast(memory_key.device.type, enabled=False):
         if kind == "cosine":
             memory_key, query_key = l2_normalize(memory_key), l2_normalize(query_key)
-        memory_key, query_key = _at_least_float32(memory_key), _at_least_float32(query_key)
+        memory_key, query_key = at_least_float32(memory_key), at_least_float32(query_key)
         if kind != "l2":
             return (scale * query_key).transpose(1, 2) @ memory_key
         norm = -scale * memory_key.square().sum(dim=1, keepdim=True)
         return torch.baddbmm(norm.expand(-1, query_key.shape[2], -1), query_key.transpose(1, 2), memory_key, alpha=2 * scale)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32; one of higher precision stays as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vos_lightning.matching.local_window import LocalMatch
 from vos_lightning.matching.readout import read_memory
-from vos_lightning.matching.similarity import Similarity, l2_normalize, memory_logits
+from vos_lightning.matching.similarity import Similarity, at_least_float32, l2_normalize, memory_logits
 
 SpreadForm = Literal["exponential", "inverse_distance", "inverse_squared_distance", "cosine"]
 
@@ -148,11 +148,13 @@ def gaussian_keys(
         options: meaning of the spread, and bounds of :math:`\sigma`.
 
     Returns:
-        Vectors of the memory pixels and of the query pixels.
+        Vectors of the memory pixels and of the query pixels, at least float32.
 
     Reference: PMNet equations 6 to 8.
     """
-    sigma = trajectories.spread.sqrt() if options.spread_is == "variance" else trajectories.spread
+    # The inner products are small differences of large numbers.
+    spread = at_least_float32(trajectories.spread)
+    sigma = spread.sqrt() if options.spread_is == "variance" else spread
     precision = sigma.clamp(options.smallest_sigma, options.sigma_bound).square().reciprocal()
     # Positions are relative to the centre of the map: the products stay small, so that their sum stays precise.
     y = trajectories.position.div(width, rounding_mode="floor").to(sigma) - (height - 1) / 2
@@ -205,7 +207,7 @@ def read_followed(
         if readable is not None:
             logits = logits.masked_fill(~readable.unsqueeze(2), torch.finfo(logits.dtype).min)
         smallest = logits.topk(min(top_k, logits.shape[3]), dim=3).values[..., -1:]
-        weights = (query_part.transpose(1, 2) @ memory_part).unsqueeze(1)
+        weights = memory_logits(memory_part, query_part.expand(len(memory_part), -1, -1), "dot", 1.0).unsqueeze(1)
         # Half of the lowest value, so that its sum with a similarity does not overflow.
         prior = torch.where(logits >= smallest, weights, torch.finfo(logits.dtype).min / 2)
         return read_memory(

@@ -18,6 +18,7 @@ from vos_lightning.metrics.scores import ObjectScores
 from vos_lightning.metrics.video_metric import VideoMetric
 from vos_lightning.modules.evaluation import Evaluation
 from vos_lightning.modules.optimisation import Optimisation, trainable
+from vos_lightning.modules.processes import StepMeans
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
@@ -75,6 +76,7 @@ class VOSModule(LightningModule):
         """Functions that are called with every predicted frame of validation, test and prediction; callbacks register here."""
         self.scored_rows: list[ObjectScores] = []
         """Rows of the last validation or test, of all processes."""
+        self.step_means = StepMeans()
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Compare the network's needs with the data before anything is computed.
@@ -111,18 +113,19 @@ class VOSModule(LightningModule):
         counts = outputs[-1].introduced.any(dim=1).to(per_clip.dtype)
         return {"loss": (per_clip * counts).sum() / counts.sum().clamp_min(1)}
 
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Unroll a batch of clips."""
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        """Unroll a batch of clips. What is logged are means over all batches of the optimiser step and over all processes."""
         given = introductions(batch.label_maps, batch.object_valid, self.late_objects)
         remembered = self.remembered_masks(batch)
         outputs = unroll(self.training_network(), self.train_propagation, batch.frames, given, batch.proposals, remembered)
         losses = self.clip_loss(outputs, batch)
         size = batch.frames.shape[0]
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=size, prog_bar=True)
         with torch.no_grad():
             last = outputs[-1]
-            iou = foreground_iou(last.probabilities, trainable_labels(batch.label_maps[:, -1], last.introduced))
-        self.log("train/iou", iou, batch_size=size, prog_bar=True)
+            iou, visible = foreground_iou(last.probabilities, trainable_labels(batch.label_maps[:, -1], last.introduced))
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        means = self.step_means.add({**losses, "iou": iou}, {"iou": visible}, first)
+        self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=size, prog_bar=True)
         return losses["loss"]
 
     def training_network(self) -> VOSNetwork[Any, Any, Any]:

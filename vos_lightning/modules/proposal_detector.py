@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from vos_lightning.modules.processes import StepMeans
 from vos_lightning.proposals.boxes import paste_masks, tight_boxes
 from vos_lightning.proposals.detector import ProposalDetector, Selection, read_weights
 from vos_lightning.proposals.options import Pretrained
@@ -47,6 +48,7 @@ class ProposalDetectorModule(LightningModule):
         self.learning_rate = learning_rate
         self.every_nth_frame = every_nth_frame
         self.found = self.true = 0
+        self.step_means = StepMeans()
         self.save_hyperparameters()
 
     def train(self, mode: bool = True) -> ProposalDetectorModule:
@@ -57,13 +59,14 @@ class ProposalDetectorModule(LightningModule):
                 layer.eval()
         return self
 
-    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Losses of region proposals, boxes, classes and masks."""
         frames, labels = batch.frames.flatten(0, 1), batch.label_maps.flatten(0, 1)
         losses: dict[str, Tensor] = self.network.model(list(frames), [targets_of(label_map) for label_map in labels])
         loss = torch.stack(list(losses.values())).sum()
-        named = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict({**named, "train/loss": loss.detach()}, batch_size=len(frames), prog_bar=True)
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        means = self.step_means.add({**losses, "loss": loss}, {}, first)
+        self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=len(frames), prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

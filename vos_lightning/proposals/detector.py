@@ -24,6 +24,7 @@ from torchvision.ops import nms
 
 from vos_lightning.io.files import sha256_of
 from vos_lightning.io.pretrained import for_epsilon, is_overwritten, published_hash, read_pretrained
+from vos_lightning.io.weights import require_finite
 from vos_lightning.proposals.boxes import masks_in_boxes, paste_masks, tight_boxes
 from vos_lightning.proposals.options import Architecture, Order, Pretrained
 from vos_lightning.proposals.store import MASK_SIZE, Found
@@ -272,6 +273,7 @@ def _load(model: nn.Module, path: Path) -> str:
         content = {name.removeprefix("network.").removeprefix("model."): value for name, value in content.items()}
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{path}: the weights do not fit this detector: they are no mapping of names to tensors") from error
+    require_finite(content, path)
     digest = sha256_of(path)
     if digest.startswith(published_hash(MaskRCNN_ResNet50_FPN_Weights.COCO_V1)):
         content = for_epsilon(content)

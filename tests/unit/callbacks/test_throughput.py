@@ -27,7 +27,7 @@ class TestThroughput:
                 logged.append((metrics, step))
 
         class FakeTrainer(Trainer):
-            world_size, log_every_n_steps, global_step = 3, 2, 11
+            log_every_n_steps, global_step = 2, 11
             loggers = (Recorder(),)
 
             def __init__(self) -> None: ...
@@ -37,9 +37,18 @@ class TestThroughput:
         for index in range(5):
             callback.on_train_batch_start(trainer, module, batch, index)
             callback.on_train_batch_end(trainer, module, None, batch, index)
-        # Each batch after the first: 1 s of waiting, 3 s of work, 2 clips of 3 frames in each of 3 processes.
-        expected = {"train/clips_per_second": 1.5, "train/frames_per_second": 4.5, "train/data_wait": 0.25}
+        # Each batch after the first: 1 s of waiting, 3 s of work, 2 clips of 3 frames.
+        expected = {"train/clips_per_second": 0.5, "train/frames_per_second": 1.5, "train/data_wait": 0.25}
         assert logged == [(expected, 11), (expected, 11)]
+
+    def test_processes_are_put_together(self) -> None:
+        together = throughput_module._together([[0.5, 1.5, 0.25, 3.0], [0.5, 1.5, 0.125, 7.0]])
+        assert together == {
+            "train/clips_per_second": 1.0,
+            "train/frames_per_second": 3.0,
+            "train/data_wait": 0.25,
+            "train/peak_memory_gib": 7.0,
+        }
 
     def test_in_a_training(self, tmp_path: Path) -> None:
         logger = CSVLogger(tmp_path, name="", version="")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import inspect
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
@@ -51,10 +55,14 @@ class WandbStandIn(CSVLogger):
     """Takes what a WandbLogger is given, so that these tests run without wandb."""
 
     settings: ClassVar[list[dict[str, Any]]] = []
+    configuration: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, save_dir: Path, **settings: Any) -> None:
         super().__init__(save_dir, name="stand_in")
         self.settings.append(settings)
+
+    def log_hyperparams(self, params: Any) -> None:  # type: ignore[override]
+        self.configuration.update(params)
 
 
 @pytest.fixture
@@ -62,6 +70,7 @@ def wandb_settings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(lightning_cli, "WandbLogger", WandbStandIn)
     monkeypatch.setattr(lightning_cli, "has_wandb", lambda: True)
     monkeypatch.setattr(WandbStandIn, "settings", [])
+    monkeypatch.setattr(WandbStandIn, "configuration", {})
     for variable in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.setenv(variable, "")  # so that it is restored, whatever a run sets
         monkeypatch.delenv(variable)
@@ -106,6 +115,54 @@ def test_one_process_names_the_wandb_run(
     built(tmp_path, "--wandb.mode=offline")
     assert wandb_settings[0]["id"] is None
     assert not (tmp_path / "wandb_id").exists()
+
+
+def test_wandb_gets_the_whole_configuration(
+    tmp_path: Path, wandb_settings: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vos_lightning.app.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(experiments_folder().resolve()))
+    options = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.val_check_interval=1", "--seed_everything=3"]
+    options += ["--wandb.mode=offline", "--trainer.enable_progress_bar=false"]
+    assert main(["train", "emvos_smoke", "--run-dir", "run", *options]) == 0
+    (settings,) = wandb_settings
+    assert settings["offline"]
+    for logged in (WandbStandIn.configuration, yaml.safe_load(Path("run/logs/start_0/hparams.yaml").read_text())):
+        assert logged["experiment"] == "emvos_smoke"
+        assert logged["overrides"] == options
+        assert logged["seed"] == [3, 0]
+        assert logged["batch_size"] == 2
+        assert logged["data"].startswith("SyntheticDataModule")
+        assert logged["identity"]
+        config = logged["config"]
+        assert config == yaml.safe_load(Path("run/config.yaml").read_text())
+        assert config["trainer"]["max_steps"] == 1
+        assert config["data"]["init_args"]["loading"]["batch_size"] == 2
+        assert config["model"]["class_path"] == "vos_lightning.modules.emvos.EMVOSModule"
+        start = logged["start"]
+        assert set(start["commit"] or {"id": None, "changed": None}) == {"id", "changed"}
+        assert {"python", "torch", "lightning", "torchmetrics", "numpy", "opencv-python-headless"} <= set(start["packages"])
+        assert start["packages"]["torch"] == importlib.metadata.version("torch")
+        assert start["hardware"].startswith("1 x ")
+        assert (start["processes"], start["nodes"]) == (1, 1)
+    assert Run(Path("run")).record()["starts"][-1]["packages"] == start["packages"]
+
+
+@pytest.mark.parametrize(("known", "expected"), [(True, {"x_transaction_log_flush_interval": 1.0}), (False, {})])
+def test_wandb_writes_every_second(
+    known: bool,
+    expected: dict[str, float],
+    tmp_path: Path,
+    wandb_settings: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By default a killed training leaves an empty file; versions before 0.31 have no such setting."""
+    fields = dict.fromkeys(expected) if known else {}
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Settings=SimpleNamespace(model_fields=fields)))
+    built(tmp_path, "--wandb.mode=offline")
+    assert wandb_settings[0]["settings"] == expected
 
 
 def test_evaluations_do_not_log_to_wandb(tmp_path: Path, wandb_settings: list[dict[str, Any]]) -> None:

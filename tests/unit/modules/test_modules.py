@@ -38,7 +38,9 @@ def test_foreground_iou() -> None:
     labels = torch.tensor([[[1, 1, 0, 2]]], dtype=torch.uint8)
     predicted = torch.tensor([[[1, 0, 0, 2]]])
     probabilities = F.one_hot(predicted.long(), 3).permute(0, 3, 1, 2).float()
-    assert_close(foreground_iou(probabilities, labels), torch.tensor(0.75))
+    iou, visible = foreground_iou(probabilities, labels)
+    assert_close(iou, torch.tensor(0.75))
+    assert visible == 2
 
 
 def module(**options: object) -> EMVOSModule:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vos_lightning.checkpoints.released import emvos, pmvos, stcn, stm
 from vos_lightning.checkpoints.released.format import build, describe
+from vos_lightning.io.weights import require_finite
 
 FORMATS = {"emvos": emvos.FORMAT, "pmvos": pmvos.FORMAT, "stcn": stcn.FORMAT, "stm": stm.FORMAT}
 
@@ -32,7 +33,8 @@ def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a state dict, or its keys or shapes are not those of the paper's network.
+        ValueError: the file is not a state dict, its keys or shapes are not those of the paper's network, or its weights are not
+            finite.
     """
     released_format = FORMATS[paper]
     released, found = released_format.adapt(_read(file))
@@ -61,6 +63,7 @@ def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, 
     ) if names]  # fmt: skip
     if problems:
         raise ValueError(f"{file}: this is no released checkpoint of {paper}: {'; '.join(problems)}")
+    require_finite(released, file)
     checkpoint = {
         "state_dict": state,
         "hyper_parameters": {
