@@ -253,7 +253,7 @@ class Replacement:
         self.path = Path(path)
         self.durable = durable
         # tempfile is not used, as its files can be read by their owner only.
-        self.temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+        self.temporary = self.path.with_name(name_of_temporary(self.path.name))
         with naming(self.path):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,6 +299,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes, durable: bool
     """Write a file whole or not at all, see :class:`Replacement`."""
     with Replacement(path, durable) as new:
         new.temporary.write_bytes(content)
+
+
+def name_of_temporary(name: str) -> str:
+    """A new name for the temporary file of a file; it is longer than the name of the file."""
+    return f".{name}.{uuid.uuid4().hex}.tmp"
 
 
 def target_of_temporary(name: str) -> str | None:

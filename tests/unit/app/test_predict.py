@@ -108,8 +108,12 @@ class TestLoading:
             ({"hyper_parameters": lambda h: {**h, "network": {"class_path": NETWORK, "init_args": {"colour": 3}}}}, "colour"),
             ({"hyper_parameters": lambda h: {}}, "does not name its module"),
             ({"hyper_parameters": lambda h: {**h, "_class_path": "elsewhere.Evil"}}, "import elsewhere first if you trust it"),
-            ({"hyper_parameters": lambda h: {**h, "_class_path": "os.system"}}, "os.system, which is no VOSModule"),
-            ({"hyper_parameters": lambda h: {**h, "_class_path": "vos_lightning.modules.gone.Gone"}}, "is no VOSModule"),
+            ({"hyper_parameters": lambda h: {**h, "_class_path": "os.system"}}, "os.system, which is no class of this version"),
+            (
+                {"hyper_parameters": lambda h: {**h, "_class_path": "vos_lightning.modules.gone.Gone"}},
+                "Gone, which is no class of this version",
+            ),
+            ({"hyper_parameters": lambda h: {**h, "_class_path": NETWORK}}, "DummyNetwork, which is no VOSModule"),
         ],
     )
     def test_checkpoints_that_do_not_fit(
