@@ -192,15 +192,19 @@ def list_everything(folder: str | os.PathLike[str]) -> list[Path]:
     return [Path(folder, name) for name in sorted((entry.name for entry in _scan(folder)), key=natural_key)]
 
 
-def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[Path]:
+def find_files(
+    folder: str | os.PathLike[str], suffixes: Collection[str], links_into: Sequence[str | os.PathLike[str]] | None = None
+) -> list[Path]:
     """Files of a folder and its sub-folders in the natural order of their relative paths; hidden files and folders are left out.
 
     Args:
-        folder: folder that is searched with its sub-folders.
+        folder: folder that is searched with its sub-folders; links to folders are not followed.
         suffixes: suffixes of the wanted files, in lower case, with the dot.
+        links_into: folders that links to files may lead to; None allows any place.
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: a link leads elsewhere.
     """
     _scan(folder)
     found = []
@@ -212,7 +216,11 @@ def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> lis
             for name in names
             if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
         ]
-    return [Path(folder, name) for name in sorted(found, key=natural_key)]
+    paths = [Path(folder, name) for name in sorted(found, key=natural_key)]
+    for path in paths if links_into is not None else ():
+        if path.is_symlink():
+            refuse_link(path, links_into or ())
+    return paths
 
 
 def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
