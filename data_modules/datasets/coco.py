@@ -89,7 +89,7 @@ class CocoClips(ClipSource):
         check_size(str(path), image.shape[:2], "its entry in the annotation file", (height, width))
         try:
             label_map = paint_instances(segmentations, height, width)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except Exception as error:  # wrong values make the library raise almost anything
             raise ValueError(f"{self.annotation_file}: an instance of {file_name} cannot be drawn ({error!r})") from error
         return repeat_image(image, label_map, recipe.num_frames, Path(file_name).stem)
 
@@ -115,6 +115,8 @@ def paint_instances(segmentations: Sequence[Any], height: int, width: int) -> UI
         if isinstance(segmentation, list):
             runs = pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, height, width))
         elif isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != height * width:
+                raise ValueError("the runs of an instance do not cover its image")
             runs = pycocotools.mask.frPyObjects(segmentation, height, width)
         else:
             runs = segmentation
