@@ -132,6 +132,12 @@ def load_experiment(name: str) -> Experiment:
     for key in ("hand_over", "select"):
         if own.get(key, "last") not in ("best", "last"):
             raise ExperimentError(f"{source}: {key} must be best or last, not {own[key]!r}")
+    # A stage is trained by a process of its own, which gets its name: that of a file might be the name of another experiment.
+    by_path = next((stage for stage in _names(own, "stages", source) if stage.endswith(".yaml")), None)
+    if by_path is not None:
+        raise ExperimentError(
+            f"{source}: stages are names of experiments, as `vos list --plain` prints them, not files ({by_path})"
+        )
     _refuse_cycles(name, own, source, files)
     stages, hand_over = _names(own, "stages", source), own.get("hand_over", "last")
     return Experiment(

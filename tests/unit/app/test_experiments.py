@@ -50,6 +50,15 @@ def test_cycles_are_named_before_a_process_starts(
     assert not (folder.parent / "runs").exists()
 
 
+def test_stages_are_no_files(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The process of the stage would be told the name of the file, which is the experiment itself, and start one more, and so on."""
+    write(folder, a="stages: [p_a.yaml]")
+    (folder.parent / "p_a.yaml").write_text("model: {class_path: x}")
+    assert main(["train", "p_a"]) == 2
+    assert "a.yaml: stages are names of experiments" in capfd.readouterr().err
+    assert not (folder.parent / "runs").exists()
+
+
 def test_a_shared_stage_is_no_cycle(folder: Path) -> None:
     write(folder, a="stages: [p_b, p_b, p_c]", b="model: {class_path: x}", c="checkpoint_of: p_b")
     assert load_experiment("p_a").stages == ("p_b", "p_b", "p_c")
