@@ -51,7 +51,7 @@ def test_cycles_are_named_before_a_process_starts(
 
 
 def test_stages_are_no_files(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The process of the stage would be told the name of the file, which is the experiment itself, and start one more, and so on."""
+    """The process of the stage would be told the name of the file, which is that of the experiment itself, and start another."""
     write(folder, a="stages: [p_a.yaml]")
     (folder.parent / "p_a.yaml").write_text("model: {class_path: x}")
     assert main(["train", "p_a"]) == 2
