@@ -58,7 +58,7 @@ def sources(root: Path) -> dict[str, ClipSource]:
     images, labels = root / "JPEGImages" / "480p", root / "Annotations" / "480p"
     pairs = find_pairs(str(root / "static" / "images"), str(root / "static" / "masks"))
     return {
-        "videos": RecordClips([find_record(name, images / name, labels / name) for name in folders_in(images)]),
+        "videos": RecordClips([find_record(name, images, labels, images.parent.parent) for name in folders_in(images)]),
         "images": ImageClips(pairs, threshold=0),
     }
 

@@ -18,7 +18,7 @@ from data_modules.clips.maps import ClipProposals, Maps
 from data_modules.clips.proposals import ProposalSource, ProposalVideos, add_proposals, refuse_pasting
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.transforms import RawClip
-from vos_lightning.io.files import find_files
+from vos_lightning.io.files import find_files, inside
 from vos_lightning.proposals.boxes import transform_proposals
 from vos_lightning.proposals.frames import StoredFrames
 from vos_lightning.proposals.store import NUM_PROPOSALS, ProposalFile, batch_proposals, precompute_command
@@ -90,7 +90,7 @@ class StoredProposals(ProposalSource):
             FileNotFoundError: it is missing.
             ValueError: the file comes from another generator.
         """
-        places = [root / f"{video}.npz" for root in self.roots]
+        places = [inside(root, f"{video}.npz") for root in self.roots]
         file = ProposalFile(next((place for place in places if place.is_file()), places[-1]))
         if self.generator is not None and file.header.get("generator") != self.generator:
             raise ValueError(f"{file.path}: made by {file.header.get('generator')!r}, not by {self.generator!r}")

@@ -96,7 +96,7 @@ def folder_videos(root: str | os.PathLike[str]) -> RecordVideos:
     if not images.is_dir():
         raise FileNotFoundError(f"{root} has no folder JPEGImages: pass --data.init_args.loading.predict_root")
     annotations = Path(root) / "Annotations"
-    records = [find_record(n, images / n, annotations / n, exhaustive=False) for n in folders_in(images)]
+    records = [find_record(n, images, annotations, root, exhaustive=False) for n in folders_in(images)]
     return RecordVideos(records, with_targets=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import pickle
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,8 +19,13 @@ from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.transforms import RawClip
 from data_modules.datasets.static_images import IMAGE_RECIPE, repeat_image
 from data_modules.records import check_size
+from vos_lightning.io.files import check_name, refuse_link
 from vos_lightning.io.images import read_pixels
+from vos_lightning.io.texts import read_json
 from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
+
+MAX_BYTES = 4 << 30
+"""Largest annotation file, in bytes; that of the training images has 450 million."""
 
 
 class CocoClips(ClipSource):
@@ -44,7 +48,7 @@ class CocoClips(ClipSource):
         if not Path(image_root).is_dir():
             raise FileNotFoundError(f"{image_root} is not a folder: pass --data.init_args.image_root")
         try:
-            content = json.loads(Path(annotation_file).read_text())
+            content = read_json(annotation_file, MAX_BYTES)
             segmentations: dict[int, list[Any]] = defaultdict(list)
             for instance in content["annotations"]:
                 if instance["area"] >= min_area and not (exclude_crowd and instance["iscrowd"]):
@@ -53,14 +57,21 @@ class CocoClips(ClipSource):
             # Each image is one bytes object: as Python objects, the polygons of COCO would be copied page by page into every
             # worker.
             self.items = [
-                pickle.dumps((image["file_name"], image["height"], image["width"], segmentations[image["id"]]))
+                pickle.dumps(
+                    (
+                        _image_path(image["file_name"], annotation_file),
+                        image["height"],
+                        image["width"],
+                        segmentations[image["id"]],
+                    )
+                )
                 for image in images
             ]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{annotation_file} is not a COCO instances file ({error!r})") from error
         if not self.items:
             raise ValueError(f"{annotation_file} has no instances of at least {min_area} pixels: lower min_area")
-        self.image_root = image_root
+        self.annotation_file, self.image_root = annotation_file, image_root
 
     def __len__(self) -> int:
         return len(self.items)
@@ -73,10 +84,21 @@ class CocoClips(ClipSource):
         """Repeat image ``index`` in every frame."""
         file_name, height, width, segmentations = pickle.loads(self.items[index])
         path = Path(self.image_root) / file_name
+        refuse_link(path, [self.image_root])
         image = read_pixels(path)
         check_size(str(path), image.shape[:2], "its entry in the annotation file", (height, width))
-        label_map = paint_instances(segmentations, height, width)
+        try:
+            label_map = paint_instances(segmentations, height, width)
+        except Exception as error:  # wrong values make the library raise almost anything
+            raise ValueError(f"{self.annotation_file}: an instance of {file_name} cannot be drawn ({error!r})") from error
         return repeat_image(image, label_map, recipe.num_frames, Path(file_name).stem)
+
+
+def _image_path(file_name: Any, annotation_file: str) -> str:
+    """The path of an image below its folder, as the annotation file has it."""
+    for part in str(file_name).split("/"):
+        check_name(part, annotation_file)
+    return str(file_name)
 
 
 def paint_instances(segmentations: Sequence[Any], height: int, width: int) -> UInt8[np.ndarray, "height width"]:
@@ -93,9 +115,13 @@ def paint_instances(segmentations: Sequence[Any], height: int, width: int) -> UI
         if isinstance(segmentation, list):
             runs = pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, height, width))
         elif isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != height * width:
+                raise ValueError("the runs of an instance do not cover its image")
             runs = pycocotools.mask.frPyObjects(segmentation, height, width)
         else:
             runs = segmentation
+        if list(runs["size"]) != [height, width]:
+            raise ValueError(f"an instance has the size {runs['size']}, its image {[height, width]}")
         label_map[pycocotools.mask.decode(runs).astype(bool)] = object_id
     return label_map
 

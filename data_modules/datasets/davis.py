@@ -76,4 +76,4 @@ class DAVISDataModule(VOSDataModule):
             # The 2016 download has lists of image and mask paths, in folders by resolution.
             names = self.root / "ImageSets" / self.resolution / f"{split}.txt"
         single = self.year == 2016
-        return [find_record(n, images / n, labels / n, merge_objects=single, has_void=not single) for n in read_names(names)]
+        return [find_record(n, images, labels, self.root, merge_objects=single, has_void=not single) for n in read_names(names)]

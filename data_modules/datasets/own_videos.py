@@ -107,7 +107,7 @@ class OwnVideosDataModule(VOSDataModule):
         chosen = self._held_out(names)
         if len(chosen) == len(names):
             raise ValueError(f"{self.root / 'val.txt'} holds out every video: leave at least one to train on")
-        records = [_from_first_mask(find_record(n, images / n, labels / n)) for n in names if (n in chosen) == held_out]
+        records = [_from_first_mask(find_record(n, images, labels, self.root)) for n in names if (n in chosen) == held_out]
         for record in records:
             if held_out and len(record.label_paths) < MIN_SCORED:
                 raise ValueError(

@@ -137,15 +137,16 @@ def find_pairs(image_root: str, mask_root: str, image_ending: str = "", mask_end
 
     Raises:
         FileNotFoundError: a folder is missing, or a mask has no image.
-        ValueError: there is no mask.
+        ValueError: there is no mask, or a link leads out of the two folders.
     """
     for argument, folder in (("image_root", image_root), ("mask_root", mask_root)):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder} is not a folder: pass --data.init_args.{argument}")
     one_folder = Path(image_root).resolve() == Path(mask_root).resolve()
     both = one_folder and image_ending == mask_ending
-    images = _by_relative_path(image_root, IMAGE_SUFFIXES - {".png"} if both else IMAGE_SUFFIXES, image_ending)
-    masks = _by_relative_path(mask_root, (".png",), mask_ending)
+    roots = (mask_root, image_root)
+    images = _by_relative_path(image_root, IMAGE_SUFFIXES - {".png"} if both else IMAGE_SUFFIXES, image_ending, roots)
+    masks = _by_relative_path(mask_root, (".png",), mask_ending, roots)
     if not masks:
         raise ValueError(f"{mask_root} has no .png masks: pass --data.init_args.mask_root")
     missing = next((name for name in masks if name not in images), None)
@@ -154,9 +155,9 @@ def find_pairs(image_root: str, mask_root: str, image_ending: str = "", mask_end
     return [(name, images[name], masks[name]) for name in masks]
 
 
-def _by_relative_path(folder: str, suffixes: Collection[str], ending: str) -> dict[str, str]:
+def _by_relative_path(folder: str, suffixes: Collection[str], ending: str, links_into: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for path in find_files(folder, suffixes):
+    for path in find_files(folder, suffixes, links_into):
         if path.stem.endswith(ending):
             name = str(path.relative_to(folder).with_suffix("")).removesuffix(ending)
             if name in found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.clips.videos import RecordClips
 from data_modules.records import find_record, folders_in, read_names
 from data_modules.videos import RecordVideos
+from vos_lightning.io.texts import read_json
 from vos_lightning.structures import VideoRecord
 
 
@@ -82,7 +82,7 @@ class VideoFoldersDataModule(VOSDataModule):
         if not images.is_dir():
             raise FileNotFoundError(f"{self.root} has no {split}/JPEGImages: pass --data.init_args.root")
         names = read_names(names_file) if names_file is not None else folders_in(images)
-        return [find_record(name, images / name, labels / name, merge_objects=self.merge_objects) for name in names]
+        return [find_record(name, images, labels, self.root, merge_objects=self.merge_objects) for name in names]
 
 
 class LVOSDataModule(VideoFoldersDataModule):
@@ -134,12 +134,12 @@ class LVOSDataModule(VideoFoldersDataModule):
         if path is None:
             raise FileNotFoundError(f"{places[0]} does not exist: every split of LVOS has one, copy it there")
         try:
-            videos: dict[str, Any] = json.loads(path.read_text())["videos"]
+            videos: dict[str, Any] = read_json(path)["videos"]
             return {
                 name: {int(i): int(entry["frame_range"]["start"]) for i, entry in video["objects"].items()}
                 for name, video in videos.items()
             }, path
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is not a meta file of LVOS ({error!r})") from error
 
 

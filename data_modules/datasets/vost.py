@@ -68,4 +68,4 @@ class VOSTDataModule(VOSDataModule):
         if not images.is_dir():
             raise FileNotFoundError(f"VOST root {self.root} has no {frames}: pass --data.init_args.root")
         names = read_names(self.root / "ImageSets" / f"{split}.txt")
-        return [find_record(name, images / name, labels / name, has_void=True) for name in names]
+        return [find_record(name, images, labels, self.root, has_void=True) for name in names]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,8 @@ from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.clips.videos import RecordClips
 from data_modules.records import find_record, folders_in, read_names
 from data_modules.videos import RecordVideos
-from vos_lightning.io.files import natural_key
+from vos_lightning.io.files import check_name, natural_key
+from vos_lightning.io.texts import read_json
 from vos_lightning.structures import VideoRecord
 
 LEFT_OUT_BY_STCN = frozenset(["01e64dd36a", "04259896e2", "1336440745", "5bc77844da", "5ee23ca60e", "738e5a0a14", "f8af30d4b6"])
@@ -44,15 +44,15 @@ def read_meta(path: Path) -> dict[str, VideoMeta]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: every split of YouTube-VOS has a meta.json, copy it there")
     try:
-        videos = json.loads(path.read_text())["videos"]
+        videos = read_json(path)["videos"]
         return {
-            name: {
+            check_name(name, path): {
                 int(object_id): ObjectMeta(tuple(entry["frames"]), entry.get("category"))
                 for object_id, entry in video["objects"].items()
             }
             for name, video in videos.items()
         }
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is not a meta.json of YouTube-VOS ({error!r})") from error
 
 
@@ -149,7 +149,7 @@ class YouTubeVOSDataModule(VOSDataModule):
         images, labels = self._folders(self.train_split)
         held_out = set(self._held_out)
         names = [name for name in self._train_names if name not in held_out]
-        return RecordClips([find_record(name, images / name, labels / name) for name in names])
+        return RecordClips([find_record(name, images, labels, self.root) for name in names])
 
     def val_videos(self) -> RecordVideos:
         """Held-out training videos, every annotated frame scored."""
@@ -159,7 +159,7 @@ class YouTubeVOSDataModule(VOSDataModule):
         meta, path = self._train_meta
         return RecordVideos(
             [
-                required_record(find_record(n, images / n, labels / n), _entry(meta, n, path), meta_path=path)
+                required_record(find_record(n, images, labels, self.root), _entry(meta, n, path), meta_path=path)
                 for n in self._held_out
             ],
             with_targets=True,
@@ -177,7 +177,7 @@ class YouTubeVOSDataModule(VOSDataModule):
             frozenset(e.category for m in self._train_meta[0].values() for e in m.values() if e.category) if published else None
         )
         records = [
-            required_record(find_record(name, images / name, labels / name, exhaustive=False), meta, seen, path)
+            required_record(find_record(name, images, labels, self.root, exhaustive=False), meta, seen, path)
             for name, meta in sorted(videos.items(), key=lambda item: natural_key(item[0]))
         ]
         return RecordVideos(records, with_targets=True)

@@ -17,7 +17,7 @@ from rich.progress import track
 from data_modules.doctor.files import LEFT_BEHIND, Report, check_image, check_label, find_images
 from data_modules.doctor.known import DAVIS_2016_VAL_FRAMES, Figures, release_of
 from data_modules.doctor.layouts import Split
-from vos_lightning.io.files import list_everything
+from vos_lightning.io.files import inside, list_everything
 from vos_lightning.io.images import IMAGE_SUFFIXES
 from vos_lightning.structures import IGNORE_LABEL
 
@@ -101,11 +101,16 @@ def _check_folders(split: Split, report: Report) -> None:
 
 def _check_video(split: Split, name: str, deep: bool) -> Report:
     report = Report()
-    folder = split.images / name
+    places = (split.images, split.labels, split.data_set)
+    try:
+        folder, label_folder = (inside(place, name, links_into=places) for place in (split.images, split.labels))
+    except ValueError as error:
+        report.add("leads-outside", split.root, str(error))
+        return report
     if not folder.is_dir():
         report.add("missing-video", folder, f"{split.name} names this video, but its frames are not there")
         return report
-    frames = find_images(folder, report)
+    frames = find_images(folder, report, places)
     report.frames = len(frames)
     suffixes = Counter(path.suffix.lower() for path in frames.values())
     if len(suffixes) > 1 or (split.kind not in ("videos", "images") and ".png" in suffixes):
@@ -115,7 +120,7 @@ def _check_video(split: Split, name: str, deep: bool) -> Report:
     report.order = _order_of(tuple(frames))
     headers = {stem: check_image(path, report, deep) for stem, path in frames.items()}
     sizes = {stem: header.size if header else None for stem, header in headers.items()}
-    labels = _labels(split.labels / name, report)
+    labels = _labels(label_folder, report, places)
     report.masks = len(labels)
     _check_labelled(split, name, frames, labels, report)
     ids = {}
@@ -145,10 +150,10 @@ def _order_of(stems: Sequence[str]) -> str:
     return ", ".join(stems[:3]) + (f", ..., {stems[-1]}" if len(stems) > 3 else "")
 
 
-def _labels(folder: Path, report: Report) -> dict[str, Path]:
+def _labels(folder: Path, report: Report, links_into: Sequence[Path]) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    labels = find_images(folder, report)
+    labels = find_images(folder, report, links_into)
     for path in list(labels.values()):
         if path.suffix.lower() != ".png":
             report.add("mask-format", path, "a mask must be a PNG: JPEG changes its ids")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from vos_lightning.io.files import list_everything, natural_key
+from vos_lightning.io.files import list_everything, natural_key, refuse_link
 from vos_lightning.io.images import IMAGE_SUFFIXES, Header, read_header, read_image
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.structures import IGNORE_LABEL
@@ -49,8 +50,13 @@ class Report:
         self.findings.append(Finding(kind, str(path), message, level, fixable))
 
 
-def find_images(folder: Path, report: Report) -> dict[str, Path]:
+def find_images(folder: Path, report: Report, links_into: Sequence[Path]) -> dict[str, Path]:
     """Image files of a folder by stem, in natural order; every other file is reported.
+
+    Args:
+        folder: the folder.
+        report: what is wrong is added to it.
+        links_into: folders that links may lead to.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -59,6 +65,8 @@ def find_images(folder: Path, report: Report) -> dict[str, Path]:
     for path in list_everything(folder):
         if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
             report.add("hidden-file", path, LEFT_BEHIND, fixable=True)
+        elif path.is_symlink() and not _stays(path, report, links_into):
+            continue
         elif path.suffix.lower() not in IMAGE_SUFFIXES:
             report.add("unexpected-file", path, "neither a frame nor a mask", "note")
         elif path.stem in files or (files and natural_key(path.stem)[0] == natural_key(next(reversed(files)))[0]):
@@ -66,6 +74,16 @@ def find_images(folder: Path, report: Report) -> dict[str, Path]:
         else:
             files[path.stem] = path
     return files
+
+
+def _stays(path: Path, report: Report, links_into: Sequence[Path]) -> bool:
+    """Whether a link leads to one of some folders; another one is reported."""
+    try:
+        refuse_link(path, links_into)
+    except ValueError as error:
+        report.add("leads-outside", path, str(error).removeprefix(f"{path}: "))
+        return False
+    return True
 
 
 def check_image(path: Path, report: Report, deep: bool) -> Header | None:

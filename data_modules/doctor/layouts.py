@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from data_modules.doctor.known import Kind
 from data_modules.records import read_names
 from vos_lightning.io.files import find_files, list_everything, list_folders, natural_key
+from vos_lightning.io.texts import read_json
 
 RESOLUTIONS = ("480p", "1080p", "Full-Resolution")
 SPLIT_FOLDERS = ("train", "valid", "val", "test")
@@ -47,6 +47,11 @@ class Split:
     remarks: tuple[str, ...] = ()
     endings: tuple[str, str] = ("", "")
     """Endings of the names of still images and of their masks."""
+
+    @property
+    def data_set(self) -> Path:
+        """Folder of the data set, which holds the splits where they are folders; links may lead to anything in it."""
+        return self.root.parent if self.name in SPLIT_FOLDERS and self.root.name == self.name else self.root
 
     def image_of(self, mask: str) -> str:
         """Name of the still image that a mask belongs to."""
@@ -135,11 +140,33 @@ def _split_folder(folder: Path, name: str) -> Split:
     description = folder / "meta.json"
     lvos = [path for path in (folder.parent / f"{name}_meta.json", folder / f"{name}_meta.json") if path.is_file()]
     if description.is_file():
-        return _youtube_vos(split, json.loads(description.read_text())["videos"])
+        return _described(split, description, _youtube_vos)
     if lvos:
-        return _lvos(split, json.loads(lvos[0].read_text())["videos"])
+        return _described(split, lvos[0], _lvos)
     given = all(len(_visible(labels / video, ".png")) <= 1 for video in split.videos)
     return dataclasses.replace(split, kind="mose", annotated="first" if given else "all")
+
+
+def _described(split: Split, description: Path, read: Callable[[Split, Mapping[str, Any]], Split]) -> Split:
+    """The split as its description has it; without what the description says where that is not one."""
+    try:
+        return read(split, read_json(description)["videos"])
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        message = str(error) if isinstance(error, ValueError) else repr(error)
+        remark = f"the description is missing or of another structure: {message.removeprefix(f'{description}: ')}"
+        return dataclasses.replace(split, remarks=(f"{description.name}: {remark}",))
+
+
+MAX_FRAMES = 1_000_000
+"""Most frames of a video that a description may count."""
+
+
+def _range_of(entry: Mapping[str, Any]) -> range:
+    """Numbers of the frames of an object. The numbers of the original 30 fps are kept, so frames are 5 apart."""
+    numbers = range(int(entry["start"]), int(entry["end"]) + 1, 5)
+    if len(numbers) > MAX_FRAMES:
+        raise ValueError(f"an object has {len(numbers)} frames")
+    return numbers
 
 
 def _youtube_vos(split: Split, videos: Mapping[str, Any]) -> Split:
@@ -170,11 +197,7 @@ def _lvos(split: Split, videos: Mapping[str, Any]) -> Split:
         kind="lvos",
         videos=tuple(sorted(videos, key=natural_key)),
         listed=True,
-        # The numbers of the original 30 fps are kept, so frames are 5 apart.
-        required={
-            name: _in_order(f"{n:08d}" for r in entries for n in range(int(r["start"]), int(r["end"]) + 1, 5))
-            for name, entries in ranges.items()
-        },
+        required={name: _in_order(f"{n:08d}" for r in entries for n in _range_of(r)) for name, entries in ranges.items()},
         first_frames={name: _in_order(f"{int(r['start']):08d}" for r in entries) for name, entries in ranges.items()},
         num_objects=sum(map(len, ranges.values())),
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_modules.doctor.checks import VOID
 from data_modules.doctor.layouts import Split, recognise, subfolders
 from data_modules.submission.servers import SERVERS, Rules, Server
-from vos_lightning.io.files import Replacement, list_everything, list_files
+from vos_lightning.io.files import Replacement, inside, list_everything, list_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_header
 from vos_lightning.io.label_maps import encode_label_map, read_label_map
 from vos_lightning.io.outputs import mask_folder
@@ -150,15 +150,17 @@ def _expected(data: Path, rules: Rules, server: Server) -> dict[str, Expected]:
 
 
 def _expected_of(split: Split, video: str) -> Expected:
-    given = list_files(split.labels / video, (".png",))
+    places = (split.images, split.labels, split.data_set)
+    images, labels = (inside(place, video, links_into=places) for place in (split.images, split.labels))
+    given = list_files(labels, (".png",), places)
     if not given:
-        raise SubmissionError(f"{split.labels / video}: holds no mask; the objects of the video are not known")
+        raise SubmissionError(f"{labels}: holds no mask; the objects of the video are not known")
     ids: set[int] = set()
     for path in given.values():
         ids |= set(object_ids_in(as_object_map(read_label_map(path), split.kind in VOID, path)))
     frames = split.required.get(video) if split.kind == "youtube_vos" else None
     if frames is None:
-        frames = tuple(list_files(split.images / video, IMAGE_SUFFIXES))
+        frames = tuple(list_files(images, IMAGE_SUFFIXES, places))
     return Expected(tuple(frames), read_header(next(iter(given.values()))).size, frozenset(ids))
 
 

@@ -16,9 +16,7 @@ from vos_lightning.io.outputs import claim_file
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="vos submit", description="Check predictions and zip them for an evaluation server."
-    )
+    parser = argparse.ArgumentParser(prog="vos submit", description="Check predictions and zip them for an evaluation server.")
     parser.add_argument("--server", choices=get_args(Server), required=True)
     parser.add_argument(
         "--predictions", type=Path, required=True, help="folder of video folders of PNGs, or the output of test or predict"

@@ -31,14 +31,14 @@ import hashlib
 import importlib.resources
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from vos_lightning.app import tables
+from vos_lightning.io.files import check_name
+from vos_lightning.io.texts import parse_yaml, read_yaml
 
 OWN_KEYS = ("extends", "stages", "hand_over", "select", "checkpoint_of", "published", "description")
 
@@ -119,32 +119,27 @@ def load_experiment(name: str) -> Experiment:
         name: ``<paper>_<file>``, or the path of a YAML file.
 
     Raises:
-        ExperimentError: unknown name, unreadable file, circular ``extends`` or a changed ``class_path``.
+        ExperimentError: unknown name, unreadable file, circular ``extends``, ``stages`` or ``checkpoint_of``, or a changed
+            ``class_path``.
     """
     folder = experiments_folder()
-    path = Path(name)
-    if path.suffix != ".yaml":
-        files = experiment_files(folder)
-        if name not in files:
-            close = difflib.get_close_matches(name, files, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "`vos list --plain` prints all names"
-            raise ExperimentError(f"there is no experiment {name!r}: {hint}")
-        path = files[name]
-    elif not path.is_file():
-        raise ExperimentError(f"there is no experiment file {path}")
-    else:
-        name = path.stem
-    source: Path | str = path
+    files = functools.cache(lambda: experiment_files(folder))  # a file that is named by its path may need no other one
+    name, path, source = _find(name, files)
     if path.name == tables.FILE:
-        row = name.removeprefix(f"{path.parent.name}_")
-        source = f"{path} (experiment {row})"
-        own, config = _combine(dict(_tables(path)[row]), source, folder, ())
+        own, config = _combine(_row(name, path), source, folder, (), {})
     else:
-        own, config = _compose(path, folder, ())
+        own, config = _compose(path, folder, (), {})
     for key in ("hand_over", "select"):
         if own.get(key, "last") not in ("best", "last"):
             raise ExperimentError(f"{source}: {key} must be best or last, not {own[key]!r}")
-    stages, hand_over = own.get("stages", ()), own.get("hand_over", "last")
+    # A stage is trained by a process of its own, which gets its name: that of a file might be the name of another experiment.
+    by_path = next((stage for stage in _names(own, "stages", source) if stage.endswith(".yaml")), None)
+    if by_path is not None:
+        raise ExperimentError(
+            f"{source}: stages are names of experiments, as `vos list --plain` prints them, not files ({by_path})"
+        )
+    _refuse_cycles(name, own, source, files)
+    stages, hand_over = _names(own, "stages", source), own.get("hand_over", "last")
     return Experiment(
         name=name,
         path=path,
@@ -158,6 +153,56 @@ def load_experiment(name: str) -> Experiment:
         published=own.get("published") or {},
         description=own.get("description", ""),
     )
+
+
+def _find(name: str, files: Callable[[], Mapping[str, Path]]) -> tuple[str, Path, Path | str]:
+    """Name and file of an experiment, and how messages call it."""
+    path = Path(name)
+    if path.suffix != ".yaml":
+        known = files()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "`vos list --plain` prints all names"
+            raise ExperimentError(f"there is no experiment {name!r}: {hint}")
+        path = known[name]
+    elif not path.is_file():
+        raise ExperimentError(f"there is no experiment file {path}")
+    else:
+        name = path.stem
+    if path.name == tables.FILE:
+        return name, path, f"{path} (experiment {name.removeprefix(f'{path.parent.name}_')})"
+    return name, path, path
+
+
+def _row(name: str, path: Path) -> dict[str, Any]:
+    """The row of a table that is an experiment."""
+    return dict(_tables(path)[name.removeprefix(f"{path.parent.name}_")])
+
+
+def _refuse_cycles(name: str, own: Mapping[str, Any], source: Path | str, files: Callable[[], Mapping[str, Path]]) -> None:
+    """Refuse an experiment that trains or evaluates itself, through whatever others, before a process is started for any of them.
+
+    Files that do not exist are passed over: whoever needs them says so.
+    """
+    finished: set[str] = set()
+
+    def follow(name: str, own: Mapping[str, Any], source: Path | str, chain: tuple[str, ...]) -> None:
+        chain = (*chain, name)
+        evaluated = own.get("checkpoint_of")
+        for other in [*_names(own, "stages", source), *([str(evaluated)] if evaluated else [])]:
+            try:
+                found, path, where = _find(other, files)
+            except ExperimentError:
+                continue
+            if found in chain:
+                raise ExperimentError(
+                    f"{source} needs itself: {' -> '.join((*chain[chain.index(found) :], found))} (stages, checkpoint_of)"
+                )
+            if found not in finished:
+                follow(found, _row(found, path) if path.name == tables.FILE else _read(path), where, chain)
+        finished.add(name)
+
+    follow(name, own, source, ())
 
 
 def without_neutral(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -205,41 +250,64 @@ def _expand(value: Any) -> Any:
     return [_expand(entry) for entry in value] if isinstance(value, list) else value
 
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Loader for the same YAML as ``SafeLoader``, ten times as fast where PyYAML has its C library."""
+Composed = tuple[dict[str, Any], dict[str, Any]]
+"""An experiment's own keys, and its merged configuration."""
 
 
 def _compose(
-    path: Path, folder: Path, chain: tuple[Path, ...], extended_by: Path | str | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The file's own keys and the merged configuration of its chain."""
+    path: Path, folder: Path, chain: tuple[Path, ...], composed: dict[Path, Composed], extended_by: Path | str | None = None
+) -> Composed:
+    """The file's own keys and the merged configuration of its chain.
+
+    Args:
+        path: the file.
+        folder: folder of experiments.
+        chain: files that extend this one, the first one first.
+        composed: what was composed before, so that a file that many others extend is composed once.
+        extended_by: what extends the file, for the message.
+    """
     path = path.resolve()
     if path in chain:
         raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
-    return _combine(_read(path, extended_by), path, folder, (*chain, path))
+    if path not in composed:
+        composed[path] = _combine(_read(path, extended_by), path, folder, (*chain, path), composed)
+    return composed[path]
 
 
 def _combine(
-    content: dict[str, Any], source: Path | str, folder: Path, chain: tuple[Path, ...]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    content: dict[str, Any], source: Path | str, folder: Path, chain: tuple[Path, ...], composed: dict[Path, Composed]
+) -> Composed:
     """An experiment's own keys, and its sections and options merged over the files that it extends."""
     own = {key: content.pop(key) for key in (*OWN_KEYS, "set") if key in content}
     config: dict[str, Any] = {}
-    for base in own.get("extends", ()):
-        _, inherited = _compose(folder / f"{base}.yaml", folder, chain, source)
+    for base in _names(own, "extends", source):
+        try:
+            for part in base.split("/"):
+                check_name(part, source)
+        except ValueError as error:
+            raise ExperimentError(f"{error}: extends names files inside of {folder}, without .yaml") from error
+        _, inherited = _compose(folder / f"{base}.yaml", folder, chain, composed, source)
         config = merge(config, inherited, source)
     return own, merge(merge(config, content, source), _nested((own.pop("set", None) or {}).items()), source)
 
 
+def _names(own: Mapping[str, Any], key: str, source: Path | str) -> list[str]:
+    """The names that a key lists."""
+    names = own.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ExperimentError(f"{source}: {key} must be a list of names, not {str(names)[:80]!r}")
+    return names
+
+
 def _read(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(), Loader=_LOADER)
+        content = read_yaml(path)
     except OSError as error:
         raise ExperimentError(
             f"{extended_by} extends {path}, which cannot be read" if extended_by else f"{path} cannot be read"
         ) from error
-    except yaml.YAMLError as error:
-        raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
     if not isinstance(content, dict):
         raise ExperimentError(f"{path} must hold a mapping")
     return content
@@ -319,9 +387,9 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[
                 raise ExperimentError(f"option --{key} has no value: write --{key}=VALUE")
             value = rest.pop(0)
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ExperimentError(f"--{key}={value} is not valid YAML") from error
+            parsed = parse_yaml(value, f"--{key}={value[:80]}")
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
         # YAML 1.1 takes 1e-4 for a text.
         if isinstance(parsed, str):
             with contextlib.suppress(ValueError):

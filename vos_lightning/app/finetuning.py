@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files, merge
 from vos_lightning.app.runs import Run, run_command, write_text
+from vos_lightning.io.texts import read_json
 
 
 def with_model_of(checkpoint: str | Path, experiment: Experiment) -> Experiment:
@@ -95,7 +96,7 @@ def _first_process() -> bool:
 
 def compare(before: Run, after: Run) -> dict[str, Any]:
     """J&F of every held-out video and of all objects: with the first mask copied, before and after the training."""
-    old, new = (json.loads(_scores(run).read_text()) for run in (before, after))
+    old, new = (read_json(_scores(run)) for run in (before, after))
     columns = {"copy": old["baseline_rows"]["copy"], "before": old["rows"], "after": new["rows"]}
     videos = list(dict.fromkeys(row["video"] for row in old["rows"]))
     return {

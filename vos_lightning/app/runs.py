@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from vos_lightning.app.experiments import ExperimentError, Which
 from vos_lightning.io.files import sha256_of, write_atomically
+from vos_lightning.io.texts import read_json
 
 Stage = Literal["fit", "validate", "test", "predict"]
 
@@ -81,7 +82,7 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Content of ``record.json``, see :mod:`vos_lightning.app.records`; empty where there is none, as in older runs."""
         path = self.directory / "record.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return dict(read_json(path)) if path.is_file() else {}
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Replace ``record.json``."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from vos_lightning.app.experiments import Experiment, ExperimentError, load_experiment, training_identity, with_overrides
 from vos_lightning.app.runs import Run, after, find_run, starting_point, write_text
+from vos_lightning.io.texts import read_json
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def _listed(directory: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     try:
-        entries: list[dict[str, str]] = json.loads(path.read_text())["stages"]
-    except (ValueError, KeyError) as error:
+        entries: list[dict[str, str]] = read_json(path)["stages"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ExperimentError(f"{path} is not a list of stages ({error}): move it away") from error
     return entries
 

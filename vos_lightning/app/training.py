@@ -23,6 +23,7 @@ from vos_lightning.app.experiments import (
 )
 from vos_lightning.app.runs import Run, Stage, find_run, run_command, write_text
 from vos_lightning.app.stages import PlannedStage, claim, plan
+from vos_lightning.io.texts import read_yaml
 
 
 def build(experiment: Experiment, run: Run, overrides: Sequence[str], stage: Stage | None) -> Any:
@@ -122,7 +123,7 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> in
     settings = {"experiment": experiment.name, "config": dict(experiment.config), "overrides": list(overrides)}
     record = run.directory / "experiment.yaml"
     if record.is_file():
-        changed = differing_keys(yaml.safe_load(record.read_text()), settings)
+        changed = differing_keys(read_yaml(record), settings)
         if changed:
             console.print(f"[yellow]{run.directory} was started with other settings: {', '.join(changed)}.[/yellow]")
     if run.finished:

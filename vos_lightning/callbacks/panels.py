@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from vos_lightning.io.files import inside
 from vos_lightning.io.pictures import write_png
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.structures import FramePrediction, VideoSample
@@ -56,7 +57,7 @@ class FramePanels(Callback):
         assert self._module is not None
         panels = panels_of(self._module.network, prediction)
         name = f"{video.name}_{video.name_of(prediction.frame_index)}"
-        path = self._folder / f"{self._prefix}_{name}.png"
+        path = inside(self._folder, f"{self._prefix}_{name}.png")
         if panels:
             write_png(path, contact_sheet(panels))
             self._written[name] = path

@@ -54,12 +54,13 @@ class PredictionWriter(Callback):
             how="--predictions.overwrite=true",
             part=rank,
         )
-        if trainer.is_global_zero:
-            output.start()
-        trainer.strategy.barrier()  # no process writes before the files of an earlier run are removed
+        if not alone:
+            # Otherwise they are removed when there is a first frame to put in their place.
+            if trainer.is_global_zero:
+                output.start()
+            trainer.strategy.barrier()  # no process writes before the files of an earlier run are removed
         sheet = "contact_sheet.png" if alone else f"contact_sheet_rank{rank}.png"
         self._files = PredictionFiles(output, self.overlays, self.index, self.contact_sheet, self.all_frames, sheet)
-        self._files.start()
         module.frame_listeners.append(self._files.take)
 
     def _finish(self, module: LightningModule, error: BaseException | None = None) -> None:

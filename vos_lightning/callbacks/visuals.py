@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from vos_lightning.io.files import inside
 from vos_lightning.io.pictures import write_png
 from vos_lightning.io.videos import VideoWriter
 from vos_lightning.metrics.scores import ObjectScores
@@ -72,7 +73,7 @@ class EvaluationPictures(Callback):
         if index == 0:
             self._pictures[video.name] = []
             self._drop_video()
-            self._writer = VideoWriter(self._folder / f"{video.name}.mp4", video.fps)
+            self._writer = VideoWriter(inside(self._folder, f"{video.name}.mp4"), video.fps)
         assert self._writer is not None
         self._writer.write(overlay(frame, label_map))
         if index in spread(video.length or 0, self.frames):
@@ -94,7 +95,7 @@ class EvaluationPictures(Callback):
         self._stop(pl_module)
         step = trainer.global_step
         for name, pictures in self._pictures.items():
-            path = self._folder / f"step={step:06d}_{name}.png"
+            path = inside(self._folder, f"step={step:06d}_{name}.png")
             write_png(path, sheet([pictures[i : i + PICTURES_PER_ROW] for i in range(0, len(pictures), PICTURES_PER_ROW)]))
             for logger in loggers:
                 logger.log_image(f"pictures/{name}", [str(path)], step=step)

@@ -5,25 +5,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import enum
 import importlib
 import inspect
-import pickle
 import pkgutil
+import re
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
 from vos_lightning.io.pretrained import weights_are_overwritten
+from vos_lightning.io.texts import check_plain
 from vos_lightning.io.weights import require_finite
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
 
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+"""The function with which Lightning builds the module of a checkpoint; a checkpoint names it."""
 _HYPER_PARAMETERS = VOSModule.CHECKPOINT_HYPER_PARAMS_KEY
 
 
@@ -37,8 +41,10 @@ def load_engine(
 ) -> InferenceEngine:
     """Load a trained system for streaming.
 
-    Only tensors and plain values are unpickled (``weights_only=True``), and only classes of this library, or classes that the
-    caller has already imported, are built. A checkpoint from elsewhere therefore cannot run code.
+    Only tensors and plain values are unpickled (``weights_only=True``). Every class that the checkpoint names, at any depth, is
+    looked at before anything is imported or built: it must be a class of this library, or one that derives from a class of this
+    library and whose module the caller has already imported. Files that the checkpoint names are not opened. A checkpoint from
+    elsewhere therefore neither imports a module of its choice nor runs code of its own; see :func:`describe_model`.
 
     Args:
         checkpoint: a ``.ckpt`` file of a run that was started from an experiment; it describes its own network.
@@ -73,7 +79,9 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     target = resolve_device(device)
     class_path = describe_model(path)["class_path"]
-    module_class = _import_class(path, class_path)
+    module_class = _own_class(class_path)
+    if module_class is None or not issubclass(module_class, VOSModule):
+        raise ValueError(f"{path}: the checkpoint needs {class_path}, which is no VOSModule of this version of the library")
     try:
         with _quiet(), weights_are_overwritten():
             module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
@@ -139,19 +147,28 @@ def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool
 def describe_model(checkpoint: str | Path) -> dict[str, Any]:
     """The ``model`` section of an experiment (``class_path``, ``init_args``) that builds the system of a checkpoint.
 
+    What a checkpoint says about itself is read here and nowhere else. All of it is checked before anything of it is imported: its
+    size and depth, every class, and every text. A text must be a plain word, for an argument that takes words, because the parser
+    of arguments takes other texts for files that describe a class. Names of files with weights, from which a training may have
+    started, are left out, as the parameters of the checkpoint take their place.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, or does not describe its module.
+        ValueError: the file is not a checkpoint, does not describe its module, or names a class of neither kind that
+            :func:`load_engine` allows.
     """
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    hyper_parameters = _read(path).get(_HYPER_PARAMETERS, {})
-    class_path = hyper_parameters.get("_class_path")
-    if not isinstance(class_path, str):
+    hyper_parameters = _read(path).get(_HYPER_PARAMETERS)
+    class_path = hyper_parameters.get("_class_path") if isinstance(hyper_parameters, dict) else None
+    if not isinstance(hyper_parameters, dict) or not isinstance(class_path, str):
         raise ValueError(f"{path}: the checkpoint does not name its module; load one of a run that started from an experiment")
-    arguments = {key: value for key, value in hyper_parameters.items() if not key.startswith("_")}
-    return {"class_path": class_path, "init_args": arguments}
+    check_plain(hyper_parameters, path)
+    if hyper_parameters.get("_instantiator", _INSTANTIATOR) != _INSTANTIATOR:
+        raise ValueError(f"{path}: the checkpoint wants to be built by {str(hyper_parameters['_instantiator'])[:60]!r}")
+    arguments = {key: value for key, value in hyper_parameters.items() if not str(key).startswith("_")}
+    return _checked_class(path, {"class_path": class_path, "init_args": arguments})
 
 
 def decisive_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,7 +240,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         # The file is memory-mapped, so that unused tensors are not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # a broken file makes the reader raise almost anything
         raise ValueError(
             f"{path}: this is no checkpoint of a run that started from an experiment, or it is damaged or truncated"
         ) from error
@@ -232,17 +249,113 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _import_class(path: Path, class_path: str) -> type[VOSModule]:
-    module_name, _, class_name = class_path.rpartition(".")
-    if module_name.startswith("vos_lightning."):
+def _checked_class(path: Path, section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with ``class_path`` of a checkpoint's description, see :func:`describe_model`."""
+    class_path = section["class_path"]
+    kind = _own_class(class_path) if isinstance(class_path, str) else None
+    if kind is None:
+        module = str(class_path).rpartition(".")[0]
+        ours = module.startswith(f"{_LIBRARY}.") or module in sys.modules
+        why = ", which is no class of this version of the library" if ours else f"; import {module} first if you trust it"
+        raise ValueError(f"{path}: the checkpoint needs {str(class_path)[:100]}{why}")
+    # A class may take further arguments for the one that it derives from.
+    known = _hints_of(vars(base).get("__init__") for base in reversed(kind.__mro__))
+    rest = {key: _checked(path, value, key, None) for key, value in section.items() if key not in ("class_path", "init_args")}
+    return {"class_path": class_path, "init_args": _checked_arguments(path, section.get("init_args") or {}, known), **rest}
+
+
+def _checked_arguments(path: Path, arguments: Any, known: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"{path}: the checkpoint describes its network with {str(arguments)[:60]!r} where arguments are expected"
+        )
+    for name in arguments:
+        if not isinstance(name, str) or not _WORD.fullmatch(name):
+            raise ValueError(
+                f"{path}: the checkpoint describes its network with the argument {str(name)[:60]!r}, which is no name"
+            )
+    return {name: _checked(path, value, name, known.get(name)) for name, value in arguments.items()}
+
+
+def _checked(path: Path, value: Any, key: str, kinds: Sequence[Any] | None) -> Any:
+    """A value of a checkpoint's description with nothing in it that is imported or opened, see :func:`describe_model`.
+
+    Args:
+        path: the checkpoint, for messages.
+        value: a plain value.
+        key: name of the argument that has the value.
+        kinds: types that the argument may have, see :func:`_kinds`; None if no such argument is known, so that nothing reads it.
+    """
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            return _checked_class(path, value)
+        groups = [kind for kind in kinds or () if dataclasses.is_dataclass(kind)]
+        # In any other mapping, the values have the types that the argument names.
+        known = _hints_of(groups) if groups or kinds is None else dict.fromkeys(value, kinds)
+        return _checked_arguments(path, value, known)
+    if isinstance(value, (list, tuple)):
+        return [_checked(path, entry, key, kinds) for entry in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str) and all(_is_text(kind) for kind in kinds or ()):
+        if _WORD.fullmatch(value):
+            return value
+        if key in ("weights", "pretrained"):
+            return None
+    raise ValueError(
+        f"{path}: the checkpoint describes its network with {key}: {str(value)[:60]!r}, which might be the name of a file; a "
+        "number, a word or a class is needed"
+    )
+
+
+def _hints_of(annotated: Iterable[Any]) -> dict[str, Sequence[Any]]:
+    """Types of the arguments of functions, or of the fields of dataclasses, see :func:`_kinds`."""
+    found: dict[str, Sequence[Any]] = {}
+    for one in annotated:
+        try:
+            hints = get_type_hints(one)
+        except Exception:  # a type is imported for type checkers only, and so on: it counts as a class
+            hints = dict.fromkeys(getattr(one, "__annotations__", {}), object)
+        found |= {name: _kinds(hint) for name, hint in hints.items()}
+    return found
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a union or a collection consists of."""
+    if get_origin(hint) is None or get_origin(hint) is Literal:
+        return [hint]
+    return [kind for inner in get_args(hint) for kind in _kinds(inner)]
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a word that is given for this type is nothing but a word. For a class, it might be a file that describes one."""
+    return kind in (str, int, float, bool, type(None), Any, ...) or get_origin(kind) is Literal or (
+        isinstance(kind, type) and issubclass(kind, enum.Enum)
+    )  # fmt: skip
+
+
+_LIBRARY = __name__.partition(".")[0]
+_WORD = re.compile(r"[\w+\- ]*", re.ASCII)
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+
+
+def _own_class(class_path: str) -> type[Any] | None:
+    """The class with a path if a checkpoint may name it, else None. No module from outside of the library is imported.
+
+    Only the module in which a class is defined counts, because other modules, and other libraries, can be reached through it. A
+    class from elsewhere has to derive from one of this library, so that what Python has imported for itself is out of reach.
+    """
+    if not _CLASS_PATH.fullmatch(class_path):
+        return None
+    module_name, _, name = class_path.rpartition(".")
+    if module_name.startswith(f"{_LIBRARY}."):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(module_name)
-    elif module_name not in sys.modules:
-        raise ValueError(f"{path}: the checkpoint needs {class_path}; import {module_name} first if you trust it")
-    found = getattr(sys.modules.get(module_name), class_name, None)
-    if not (isinstance(found, type) and issubclass(found, VOSModule)):
-        raise ValueError(f"{path}: the checkpoint needs {class_path}, which is no VOSModule of this version of the library")
-    return found
+    found = vars(sys.modules[module_name]).get(name) if module_name in sys.modules else None
+    if not isinstance(found, type) or found.__module__ != module_name:
+        return None
+    ours = any(base.__module__.startswith(f"{_LIBRARY}.") for base in found.__mro__)
+    return found if ours else None
 
 
 def resolve_device(device: str) -> torch.device:

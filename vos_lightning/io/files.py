@@ -1,7 +1,8 @@
-"""File names and folders: one order of frames, and one way to write.
+"""File names and folders: one order of frames, names that stay in their folder, and one way to write.
 
-All code that lists frames, masks or videos uses this module, so that a video has the same order everywhere. All code that writes
-files uses :class:`Replacement` or :func:`write_atomically`, so that a file is complete or not there.
+All code that lists frames, masks or videos uses this module, so that a video has the same order everywhere. All code that makes
+paths of names that stand in a file uses :func:`inside`, so that a data set from elsewhere cannot lead out of its folder. All code
+that writes files uses :class:`Replacement` or :func:`write_atomically`, so that a file is complete or not there.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import hashlib
 import itertools
 import os
 import re
+import stat
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -37,22 +39,132 @@ def natural_key(name: str) -> NaturalKey:
     return tuple(int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(name))), name
 
 
-def list_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> dict[str, Path]:
+# Names that stand in files --------------------------------------------------------------------------------------------
+
+LONGEST_NAME = 255
+"""Most bytes of the name of a file or folder in the file systems that are common."""
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def check_name(name: str, source: str | os.PathLike[str] = "") -> str:
+    """Refuse a name that cannot be the name of one file or folder, or that leads to another folder.
+
+    Args:
+        name: a name that was read from a file.
+        source: where the name stands, for the message.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: the name is empty, ``.`` or ``..``, holds a slash, a backslash or a NUL, is the letter of a drive (``C:``), or
+            is too long.
+    """
+    wrong = (
+        "is empty" if not name
+        else "leads to another folder" if name in (".", "..") or set(name) & set("/\\\0") or _DRIVE.fullmatch(name)
+        else f"is longer than {LONGEST_NAME} bytes" if len(os.fsencode(name)) > LONGEST_NAME
+        else None
+    )  # fmt: skip
+    if wrong:
+        shown = name if len(name) <= 60 else f"{name[:60]}..."
+        where = f"{os.fspath(source)}: " if source else ""
+        raise ValueError(f"{where}the name {shown!r} {wrong}; a name of a file or folder is needed")
+    return name
+
+
+def inside(
+    root: str | os.PathLike[str],
+    path: str,
+    source: str | os.PathLike[str] = "",
+    links_into: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
+    """The path of a name that was read from a file, which never lies outside of a folder.
+
+    The folder itself may be reached through links, as its user has named it. A link below it, which may come with the data, is
+    followed only if it leads into the folder or into one of ``links_into``.
+
+    Args:
+        root: the folder.
+        path: name of a file or folder, or several with ``/`` between them; nothing of it need exist.
+        source: where the name stands, for the message; the folder if it is not given.
+        links_into: further folders that links may lead to.
+
+    Raises:
+        ValueError: the path leads out of the folder, see :func:`check_name`, or by a link.
+    """
+    for part in path.split("/"):
+        check_name(part, source or root)
+    found = Path(root, path)
+    refuse_link(found, (root, *links_into))
+    return found
+
+
+def refuse_link(path: Path, roots: Sequence[str | os.PathLike[str]]) -> None:
+    """Refuse a path that links lead out of all of some folders.
+
+    Raises:
+        ValueError: the path lies elsewhere; the message names the folder in which it should lie.
+    """
+    real = os.path.realpath(path)
+    if not any(_is_in(real, os.path.realpath(root)) for root in roots):
+        raise ValueError(
+            f"{path}: a link leads out of {os.fspath(roots[-1])}, which is not followed; put a copy in its place (cp -L)"
+        )
+
+
+def _is_in(real: str, root: str) -> bool:
+    return real == root or real.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def regular_file(path: str | os.PathLike[str]) -> Path:
+    """Refuse what is no file of content, before it is opened: reading a pipe or a device may never end.
+
+    Args:
+        path: a file, or a link to one.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, a pipe, a socket or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{os.fspath(path)}: there is no such file") from None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{os.fspath(path)}: this is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
+    return Path(path)
+
+
+# Listing --------------------------------------------------------------------------------------------------------------
+
+
+def list_files(
+    folder: str | os.PathLike[str], suffixes: Collection[str], links_into: Sequence[str | os.PathLike[str]] | None = None
+) -> dict[str, Path]:
     """Stem -> path of the files of a folder in natural order; hidden files (``._00000.jpg``) are left out.
 
     Args:
         folder: folder that is searched without its sub-folders.
         suffixes: suffixes of the wanted files, in lower case, with the dot.
+        links_into: folders that links to files may lead to; None allows any place.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: two files stand for the same frame: ``1.jpg`` beside ``1.png``, or ``1.jpg`` beside ``01.jpg``.
+        ValueError: two files stand for the same frame: ``1.jpg`` beside ``1.png``, or ``1.jpg`` beside ``01.jpg``; a link leads
+            elsewhere.
     """
     found = []
     for entry in _scan(folder):
         stem, suffix = os.path.splitext(entry.name)
         # A dangling link is kept: the error of reading it names the missing file.
         if suffix.lower() in suffixes and not entry.name.startswith(".") and not entry.is_dir():
+            if links_into is not None and entry.is_symlink():
+                refuse_link(Path(folder, entry.name), links_into)
             found.append((natural_key(stem), entry.name))
     found.sort()
     for (before, name), (after, other) in itertools.pairwise(found):
@@ -80,15 +192,19 @@ def list_everything(folder: str | os.PathLike[str]) -> list[Path]:
     return [Path(folder, name) for name in sorted((entry.name for entry in _scan(folder)), key=natural_key)]
 
 
-def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[Path]:
+def find_files(
+    folder: str | os.PathLike[str], suffixes: Collection[str], links_into: Sequence[str | os.PathLike[str]] | None = None
+) -> list[Path]:
     """Files of a folder and its sub-folders in the natural order of their relative paths; hidden files and folders are left out.
 
     Args:
-        folder: folder that is searched with its sub-folders.
+        folder: folder that is searched with its sub-folders; links to folders are not followed.
         suffixes: suffixes of the wanted files, in lower case, with the dot.
+        links_into: folders that links to files may lead to; None allows any place.
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: a link leads elsewhere.
     """
     _scan(folder)
     found = []
@@ -100,7 +216,11 @@ def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> lis
             for name in names
             if os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
         ]
-    return [Path(folder, name) for name in sorted(found, key=natural_key)]
+    paths = [Path(folder, name) for name in sorted(found, key=natural_key)]
+    for path in paths if links_into is not None else ():
+        if path.is_symlink():
+            refuse_link(path, links_into or ())
+    return paths
 
 
 def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -141,7 +261,7 @@ class Replacement:
         self.path = Path(path)
         self.durable = durable
         # tempfile is not used, as its files can be read by their owner only.
-        self.temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+        self.temporary = self.path.with_name(name_of_temporary(self.path.name))
         with naming(self.path):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +307,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes, durable: bool
     """Write a file whole or not at all, see :class:`Replacement`."""
     with Replacement(path, durable) as new:
         new.temporary.write_bytes(content)
+
+
+def name_of_temporary(name: str) -> str:
+    """A new name for the temporary file of a file; it is longer than the name of the file."""
+    return f".{name}.{uuid.uuid4().hex}.tmp"
 
 
 def target_of_temporary(name: str) -> str | None:

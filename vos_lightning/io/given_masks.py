@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from vos_lightning.io.files import list_files
+from vos_lightning.io.files import list_files, regular_file
 from vos_lightning.io.images import IMAGE_SUFFIXES
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.io.videos import FrameSource, count_frames
@@ -80,20 +80,20 @@ class GivenMasks(Mapping[int, Tensor]):
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a mask is damaged, smoothed, of another size than the frames, or belongs to no frame; two masks belong to one
-            frame; the first mask is empty, or there is no mask. The message names the file.
+        ValueError: a mask is damaged, smoothed, of another size than the frames, or belongs to no frame; a link leads out of the
+            folder; two masks belong to one frame; the first mask is empty, or there is no mask. The message names the file.
     """
 
     def __init__(self, path: Path, frames: FrameSource, first_number: int | None = None, allow_rims: bool = False) -> None:
         self.numbering: str | None = None
         """How numbers were assigned to frames, where there was a choice; for the user."""
         if path.is_dir():
-            files = {stem: _must_be_png(file) for stem, file in list_files(path, IMAGE_SUFFIXES).items()}
+            files = {stem: _must_be_png(file) for stem, file in list_files(path, IMAGE_SUFFIXES, (path,)).items()}
             if not files:
                 raise ValueError(f"{path}: the folder holds no .png masks")
             placed = self._place(files, frames, first_number)
-        elif path.is_file():
-            placed = {0: _must_be_png(path)}
+        elif path.exists():
+            placed = {0: _must_be_png(regular_file(path))}
         else:
             raise FileNotFoundError(f"{path}: there is no such mask file or folder of masks")
         self.size = frames.size()

@@ -12,6 +12,9 @@ has 16 bits            scaled to 8 (65535 is 255); a label map of 16 bits is ref
 has 32 bits, or floats  not at all, as its white is not known
 is animated            not at all, as a file is one frame; the preview that some cameras append to a JPEG is passed over
 is damaged, cut off    not at all
+is larger than          not at all; ``PIL.Image.MAX_IMAGE_PIXELS`` can be raised
+178956970 pixels
+is a pipe or a device   not at all, as reading it may never end
 =====================  ===============================================================================================
 """
 
@@ -19,8 +22,7 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import zlib
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +33,13 @@ from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from vos_lightning.io.files import regular_file
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""Exceptions of Pillow for broken files: ``SyntaxError`` for a bad PNG chunk, ``OSError`` for a truncated file, and so on."""
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""Formats that are read, whatever the suffix says. Pillow knows more, and starts another program for some (EPS)."""
+_SIZING = threading.Lock()
 _RGB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 """Pillow's modes that convert to RGB without changing the meaning of the colours."""
 
@@ -95,7 +100,7 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 H W"]:
     """Decode an image file to RGB by the rules of this module.
 
     Args:
-        path: image file, usually JPEG or PNG; any format that Pillow reads.
+        path: image file, usually JPEG or PNG; also BMP, GIF, PPM, TIFF and WebP.
 
     Returns:
         ``(3, H, W)`` uint8, contiguous.
@@ -132,17 +137,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no image.
+        ValueError: the file is no image, or is too large.
     """
+    regular_file(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
             turn = _turn_of(image)
             size = (height, width) if turn.exchange else (width, height)
             return Header(size, (width, height), str(image.format), image.mode)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # broken files make decoders raise almost anything: SyntaxError, OverflowError, MemoryError
         raise _damaged(path, error) from error
 
 
@@ -151,17 +155,16 @@ def load(path: str | os.PathLike[str]) -> Picture:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds several pictures.
+        ValueError: the file is damaged, too large, no regular file, or holds several pictures.
     """
+    regular_file(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             # The second picture of an MPO file is a preview or a depth map and is ignored.
             pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()  # without this, decoding is lazy and a truncated file is not noticed
             turn = _turn_of(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # broken files make decoders raise almost anything: SyntaxError, OverflowError, MemoryError
         raise _damaged(path, error) from error
     if pictures > 1:
         raise ValueError(f"{path}: an animation of {pictures} pictures where a file is one frame; save each as a file of its own")
@@ -169,14 +172,32 @@ def load(path: str | os.PathLike[str]) -> Picture:
     return Picture(image, turn, 16 if image.format == "PNG" and _png_bits(path) == 16 else bits)
 
 
-def _damaged(path: str | os.PathLike[str], error: BaseException) -> ValueError:
+def _damaged(path: str | os.PathLike[str], error: Exception) -> Exception:
+    if isinstance(error, OSError) and error.errno is not None:  # the system could not read it, whatever is in it
+        return error
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return ValueError(
+            f"{path}: the image says that it has {_announced(path)} pixels, more than the {most} that are read; make it smaller"
+        )
     return ValueError(f"{path}: the image is damaged or truncated ({error}); copy or download it again")
+
+
+def _announced(path: str | os.PathLike[str]) -> str:
+    """Width and height in the header of a picture that is too large for Pillow to be opened with its limit."""
+    with _SIZING:  # the limit is one for the process
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                return f"{image.width} x {image.height}"
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _turn_of(image: Image.Image) -> Turn:
     try:
         return _EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1), Turn())
-    except _DECODE_ERRORS:  # viewers ignore a broken tag too
+    except Exception:  # viewers ignore a broken tag too
         return Turn()
 
 
@@ -204,17 +225,17 @@ def _decode_jpeg(path: str | os.PathLike[str], as_stored: bool) -> UInt8[np.ndar
 
     OpenCV gives the same pixels as Pillow in a third of the time (both wrap libjpeg-turbo), but does not report truncated files.
     """
-    if Path(path).suffix.lower() not in (".jpg", ".jpeg") or not Path(path).is_file():
+    if Path(path).suffix.lower() not in (".jpg", ".jpeg"):
         return None
-    content = Path(path).read_bytes()
+    content = regular_file(path).read_bytes()
     if not content.startswith(b"\xff\xd8") or not content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return None
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.format != "JPEG" or image.mode not in ("RGB", "L"):
                 return None
             turn = Turn() if as_stored else _turn_of(image)
-    except _DECODE_ERRORS:
+    except Exception:  # it is found and named when Pillow reads the file
         return None
     decoded = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if decoded is None:

@@ -10,7 +10,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from vos_lightning.io.files import list_everything, naming, target_of_temporary, write_atomically
+from vos_lightning.io.files import (
+    LONGEST_NAME,
+    inside,
+    list_everything,
+    name_of_temporary,
+    naming,
+    target_of_temporary,
+    write_atomically,
+)
+from vos_lightning.io.texts import parse_json, read_text
 
 _RECORD = re.compile(r"written(-[0-9]+)?\.jsonl")
 
@@ -82,7 +91,7 @@ class OutputFolder:
     folder is refused instead.
 
     Constructing an object only checks and changes nothing; the earlier run is removed when the first file is written, or by
-    :meth:`start`.
+    :meth:`start`. Names of files that lead out of the folder are refused, wherever they come from.
 
     Args:
         folder: output folder; it must be new, empty, or the output of the same command.
@@ -145,6 +154,7 @@ class OutputFolder:
 
         Raises:
             OSError: it cannot be written; the error names the file.
+            ValueError: the file would lie outside of the folder.
         """
         path = self.place(name)
         with naming(path):
@@ -153,10 +163,26 @@ class OutputFolder:
         return path
 
     def place(self, name: str) -> Path:
-        """Path of a file that takes longer to write; call :meth:`keep` when it is complete."""
+        """Path of a file that takes longer to write; call :meth:`keep` when it is complete.
+
+        Raises:
+            ValueError: the file would lie outside of the folder, or its name is too long, see :meth:`check`.
+        """
+        path = self.check(name)
         self.start()
         self._note(name, None)
-        return self.folder / name
+        return path
+
+    def check(self, name: str) -> Path:
+        """Path of a file that will be written, without writing anything or removing an earlier run.
+
+        Raises:
+            ValueError: the file would lie outside of the folder, where no command may write, or its name is too long.
+        """
+        path = inside(self.folder, name)
+        if len(os.fsencode(name_of_temporary(path.name))) > LONGEST_NAME:
+            raise ValueError(f"{path.parent}: the name {path.name[:60]!r}... is too long for a file; choose a shorter one")
+        return path
 
     def keep(self, name: str) -> None:
         """Record a file that is complete; a file that does not exist is removed from the record."""
@@ -226,9 +252,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _read_record(path: Path) -> tuple[str, dict[str, str | None]]:
     # A line without a line break at its end was cut off when the process was killed.
-    lines = path.read_text().split("\n")[:-1]
     try:
-        return str(json.loads(lines[0])["command"]), dict(json.loads(line) for line in lines[1:])
+        lines = read_text(path).split("\n")[:-1]
+        return str(parse_json(lines[0], path)["command"]), dict(parse_json(line, path) for line in lines[1:])
     except (IndexError, KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: the record of an earlier run is damaged; choose another output folder") from None
 

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vos_lightning.io.files import regular_file
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _INDEXED = 0, 3
 """PNG's numbers of the colour types."""
@@ -35,9 +37,8 @@ def read_plain_png(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W"] | N
         ``(H, W)`` ids, or None if the file is not plain, is damaged or does not exist.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError:
+        content = regular_file(path).read_bytes()
+    except (OSError, ValueError):
         return None
     return decode_plain_png(content)
 
@@ -55,9 +56,9 @@ def decode_plain_png(content: bytes) -> UInt8[np.ndarray, "H W"] | None:
         if not rows[:, 0].any():
             return rows[:, 1:].copy()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             return np.array(image)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError):
+    except Exception:  # broken files make decoders raise almost anything
         return None
 
 

@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import torch
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vos_lightning.io.files import Replacement, list_files, naming
+from vos_lightning.io.files import Replacement, list_files, naming, regular_file
 from vos_lightning.io.images import IMAGE_SUFFIXES, Turn, read_image
 from vos_lightning.structures import FOLDER_FPS
 
@@ -78,36 +78,58 @@ class FrameSource(ABC):
         """Description of a frame for an error message."""
 
 
-def open_frames(path: str | os.PathLike[str]) -> FrameSource:
+def open_frames(path: str | os.PathLike[str], links_into: Sequence[str | os.PathLike[str]] = ()) -> FrameSource:
     """Open a video file, or a folder of JPEG or PNG images in the natural order of their names.
 
     Frames are returned upright, as players and viewers show them; telephones store turned or mirrored frames and a tag.
 
     Args:
-        path: any file that FFmpeg decodes, or a folder; hidden files in it are ignored.
+        path: a video file in a container that FFmpeg reads and that holds its frames itself (:data:`CONTAINERS`), or a folder;
+            hidden files in it are ignored.
+        links_into: folders that links in the folder may lead to, besides the folder itself.
 
     Returns:
         The frames, see :class:`FrameSource`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the folder has no images, or two for one frame; the file is not a video, has no video stream, or is shorter
-            than it claims (MP4, MOV, Matroska and WebM; with other containers this is found at the end).
+        ValueError: the folder has no images, two for one frame, or a link that leads out of it; the file is not a video, has no
+            video stream, or is shorter than it claims (MP4, MOV, Matroska and WebM; with other containers this is found at the
+            end).
     """
     path = Path(path)
     if path.is_dir():
-        return _ImageFolder(path)
+        return _ImageFolder(path, links_into)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such video file or folder of images")
     return _VideoFile(path)
 
 
+CONTAINERS = (
+    "mov", "matroska", "avi", "asf", "flv", "mpegts", "mpeg", "mpegvideo", "ogg", "mxf", "gxf", "nut", "dv", "ivf", "rm", "wtv",
+    "h264", "hevc", "vvc", "av1", "obu", "m4v", "mjpeg", "yuv4mpegpipe", "gif", "apng", "png_pipe", "jpeg_pipe", "webp_pipe",
+    "wav", "mp3",
+)  # fmt: skip
+"""Containers that are read, by FFmpeg's names. Play lists (HLS, DASH, concat) are not: they name other files and addresses."""
+MAX_PIXELS = 8192 * 8192
+"""Most pixels of a video's frame."""
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    """Open a video file. Nothing but this file is read, whatever is in it."""
+    only = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+    try:
+        return av.open(regular_file(path).absolute(), options=only)  # FFmpeg takes a colon in a relative path for a protocol
+    except ArgumentError as error:
+        raise ValueError(f"{path}: this is no video file of a kind that is read, such as MP4 or Matroska") from error
+
+
 class _ImageFolder(FrameSource):
     names: tuple[str, ...]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, links_into: Sequence[str | os.PathLike[str]]) -> None:
         self.path, self.fps = path, FOLDER_FPS
-        self._files = list_files(path, IMAGE_SUFFIXES)
+        self._files = list_files(path, IMAGE_SUFFIXES, (*links_into, path))
         if not self._files:
             raise ValueError(f"{path}: the folder holds no .jpg or .png images")
         self.names = tuple(self._files)
@@ -129,7 +151,7 @@ def count_frames(path: str | os.PathLike[str]) -> int:
         ValueError: the file is damaged.
     """
     try:
-        with av.open(Path(path).absolute()) as container:
+        with _open(Path(path)) as container:
             stream = container.streams.video[0]
             # Packets that an edit list cuts off are decoded and dropped; the last packet is empty and flushes the decoder.
             count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
@@ -144,10 +166,15 @@ class _VideoFile(FrameSource):
     def __init__(self, path: Path) -> None:
         self.path, self.names = path, None
         try:
-            with av.open(path.absolute()) as container:  # FFmpeg takes a colon in a relative path for a protocol
+            with _open(path) as container:
                 if not container.streams.video:
                     raise ValueError(f"{path}: the file has no video stream")
                 stream = container.streams.video[0]
+                if stream.width * stream.height > MAX_PIXELS:
+                    raise ValueError(
+                        f"{path}: the video says that its frames have {stream.width} x {stream.height} pixels, more than the "
+                        f"{MAX_PIXELS} that are read; make it smaller"
+                    )
                 self.fps = Fraction(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
                 self.length = stream.frames or None
                 self._kind = str(container.format.name)
@@ -161,7 +188,7 @@ class _VideoFile(FrameSource):
     def _decode(self) -> Iterator[Tensor]:
         path, count = self.path, 0
         try:
-            with av.open(path.absolute()) as container:
+            with _open(path) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 for frame in _decode_packets(container, stream):

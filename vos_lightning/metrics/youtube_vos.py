@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from vos_lightning.io.texts import read_json
 from vos_lightning.labels import IGNORE_LABEL
 from vos_lightning.metrics import functional
 from vos_lightning.metrics.functional import FrameScore
@@ -79,7 +79,7 @@ def _categories(path: Path) -> dict[str, dict[int, str | None]]:
     try:
         return {
             video: {int(object_id): entry.get("category") for object_id, entry in content["objects"].items()}
-            for video, content in json.loads(path.read_text())["videos"].items()
+            for video, content in read_json(path)["videos"].items()
         }
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is not a meta.json of YouTube-VOS ({error!r})") from error

@@ -38,7 +38,7 @@ class PredictionFiles:
         <output>/written.jsonl               what was written, and whether the run has finished, see :class:`OutputFolder`
 
     It is a context manager. On an error, everything up to that frame is kept, also the overlay and the index, and the record says
-    that the run has not finished.
+    that the run has not finished. The files of an earlier run stay until the first frame is there.
 
     Args:
         output: where to write.
@@ -109,10 +109,6 @@ class PredictionFiles:
                 writer.close()
                 self.output.keep(f"overlays/{video}.mp4")
 
-    def start(self) -> None:
-        """Remove the files of an earlier run and create the folder."""
-        self.output.start()
-
     def finish(self, error: BaseException | None = None) -> None:
         """Finish all files.
 
@@ -127,7 +123,6 @@ class PredictionFiles:
                 self._finish_files()
 
     def __enter__(self) -> PredictionFiles:
-        self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -143,6 +138,11 @@ class PredictionFiles:
 
     def _begin(self, video: VideoSample) -> None:
         self.end_video()
+        # Names come from data sets. All of them are checked before the first file replaces one of an earlier run.
+        for name in (f"overlays/{video.name}.mp4", f"index/{video.name}.csv"):
+            self.output.check(name)
+        for name in video.frame_names or (video.name_of(0),):
+            self.output.check(f"{MASKS}/{video.name}/{name}.png")
         self._video = video.name
         if self.overlays:
             self._overlay = VideoWriter(self.output.place(f"overlays/{video.name}.mp4"), video.fps)

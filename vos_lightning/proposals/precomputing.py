@@ -63,7 +63,7 @@ def _frames(place: Path) -> tuple[Frames, tuple[str, ...] | None]:
     """Frames and their names."""
     if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
         return [read_image(place)], (place.stem,)
-    frames = open_frames(place)
+    frames = open_frames(place, links_into=[place.parent])
     return frames, frames.names
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vos_lightning.io.files import write_atomically
+from vos_lightning.io.files import regular_file, write_atomically
+from vos_lightning.io.texts import parse_json
 from vos_lightning.structures import Proposals
 
 VERSION = 1
 MASK_SIZE = 28
 ROW = np.dtype([("box", "<f4", 4), ("score", "<f2"), ("label", "<i2"), ("mask", "u1", (MASK_SIZE, MASK_SIZE))])
 """Box ``x0 y0 x1 y1`` in pixels of the stored frame, score, class of the detector, mask inside the box times 255."""
+MAX_MEMBER_BYTES = 256 << 20
+"""Most bytes of one frame, or of the header, when they are unpacked: 300 thousand proposals."""
 NUM_PROPOSALS = 30
 """Default number of proposals of a frame that networks use; the best ones are taken."""
 
@@ -117,7 +119,10 @@ class ProposalFile:
         if not self.path.is_file():
             command = precompute_command(output=str(self.path.parent))
             raise FileNotFoundError(f"{self.path}: there is no such file of proposals; compute it with `{command}`")
-        self.header: dict[str, Any] = json.loads(str(self._read(["header"])["header"]))
+        self.header: dict[str, Any] = parse_json(str(self._read(["header"])["header"]), self.path)
+        names = self.header.get("frames") if isinstance(self.header, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{self.path}: the header lists no frames; remove the file and compute it anew")
         if self.header.get("version") != VERSION:
             raise ValueError(f"{self.path}: version {self.header.get('version')} of the format, not {VERSION}; compute it anew")
 
@@ -170,13 +175,20 @@ class ProposalFile:
         # The file is opened for every call: workers must not share a file position, and the directory of an archive is short.
         try:
             # The file is opened here, because numpy does not close a file that is not an archive.
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            with regular_file(self.path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 missing = next((name for name in names if name not in archive.files), None)
-                if missing is not None:
-                    raise ValueError(f"{self.path}: no proposals of frame {missing!r}; compute them for this video")
-                return {name: archive[name] for name in names}
-        except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
+                if missing is None:
+                    large = [info.filename for info in archive.zip.infolist() if info.file_size > MAX_MEMBER_BYTES]
+                    if large:
+                        raise OverflowError(f"{large[0]} in it has more than {MAX_MEMBER_BYTES} bytes")
+                    found = {name: archive[name] for name in names}
+                    wrong = [name for name, rows in found.items() if name != "header" and (rows.dtype != ROW or rows.ndim != 1)]
+                    if wrong:
+                        raise TypeError(f"frame {wrong[0]!r} has no rows of proposals")
+                    return found
+        except Exception as error:  # a broken archive makes zipfile, zlib and numpy raise almost anything
             raise ValueError(f"{self.path}: the file is damaged ({error}); remove it and compute it anew") from error
+        raise ValueError(f"{self.path}: no proposals of frame {missing!r}; compute them for this video")
 
 
 def as_stored(found: Found) -> Found:

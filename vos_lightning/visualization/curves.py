@@ -141,9 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after one line on stderr for each problem.
     """
-    parser = argparse.ArgumentParser(
-        prog="vos curves", description="J of every frame over time: frames.csv and curves.png."
-    )
+    parser = argparse.ArgumentParser(prog="vos curves", description="J of every frame over time: frames.csv and curves.png.")
     parser.add_argument("--truth", type=Path, required=True, help="folder of video folders of label-map PNGs")
     parser.add_argument(
         "--predictions",

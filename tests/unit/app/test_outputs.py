@@ -154,3 +154,30 @@ class TestFolder:
         with pytest.raises(OSError, match="No space left on device") as caught:
             OutputFolder(tmp_path / "o", "predict").put("masks/7.png", full)
         assert caught.value.filename == str(tmp_path / "o" / "masks" / "7.png")
+
+    @pytest.mark.parametrize(
+        "name",
+        ["../a.png", "masks/../../a.png", "/tmp/a.png", "masks//a.png", "", "masks/..", "a\\b", "a\0b", "x" * 250, "y" * 300],
+    )
+    def test_nothing_is_written_outside(self, tmp_path: Path, name: str) -> None:
+        first = OutputFolder(tmp_path / "o", "predict")
+        write(first, "1.png")
+        first.finish()
+        before = content(tmp_path)
+        output = OutputFolder(tmp_path / "o", "predict", overwrite=True)
+        for use in (lambda: write(output, name), lambda: output.place(name), lambda: output.check(name)):
+            with pytest.raises(ValueError, match=r"the name .* (is|leads)"):
+                use()
+        assert content(tmp_path) == before
+
+    def test_nothing_is_written_through_links(self, tmp_path: Path) -> None:
+        (tmp_path / "outside").mkdir()
+        output = OutputFolder(tmp_path / "o", "predict")
+        write(output, "1.png")
+        (tmp_path / "o" / "masks").symlink_to(tmp_path / "outside")
+        with pytest.raises(ValueError, match="a link leads out of"):
+            write(output, "masks/1.png")
+        assert not list((tmp_path / "outside").iterdir())
+        (tmp_path / "link").symlink_to("outside")  # the folder itself may be a link, as the user has named it
+        write(OutputFolder(tmp_path / "link", "predict"), "masks/1.png")
+        assert (tmp_path / "outside" / "masks" / "1.png").is_file()

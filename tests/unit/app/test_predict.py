@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -108,8 +109,12 @@ class TestLoading:
             ({"hyper_parameters": lambda h: {**h, "network": {"class_path": NETWORK, "init_args": {"colour": 3}}}}, "colour"),
             ({"hyper_parameters": lambda h: {}}, "does not name its module"),
             ({"hyper_parameters": lambda h: {**h, "_class_path": "elsewhere.Evil"}}, "import elsewhere first if you trust it"),
-            ({"hyper_parameters": lambda h: {**h, "_class_path": "os.system"}}, "os.system, which is no VOSModule"),
-            ({"hyper_parameters": lambda h: {**h, "_class_path": "vos_lightning.modules.gone.Gone"}}, "is no VOSModule"),
+            ({"hyper_parameters": lambda h: {**h, "_class_path": "os.system"}}, "os.system, which is no class of this version"),
+            (
+                {"hyper_parameters": lambda h: {**h, "_class_path": "vos_lightning.modules.gone.Gone"}},
+                "Gone, which is no class of this version",
+            ),
+            ({"hyper_parameters": lambda h: {**h, "_class_path": NETWORK}}, "DummyNetwork, which is no VOSModule"),
         ],
     )
     def test_checkpoints_that_do_not_fit(
@@ -315,6 +320,49 @@ class TestCommand:
             "short.csv",
             "written.jsonl",
         ]
+
+    @pytest.mark.parametrize("fault", ["first frame", "mask", "checkpoint", "device", "pipe", "link", "long name"])
+    def test_a_run_that_fails_at_once_keeps_the_earlier_one(
+        self, fault: str, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any
+    ) -> None:
+        write_label_map(tmp_path / "first.png", mask)
+        assert run(checkpoint, video, tmp_path / "first.png")[0] == 0
+        output = tmp_path / "out"
+        before = {path: path.read_bytes() for path in output.rglob("*.*")}
+        assert {path.name for path in before} >= {"v.csv", "v.mp4", "00000.png", "written.jsonl"}
+        folder = tmp_path / ("x" * 230 if fault == "long name" else "frames")
+        folder.mkdir()
+        for index, frame in enumerate(make_frames(3, height=32, width=48)):
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+        masks, options = tmp_path / "first.png", ["--overwrite"]
+        if fault == "first frame":
+            (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:-40])
+        elif fault == "mask":
+            masks.write_bytes(b"")
+        elif fault == "checkpoint":
+            (tmp_path / "c.ckpt").write_bytes(b"")
+            options += ["--checkpoint", str(tmp_path / "c.ckpt")]
+        elif fault == "device":
+            options += ["--device", "toaster"]
+        elif fault == "pipe":
+            (folder / "0.png").unlink()
+            os.mkfifo(folder / "0.png")
+        elif fault == "link":
+            (folder / "3.png").symlink_to(tmp_path / "first.png")
+        capsys.readouterr()
+        assert run(checkpoint, folder, masks, *options)[0] == 2
+        assert sum(line.startswith("error: ") for line in capsys.readouterr().err.splitlines()) == 1
+        assert {path: path.read_bytes() for path in output.rglob("*.*")} == before
+
+    @pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/out", "first.png", "first.png/out"])
+    def test_outputs_that_cannot_be(
+        self, name: str, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any
+    ) -> None:
+        write_label_map(tmp_path / "first.png", mask)
+        before = sorted(tmp_path.rglob("*"))
+        assert run(checkpoint, video, tmp_path / "first.png", "--output", str(tmp_path / name))[0] == 2
+        assert sum(line.startswith("error: ") for line in capsys.readouterr().err.splitlines()) == 1
+        assert sorted(tmp_path.rglob("*")) == before
 
     def test_objects_and_areas_are_shown_first(
         self, checkpoint: Path, video: Path, mask: Tensor, tmp_path: Path, capsys: Any

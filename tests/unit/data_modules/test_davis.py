@@ -41,6 +41,10 @@ def video_folder(root: Path, kind: str = "JPEGImages", name: str = "video-00") -
     return root / kind / "480p" / name
 
 
+def folders(root: Path) -> tuple[Path, Path, Path]:
+    return video_folder(root).parent, video_folder(root, "Annotations").parent, root
+
+
 def test_videos_are_read_as_written(written: tuple[Path, list[VideoSample]]) -> None:
     root, videos = written
     (video,) = DAVISDataModule(str(root)).val_videos()
@@ -113,14 +117,14 @@ def test_later_objects_are_not_objects_of_the_video(davis: Path) -> None:
     label_map = read_label_map(path)
     label_map[:5, :5] = 9
     write_label_map(path, label_map)
-    record = find_record("video-00", video_folder(davis), video_folder(davis, "Annotations"))
+    record = find_record("video-00", *folders(davis))
     assert open_video(record, with_targets=True).object_ids == (1, 2)
 
 
 def test_test_dev_has_no_targets(davis: Path) -> None:
     for t in range(1, 6):
         (video_folder(davis, "Annotations") / f"{t:05d}.png").unlink()
-    record = find_record("video-00", video_folder(davis), video_folder(davis, "Annotations"))
+    record = find_record("video-00", *folders(davis))
     video = open_video(record, with_targets=True)
     assert len(video.targets) == 0
     assert list(video.annotations) == [0]
@@ -129,7 +133,7 @@ def test_test_dev_has_no_targets(davis: Path) -> None:
 
 def test_known_first_frames_introduce_objects(written: tuple[Path, list[VideoSample]]) -> None:
     root, videos = written
-    record = find_record("video-02", video_folder(root, name="video-02"), video_folder(root, "Annotations", "video-02"))
+    record = find_record("video-02", *folders(root))
     video = open_video(dataclasses.replace(record, first_frame={1: 0, 2: 3}), with_targets=True)
     assert list(video.annotations) == [0, 3]
     assert torch.unique(video.annotations[0]).tolist() == [0, 1]
@@ -158,7 +162,7 @@ def test_frames_are_in_numerical_order_without_stray_files(davis: Path) -> None:
             path.rename(path.with_name(f"{8 + t}.{suffix}"))
     (folder / "._8.jpg").write_bytes(b"junk")
     (folder / "Thumbs.db").write_bytes(b"junk")
-    record = find_record("video-00", folder, video_folder(davis, "Annotations"))
+    record = find_record("video-00", *folders(davis))
     assert record.frame_names == ("8", "9", "10", "11", "12", "13")
     assert sorted(record.label_paths) == list(range(6))
 
@@ -167,7 +171,7 @@ def test_frames_are_in_numerical_order_without_stray_files(davis: Path) -> None:
 
 
 def opened(root: Path) -> VideoSample:
-    return open_video(find_record("video-00", video_folder(root), video_folder(root, "Annotations")), with_targets=True)
+    return open_video(find_record("video-00", *folders(root)), with_targets=True)
 
 
 def test_missing_root_and_list(tmp_path: Path, davis: Path) -> None:
@@ -214,7 +218,7 @@ def test_mismatched_sizes(davis: Path) -> None:
     write_label_map(path, torch.ones(50, 80, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"00002\.png is 50x80 but .*00000\.png is 48x80"):
         opened(davis).targets[2]
-    record = find_record("video-00", video_folder(davis), video_folder(davis, "Annotations"))
+    record = find_record("video-00", *folders(davis))
     whole = dataclasses.replace(RECIPE, num_frames=60)
     with pytest.raises(ValueError, match=r"00002\.png is 50x80 but .*00002\.jpg is 48x80"):
         RecordClips([record]).draw(0, np.random.default_rng(2), whole)  # a seed that takes all six frames
@@ -238,7 +242,7 @@ def test_clips_look_for_a_first_frame_with_an_object(davis: Path) -> None:
     empty = torch.zeros(48, 80, dtype=torch.uint8)
     for t in range(5):
         write_label_map(video_folder(davis, "Annotations") / f"{t:05d}.png", empty)
-    record = find_record("video-00", video_folder(davis), video_folder(davis, "Annotations"))
+    record = find_record("video-00", *folders(davis))
     source = RecordClips([record])
     found = [source.draw(0, np.random.default_rng(s), RECIPE).label_maps[0].any() for s in range(60)]
     # One attempt alone would find frame 5 in a sixth of the draws (or as the reversed start); five find it in over half.

@@ -104,7 +104,7 @@ def test_frames_have_one_order_everywhere(numbered: tuple[Path, list[str]]) -> N
     shutil.copytree(root / "Annotations" / "cat", root / "Annotations" / "dog")
     source = open_frames(root / "JPEGImages" / "cat")
     assert source.names == tuple(names)
-    record = find_record("cat", root / "JPEGImages" / "cat", root / "Annotations" / "cat")
+    record = find_record("cat", root / "JPEGImages", root / "Annotations", root)
     videos = [
         RecordVideos([record], with_targets=True)[0],
         folder_videos(root)[0],
@@ -168,7 +168,7 @@ def test_white_beside_ids_is_refused_by_name(own: Path) -> None:
         module.setup("fit")
     with pytest.raises(ValueError, match=r"video-02/00000\.png: id 255 beside the ids"):
         open_video(module.records(held_out=True)[0], with_targets=True)
-    given = find_record("video-00", own / "JPEGImages" / "video-00", own / "Annotations" / "video-00", exhaustive=False)
+    given = find_record("video-00", own / "JPEGImages", own / "Annotations", own, exhaustive=False)
     with pytest.raises(ValueError, match=r"video-00/00000\.png: id 255 beside the ids"):
         open_video(given, with_targets=False)
 

@@ -6,6 +6,7 @@ import ast
 import os
 import random
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import benchmarks
 import data_modules
 import vos_lightning
-from vos_lightning.io.files import find_files, list_everything, list_files, list_folders, natural_key
+from vos_lightning.io.files import find_files, inside, list_everything, list_files, list_folders, natural_key, regular_file
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -83,6 +84,78 @@ def test_folders_are_searched_in_order(tmp_path: Path) -> None:
 def test_missing_folders_are_named(tmp_path: Path, look: object) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         look(tmp_path / "nowhere")  # type: ignore[operator]
+
+
+# Names and links that lead elsewhere ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "is empty"),
+        ("a//b", "is empty"),
+        ("/etc/passwd", "is empty"),
+        ("a/", "is empty"),
+        ("..", "leads to another folder"),
+        (".", "leads to another folder"),
+        ("a/../../b", "leads to another folder"),
+        ("a/..", "leads to another folder"),
+        ("a\\..\\b", "leads to another folder"),
+        ("a\0b", "leads to another folder"),
+        ("C:", "leads to another folder"),
+        ("C:/b", "leads to another folder"),
+        ("x" * 256, "is longer than 255 bytes"),
+        ("\u00e9" * 128, "is longer than 255 bytes"),
+    ],
+)
+def test_paths_that_lead_out(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"list.txt: the name .* {message}; a name of a file or folder is needed") as caught:
+        inside(tmp_path, path, "list.txt")
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.png", "..a", "a..", "a:b %d", "[x]", "\u00e9", "x" * 255, ".hidden", " ", "\udcff"])
+def test_paths_that_stay(tmp_path: Path, path: str) -> None:
+    assert inside(tmp_path, path) == tmp_path / path
+
+
+def test_links_that_lead_out(tmp_path: Path) -> None:
+    touch(tmp_path, "set/v/0.png", "set/v/1.png", "other/0.png", "setting/0.png")
+    (tmp_path / "link").symlink_to("set")
+    (tmp_path / "set" / "v" / "2.png").symlink_to("1.png")
+    assert inside(tmp_path / "link", "v/2.png") == tmp_path / "link" / "v" / "2.png"
+    assert len(list_files(tmp_path / "link" / "v", (".png",), [tmp_path / "set"])) == 3
+    for number, target in enumerate(("other/0.png", "setting/0.png", "nowhere.png", "set/../other")):
+        link = tmp_path / "set" / "v" / f"{number + 3}.png"
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(ValueError, match=r"\.png: a link leads out of .*set, which is not followed; put a copy"):
+            inside(tmp_path / "set", f"v/{number + 3}.png")
+        assert inside(tmp_path / "set", f"v/{number + 3}.png", links_into=[tmp_path]) == link
+        if not link.is_dir():
+            for look in (
+                lambda places: list_files(tmp_path / "set" / "v", (".png",), places),
+                lambda places: find_files(tmp_path / "set", (".png",), places),
+            ):
+                look(None)
+                look([tmp_path])
+                with pytest.raises(ValueError, match="a link leads out of"):
+                    look([tmp_path / "set"])
+        link.unlink()
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "link").symlink_to("a")
+    assert regular_file(tmp_path / "link") == tmp_path / "link"
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket"))  # the name of a socket must be short
+    for name, kind in (("pipe", "a pipe"), ("socket", "a socket"), (".", "a folder"), ("/dev/null", "a device")):
+        with pytest.raises(ValueError, match=f"this is {kind}, not a file"):
+            regular_file(tmp_path / name)
+    for name in ("nowhere", "a/b"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: there is no such file"):
+            regular_file(tmp_path / name)
 
 
 # One module lists and reads -------------------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -176,5 +180,81 @@ def test_broken_jpegs_are_named(tmp_path: Path) -> None:
 def test_enormous_pictures_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any) -> None:
     path = save(tmp_path / "a.png", np.zeros((20, 20), dtype=np.uint8))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"a\.png: .*exceeds limit"):
+    with pytest.raises(ValueError, match=r"a\.png: the image says that it has 20 x 20 pixels, more than the 200 that are read"):
+        read(path)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def header_of_png(width: int, height: int, bits: int = 8, kind: int = 0) -> bytes:
+    """A PNG that announces a size and has the pixels of none."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    checked = ((name + data, len(data)) for name, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", n) + c + struct.pack(">I", zlib.crc32(c)) for c, n in checked)
+
+
+def header_of_jpeg(width: int, height: int) -> bytes:
+    frame = struct.pack(">BHHB", 8, height, width, 3) + b"\x01\x11\0\x02\x11\0\x03\x11\0"
+    return b"\xff\xd8\xff\xc0" + struct.pack(">H", len(frame) + 2) + frame + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.png", header_of_png(60000, 60000), "60000 x 60000 pixels, more than the 178956970"),
+        ("a.png", header_of_png(2**31 - 1, 2**31 - 1), "2147483647 x 2147483647 pixels"),
+        ("a.jpg", header_of_jpeg(65000, 65000), "65000 x 65000 pixels"),
+        ("a.png", header_of_png(0, 7), "damaged"),
+        ("a.png", header_of_png(2**32 - 1, 1), "4294967295 x 1 pixels"),
+        ("a.png", header_of_png(8, 8, 3), "damaged"),
+        ("a.png", b"BM" + b"\xff" * 60, "damaged"),
+        ("a.png", b"II*\0" + b"\xff" * 60, "damaged"),
+        ("a.png", b"P6 99999999999999999999 9 255 ", "damaged"),
+        ("a.png", b"GIF89a" + b"\xff" * 30, "damaged"),
+        ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "cannot identify image file"),
+    ],
+)
+def test_absurd_headers(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    for read in (read_pixels, read_label_map, read_image):
+        with pytest.raises(ValueError, match=f"{name}: the image .*{message}"):
+            read(path)
+    with contextlib.suppress(ValueError):  # some headers are sound, and only the pixels are missing
+        read_header(path)
+
+
+@pytest.mark.parametrize("read", [read_header, read_pixels, read_label_map])
+@pytest.mark.parametrize(
+    "error", [OverflowError, MemoryError, struct.error, SyntaxError, RecursionError, AttributeError, KeyError]
+)
+def test_whatever_a_decoder_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any, error: type[Exception]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("absurd")
+
+    for name in ("a.png", "a.jpg"):
+        path = save(tmp_path / name, np.zeros((20, 20, 3), dtype=np.uint8))
+        with monkeypatch.context() as patch:
+            patch.setattr(Image, "open", fail)
+            with pytest.raises(ValueError, match=f"{name}: the image is damaged or truncated"):
+                read(path)
+
+
+@pytest.mark.parametrize("read", [read_header, read_pixels, read_label_map, read_image])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pipes_folders_and_devices_are_not_opened(tmp_path: Path, read: Any, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="this is a pipe, not a file"):
+        read(path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="this is a device, not a file"):
+        read(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="this is a folder, not a file"):
         read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vos_lightning.io.videos import VideoWriter, open_frames
+from vos_lightning.io.videos import VideoWriter, count_frames, open_frames
 from vos_lightning.structures import FOLDER_FPS
 
 
@@ -259,3 +260,52 @@ class TestWriter:
     def test_name(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"must end in \.mp4"):
             VideoWriter(tmp_path / "v.avi")
+
+
+# Files from strangers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["hls", "concat", "dash"])
+def test_play_lists_open_nothing(tmp_path: Path, kind: str) -> None:
+    """They name other files, and addresses in the network."""
+    with VideoWriter(tmp_path / "private.mp4") as writer:
+        for _ in range(3):
+            writer.write(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    target = tmp_path / "private.mp4"
+    text = {
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n",
+        "concat": "ffconcat version 1.0\nfile private.mp4\n",
+        "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"></MPD>',
+    }[kind]
+    for suffix in ("mp4", "m3u8"):
+        (tmp_path / f"v.{suffix}").write_text(text)
+        with pytest.raises(ValueError, match=rf"v\.{suffix}: this is no"):
+            open_frames(tmp_path / f"v.{suffix}")
+
+
+def test_frames_of_absurd_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with VideoWriter(tmp_path / "v.mp4") as writer:
+        writer.write(torch.zeros(3, 16, 32, dtype=torch.uint8))
+    monkeypatch.setattr("vos_lightning.io.videos.MAX_PIXELS", 16 * 32 - 1)
+    with pytest.raises(ValueError, match=r"v\.mp4: the video says that its frames have 32 x 16 pixels, more than the 511"):
+        open_frames(tmp_path / "v.mp4")
+
+
+def test_pipes_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "v.mp4")
+    for look in (open_frames, count_frames):
+        with pytest.raises(ValueError, match=r"v\.mp4: this is a pipe, not a file"):
+            look(tmp_path / "v.mp4")
+
+
+def test_links_stay_in_the_folder(tmp_path: Path) -> None:
+    for folder in ("own", "other"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
+    (tmp_path / "own" / "1.png").symlink_to("0.png")
+    (tmp_path / "linked").symlink_to("own")
+    assert len(list(open_frames(tmp_path / "linked"))) == 2
+    (tmp_path / "own" / "2.png").symlink_to(tmp_path / "other" / "0.png")
+    with pytest.raises(ValueError, match=r"2\.png: a link leads out of .*own, which is not followed"):
+        open_frames(tmp_path / "own")
+    assert len(list(open_frames(tmp_path / "own", links_into=[tmp_path / "other"]))) == 3

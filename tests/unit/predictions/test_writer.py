@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from vos_lightning.structures import VideoSample
 
 
 def write_predictions(folder: Path, *videos: VideoSample) -> Path:
-    with PredictionFiles(OutputFolder(folder, "predict")) as files:
+    with PredictionFiles(OutputFolder(folder, "predict", overwrite=True)) as files:
         for video in videos:
             for prediction in DummyModule().engine().run(video):
                 files.take(video, prediction)
@@ -121,3 +122,45 @@ def test_the_first_error_is_the_one_that_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("vos_lightning.predictions.writer.write_label_map", full)
     with pytest.raises(OSError, match=r"f00000\.png"):
         write_predictions(tmp_path / "out", make_video("v"))
+
+
+# Names that lead elsewhere, and runs that fail ------------------------------------------------------------------------
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *(("name", name) for name in ("..", "../../x", "/tmp/x", "", "a/../../b", "a\\b", "x" * 240)),
+        *(("frame_names", name) for name in ("../../x", "/tmp/x", "a/../../../b", "a\\b", "x" * 240)),
+    ],
+)
+def test_names_of_data_lead_nowhere_else(tmp_path: Path, part: str, name: str) -> None:
+    write_predictions(tmp_path / "out", make_video("v"))
+    before = files_of(tmp_path)
+    video = make_video("v", length=2)
+    video = VideoSample(**{**vars(video), part: name if part == "name" else ("0", name)})
+    with pytest.raises(ValueError, match=r"the name .* (is|leads)"):
+        write_predictions(tmp_path / "out", video)
+    assert files_of(tmp_path) == before
+
+
+def test_an_earlier_run_stays_until_there_is_a_frame(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "out", make_video("v"))
+    before = files_of(tmp_path)
+    files = PredictionFiles(OutputFolder(tmp_path / "out", "predict", overwrite=True))
+    with contextlib.suppress(ZeroDivisionError), files:
+        raise ZeroDivisionError
+    assert files_of(tmp_path) == before
+    video = make_video("w")
+    with contextlib.suppress(ZeroDivisionError), files:
+        files.take(video, next(iter(DummyModule().engine().run(video))))
+        raise ZeroDivisionError
+    assert {name for name in files_of(tmp_path / "out") if "/" in name} == {
+        "masks/w/f00000.png",
+        "overlays/w.mp4",
+        "index/w.csv",
+    }

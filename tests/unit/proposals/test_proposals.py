@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from data_modules.clips import maps as clip_geometry
 from tests.tolerances import assert_close
+from vos_lightning.proposals import store
 from vos_lightning.proposals.boxes import box_features, masks_in_boxes, paste_masks, tight_boxes, transform_proposals
-from vos_lightning.proposals.store import Found, ProposalFile, batch_proposals, nothing_found, write_proposals
+from vos_lightning.proposals.store import ROW, Found, ProposalFile, batch_proposals, nothing_found, write_proposals
 from vos_lightning.proposals.truth import EXACT, TruthNoise, proposals_from_truth
 
 
@@ -206,3 +208,28 @@ def test_broken_files_are_named(tmp_path):
         ProposalFile(old)
     with pytest.raises(ValueError, match="header"):
         write_proposals(path, {"header": some(1)}, {})
+
+
+def test_files_of_strangers_are_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "video.npz"
+
+    def save(header, **arrays):
+        np.savez_compressed(path, header=np.asarray(header if isinstance(header, str) else json.dumps(header)), **arrays)
+
+    known = {"version": 1, "frames": ["0"]}
+    for header in ("[" * 100_000, "{", "[]", "3", {"version": 1}, {"version": 1, "frames": 3}, {"version": 1, "frames": [3]}):
+        save(header)
+        with pytest.raises(ValueError, match=r"^\S*video\.npz"):
+            ProposalFile(path)
+    for rows in (np.zeros(3), np.zeros((2, 2), ROW), np.asarray("x"), np.asarray([{}], dtype=object)):
+        save(known, **{"0": rows})
+        with pytest.raises(ValueError, match=r"video\.npz: the file is damaged"):
+            ProposalFile(path).read(["0"])
+    save(known, **{"0": np.zeros(5000, ROW)})
+    monkeypatch.setattr(store, "MAX_MEMBER_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match=r"video\.npz: the file is damaged \(0\.npy in it has more than 1000000 bytes"):
+        ProposalFile(path).read(["0"])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileNotFoundError, match="there is no such file of proposals"):
+        ProposalFile(path)

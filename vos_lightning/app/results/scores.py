@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from vos_lightning.app.experiments import Experiment, ExperimentError, Which, load_experiment, selection
 from vos_lightning.app.results.rows import Row, Score
 from vos_lightning.app.runs import provenance, weights_kind
+from vos_lightning.io.texts import read_json
 
 EVALUATIONS: dict[str, tuple[str, int, int]] = {
     "DAVIS 2016 val": ("DAVIS 2016", 20, 20),
@@ -32,7 +32,7 @@ def read_scores(folder: Path) -> Iterator[Score]:
         if path.name not in ("test.json", "server.json") or path.parent.parent.name == "before":
             continue
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             yield _server_score(path, content) if path.name == "server.json" else _test_score(path, content)
         except (ValueError, KeyError, TypeError) as error:
             raise ExperimentError(f"{path} is not a file of scores ({error}): score the run again, or remove the file") from error
