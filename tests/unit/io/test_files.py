@@ -155,6 +155,7 @@ WRITERS = {
     ("data_modules/doctor/fixes.py", "move"): "a hidden file is moved out of the data set as it is",
     ("benchmarks/clips.py", "tempfile"): "data that are made for one measurement",
     ("benchmarks/evaluate.py", "tempfile"): "data that are made for one measurement",
+    ("benchmarks/kills.py", "tempfile"): "runs that are made for one measurement",
     ("benchmarks/evaluate.py", "save"): "data that are made for one measurement",
 }
 """Module and call -> why it does not go through ``io/files.py``."""
