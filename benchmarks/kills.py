@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.kills --kills 50 --seed 0`` trains two small stages on synthetic videos, with a save every three steps and
 a validation every six. Each start is ended by SIGKILL, SIGTERM or SIGUSR1 at a random moment: while it starts, while it writes
-a checkpoint, or some time after a save, in a step or a validation. The command is started again until it is finished, and the
+a checkpoint, or some time after that, in a step or a validation. The command is started again until it is finished, and the
 training begins anew until the number of kills is reached. Weights, state of the optimiser, scores of all validations, and the
 best checkpoint have to be equal bit by bit. The exit code is 1 if they are not.
 """
@@ -14,7 +14,6 @@ import collections
 import csv
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -74,13 +73,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 1
             print(f"training {trainings} is equal to the one without kills", flush=True)
     counts = ", ".join(f"{count} {moment}" for moment, count in sorted(moments.items()))
-    print(f"{kills} kills in {trainings} trainings ({counts}): weights, optimiser, scores and best checkpoints are equal bit by bit")
+    print(
+        f"{kills} kills in {trainings} trainings ({counts}): weights, optimiser, scores and best checkpoints are equal bit by bit"
+    )
     return 0
 
 
 def _command(directory: Path) -> subprocess.Popen[str]:
     directory.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "vos_lightning", "train", str(directory.parent / "staged.yaml"), "--run-dir", "run", *OPTIONS]
+    command = [
+        sys.executable,
+        "-m",
+        "vos_lightning",
+        "train",
+        str(directory.parent / "staged.yaml"),
+        "--run-dir",
+        "run",
+        *OPTIONS,
+    ]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "VOS_EXPERIMENTS": str(ROOT / "experiments"), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, cwd=directory, env=variables, text=True, start_new_session=True, **pipes)
@@ -123,16 +133,19 @@ def _start_and_kill(directory: Path, draw: random.Random, count: int) -> str | N
     os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
     sent = time.monotonic()
     output, _ = process.communicate()
-    step = max((int(found) for found in re.findall(r"step (\d+) is saved", output)), default=None)
+    if where == "later":
+        where = "in a validation" if _is_validating(directory) else "in a step"
+    else:
+        where = "in a save" if where == "save" else "at the start"
     print(
-        f"{count:3d} {number.name:8s} {where:6s} {sent - begin:5.1f} s after its start: exit code {process.returncode} "
-        f"{time.monotonic() - sent:.1f} s later" + (f", step {step}" if step is not None else ""),
+        f"{count:3d} {number.name:8s} {where:15s} {sent - begin:5.1f} s after its start: exit code {process.returncode} "
+        f"after {time.monotonic() - sent:.1f} s",
         flush=True,
     )
     allowed = (-number,) if number == signal.SIGKILL else (STOPPED, -number, 0)
     if process.returncode not in allowed:
         raise RuntimeError(f"the training ended with {process.returncode} after {number.name}:\n{output}")
-    return f"{number.name} {where}"
+    return where
 
 
 def _saved(directory: Path) -> tuple[int, ...]:
@@ -141,6 +154,12 @@ def _saved(directory: Path) -> tuple[int, ...]:
 
 def _is_saving(directory: Path) -> bool:
     return any(directory.glob("emvos_smoke*/checkpoints/.*.tmp"))
+
+
+def _is_validating(directory: Path) -> bool:
+    """Whether the stage that was trained last has a validation to repeat."""
+    places = sorted(directory.glob(f"emvos_smoke*/checkpoints/{LAST}"), key=lambda path: path.stat().st_mtime_ns)
+    return bool(places) and bool(torch.load(places[-1], weights_only=True)["callbacks"]["LastCheckpoint"]["validation_due"])
 
 
 def _outcome(stages: list[Path]) -> list[dict[str, Any]]:

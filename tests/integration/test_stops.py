@@ -1,4 +1,4 @@
-"""A training that is stopped, or loses a process or its disk, says so, keeps its checkpoint, and goes on as if nothing had been."""
+"""A training that is stopped, or loses a process or its disk, says so, keeps its checkpoint, and goes on to the same end."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 def test_the_parts_of_a_step_are_not_divided(tmp_path: Path) -> None:
     parts = ["--data.init_args.loading.max_device_batch=1", "--trainer.limit_val_batches=0"]
     assert train(tmp_path, "straight", *parts)[0] == 0
-    code, output = train(tmp_path, "run", *parts, experiment=faulty(tmp_path, "SIGTERM", clip=4))  # a part ahead: read after the first part of step 2
+    code, output = train(
+        tmp_path, "run", *parts, experiment=faulty(tmp_path, "SIGTERM", clip=4)
+    )  # a part ahead: read after the first part of step 2
     assert code == STOPPED, output
     assert train(tmp_path, "run", *parts)[0] == 0
     for name, value in weights(tmp_path / "straight").items():
@@ -198,7 +200,9 @@ def test_a_worker_that_dies(tmp_path: Path) -> None:
 
 def test_a_worker_survives_the_signals_that_stop_a_training(tmp_path: Path) -> None:
     options = ["--data.init_args.loading.num_workers=1", "--trainer.limit_val_batches=0"]
-    code, output = train(tmp_path, "run", *options, experiment=faulty(tmp_path, "SIGTERM", "SIGUSR1", "SIGINT", clip=2, in_worker=True))
+    code, output = train(
+        tmp_path, "run", *options, experiment=faulty(tmp_path, "SIGTERM", "SIGUSR1", "SIGINT", clip=2, in_worker=True)
+    )
     assert code == 0, output
 
 
@@ -253,7 +257,9 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
     assert main() == 0
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run").write_text("a file")
     assert main() == 2

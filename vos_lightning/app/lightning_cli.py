@@ -204,7 +204,7 @@ class VOSCommandLine(LightningCLI):
             raise ExperimentError(f"trainer: {condense(str(error))}") from error
         trainer._signal_connector = NoSignals(trainer)
         watch_ranks(trainer)
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LastCheckpoint):
                 callback.request = self.request
         weights = self.config_init.get("initial_weights")
@@ -250,7 +250,7 @@ class RunLogs(CSVLogger):
         Raises:
             OSError: it cannot be written.
         """
-        with naming(Path(self.experiment.metrics_file_path)):
+        with naming(Path(self.log_dir) / "metrics.csv"):
             super().save()
 
     def finalize(self, status: str) -> None:

@@ -68,7 +68,9 @@ class Run:
             return True
         options = yaml.safe_load(config.read_text()) if config.is_file() else {}
         interval = (options.get("last_checkpoint") or {}).get("every_n_train_steps") or math.inf
-        return any(step + 1 > interval for path in self.directory.glob("logs/start_*/metrics.csv") for step in _logged_steps(path))
+        return any(
+            step + 1 > interval for path in self.directory.glob("logs/start_*/metrics.csv") for step in _logged_steps(path)
+        )
 
     def set_damaged_aside(self) -> str | None:
         """Rename a damaged last checkpoint, so that it does not take the place of the one before; the message that says so."""
@@ -232,7 +234,9 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
 
 
-def run_command(arguments: Sequence[str], environment: Mapping[str, str] | None = None, request: StopRequest | None = None) -> int:
+def run_command(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None, request: StopRequest | None = None
+) -> int:
     """Run ``python -m vos_lightning ARGUMENTS`` in a separate process and return its exit code.
 
     Args:

@@ -62,10 +62,10 @@ def _main(argv: Sequence[str], request: StopRequest) -> int:
         "repeated. The stages of an experiment are runs beside its directory, which other experiments can share.",
         epilog="Every other option overrides the experiment: --trainer.devices=8 --trainer.precision=bf16-mixed "
         "--model.init_args.optimisation.learning_rate=1e-5 ... --scale_batch=true uses devices that cannot share the batch. "
-        "`python -m vos_lightning show EXP --options` lists them all. SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint and stop; a second "
-        "Ctrl-C stops at once. Exit codes: 0 finished; 2 an error that you can mend, in one line; 75 stopped by a signal, and 71 a "
-        "process of the training has died: the same command goes on; 128 + n ended at once by the signal n, and the same command "
-        "goes on from the last checkpoint.",
+        "`python -m vos_lightning show EXP --options` lists them all. SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint and stop; a "
+        "second Ctrl-C stops at once. Exit codes: 0 finished; 2 an error that you can mend, in one line; 75 stopped by a signal, "
+        "and 71 a process of the training has died: the same command goes on; 128 + n ended at once by the signal n: the same "
+        "command goes on from the last checkpoint.",
     )
     parser.add_argument("experiment", metavar="EXP", help="name from `list`, or a YAML file")
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
@@ -120,7 +120,9 @@ def _train_stages(experiment: Experiment, directory: Path, overrides: Sequence[s
                 return code
             request.check()
             if not run.finished:
-                raise RuntimeError(f"{run.directory} does not record that it is finished, though its training ended without an error")
+                raise RuntimeError(
+                    f"{run.directory} does not record that it is finished, though its training ended without an error"
+                )
         weights = run.checkpoint(experiment.hand_over)
     write_text(directory / "finished", f"{weights}\n")
     return 0
@@ -158,7 +160,13 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str], reque
                 console.print(f"[yellow]{damaged}[/yellow]", highlight=False, soft_wrap=True)
             write_text(record, yaml.safe_dump(settings, sort_keys=False))
             write_text(run.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
-            start = f", going on from {resume}" if resume else ", which has no checkpoint yet: from the first step" if run.begun else ""
+            start = (
+                f", going on from {resume}"
+                if resume
+                else ", which has no checkpoint yet: from the first step"
+                if run.begun
+                else ""
+            )
             console.print(f"Run directory {run.directory}{start}", highlight=False, soft_wrap=True)
             records.started(run, experiment, overrides, cli, checkpoint_step(resume) if resume else 0)
         try:

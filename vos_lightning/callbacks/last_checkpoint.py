@@ -98,7 +98,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_exception(trainer, pl_module, exception)
 
     def _save_last(self, trainer: Trainer) -> None:
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             assert self.dirpath is not None
             self._save_checkpoint(trainer, str(Path(self.dirpath) / "last.ckpt"))
 
@@ -121,7 +121,8 @@ class ResumingTrainer(Trainer):
 
     def _run_stage(self) -> Any:
         # Lightning would leave this validation out; at the last step it would not even enter its loop.
-        if self.training and any(isinstance(call, LastCheckpoint) and call.validation_due for call in self.callbacks):
+        callbacks = self.callbacks  # type: ignore[attr-defined]
+        if self.training and any(isinstance(callback, LastCheckpoint) and callback.validation_due for callback in callbacks):
             self._validate_first()
         return super()._run_stage()
 

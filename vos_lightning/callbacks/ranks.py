@@ -72,8 +72,8 @@ def _end(processes: Sequence[subprocess.Popen[Any]], seconds: float) -> None:
             process.kill()
 
 
-def _watch_children(processes: Sequence[subprocess.Popen[Any]]) -> None:
-    threading.Thread(target=_wait_for_children, args=(processes,), daemon=True).start()
+def _watch_children(child_processes: list[subprocess.Popen[Any]]) -> None:
+    threading.Thread(target=_wait_for_children, args=(child_processes,), daemon=True).start()
 
 
 def _wait_for_children(processes: Sequence[subprocess.Popen[Any]]) -> None:
