@@ -173,7 +173,7 @@ def _outcome(stages: list[Path]) -> list[dict[str, Any]]:
 
 def _content(path: Path) -> dict[str, Any]:
     content = torch.load(path, weights_only=True)
-    best = next((state for name, state in content["callbacks"].items() if "'monitor': 'val_jf'" in name), {})
+    best: dict[str, Any] = next((state for name, state in content["callbacks"].items() if "'monitor': 'val_jf'" in name), {})
     names = {Path(name).name: float(score) for name, score in best.get("best_k_models", {}).items()}
     kept = {key: content[key] for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")}
     return {**kept, "best": names}

@@ -240,7 +240,7 @@ def run_command(
     """Run ``python -m vos_lightning ARGUMENTS`` in a separate process and return its exit code.
 
     Args:
-        arguments: of the command.
+        arguments: the command and its options.
         environment: variables of the process; None for those of this one.
         request: signals that ask this process to stop. They are passed on to the child, which saves a checkpoint, and this
             process waits for it. A second Ctrl-C ends both at once.

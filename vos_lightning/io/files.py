@@ -206,11 +206,14 @@ def _keep(path: Path, to: Path) -> None:
     """Give a file, if there is one, a second name, so that it can be replaced under its first one."""
     if not path.is_file():
         return
-    with Replacement(to, durable=False) as second:
-        try:
-            os.link(path, second.temporary)
-        except OSError:  # the file system has no second names: for a moment there is no file with the first one
-            move_away(path, second.temporary)
+    try:
+        with Replacement(to, durable=False) as second:
+            try:
+                os.link(path, second.temporary)
+            except OSError:  # the file system has no second names: for a moment there is no file with the first one
+                move_away(path, second.temporary)
+    except OSError as error:  # it is the file that cannot be replaced
+        raise OSError(error.errno, error.strerror) from error
 
 
 def target_of_temporary(name: str) -> str | None:

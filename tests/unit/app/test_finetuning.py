@@ -66,7 +66,7 @@ def commands(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> l
     monkeypatch.chdir(tmp_path)
     started: list[str] = []
 
-    def in_process(arguments: Sequence[str], environment: Any = None) -> int:
+    def in_process(arguments: Sequence[str], environment: Any = None, request: Any = None) -> int:
         started.append(arguments[0])
         return cli.main(arguments)
 
