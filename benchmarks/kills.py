@@ -133,13 +133,14 @@ def _start_and_kill(directory: Path, draw: random.Random, count: int) -> str | N
     os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
     sent = time.monotonic()
     output, _ = process.communicate()
+    ended = time.monotonic()
     if where == "later":
         where = "in a validation" if _is_validating(directory) else "in a step"
     else:
         where = "in a save" if where == "save" else "at the start"
     print(
         f"{count:3d} {number.name:8s} {where:15s} {sent - begin:5.1f} s after its start: exit code {process.returncode} "
-        f"after {time.monotonic() - sent:.1f} s",
+        f"after {ended - sent:.1f} s",
         flush=True,
     )
     allowed = (-number,) if number == signal.SIGKILL else (STOPPED, -number, 0)

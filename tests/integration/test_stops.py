@@ -214,6 +214,14 @@ def test_a_process_of_another_device_that_dies(tmp_path: Path) -> None:
     assert Run(tmp_path / "run").last_checkpoint is not None
 
 
+def test_all_processes_stop_in_a_validation(tmp_path: Path) -> None:
+    experiment = faulty(tmp_path, "SIGTERM", video=1)
+    code, output = run_on_two("train", experiment, "--run-dir", "run", *OPTIONS, cwd=tmp_path)
+    assert code == STOPPED, output
+    assert not error_lines(output)
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rank"), [("SIGKILL", 1), ("SIGTERM", 0)])
 def test_processes_that_lightning_starts(tmp_path: Path, name: str, rank: int) -> None:
