@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -215,7 +216,7 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
             collate_fn=functools.partial(collate_clips, num_slots=self.recipe.max_objects),
             pin_memory=self.loading.pin_memory,
             persistent_workers=self.loading.num_workers > 0,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_worker,
         )
 
     def val_dataloader(self) -> DataLoader[VideoSample]:
@@ -263,6 +264,20 @@ def _one_thread(worker: int) -> None:  # noqa: ARG001
     ``setNumThreads(1)`` is not used: it would wait forever for the threads of the parent, which a forked worker does not have.
     """
     cv2.setNumThreads(0)
+
+
+def _start_worker(worker: int) -> None:
+    """Limit the threads of a worker, and let it survive the signals that stop a training.
+
+    Terminals and schedulers signal all processes of a training, which would lose its workers before it has finished its step. A
+    worker ends with its training; where nobody tells it to, SIGTERM ends it after a minute.
+    """
+    _one_thread(worker)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 class _Share(Dataset[VideoSample]):

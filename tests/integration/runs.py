@@ -98,6 +98,7 @@ def _main(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)
+    multiprocessing.set_start_method("fork", force=True)  # the workers of loaders, as in any other process
     if signal_after:
         _signal_after(*signal_after)
     from tests.double import double_precision

@@ -26,6 +26,7 @@ from vos_lightning.app import cli, runs, scoring, stages, training
 from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.results.scores import read_scores, why_not_ours
 from vos_lightning.app.runs import Run
+from vos_lightning.callbacks.stopping import StopRequest
 
 OPTIONS = [
     "--trainer.max_steps=40",
@@ -122,8 +123,11 @@ def test_signals_reach_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     thread = threading.Thread(target=signal_when_ready)
     thread.start()
-    assert runs.run_command(["train"]) == 75
+    request = StopRequest()
+    with request.listening():
+        assert runs.run_command(["train"], request=request) == 75
     thread.join()
+    assert request.number == signal.SIGUSR1
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
@@ -164,7 +168,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stages train in this process; the list says which."""
     started: list[str] = []
 
-    def in_process(arguments: Sequence[str], environment: Any = None) -> int:
+    def in_process(arguments: Sequence[str], environment: Any = None, request: Any = None) -> int:
         started.append(arguments[1])
         return cli.main(arguments)
 

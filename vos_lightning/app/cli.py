@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from vos_lightning.callbacks.stopping import LOST_PROCESS, LostProcessError
+
 
 def _predict(argv: Sequence[str]) -> int:
     """``predict EXP`` for an experiment's videos, ``predict --checkpoint FILE --video FILE ...`` for the user's own videos."""
@@ -93,6 +95,8 @@ def main(argv: Sequence[str]) -> int:
         return 141
     except (ValueError, OSError) as error:
         return _fail(_one_line(error))
+    except LostProcessError as error:
+        return _fail(str(error), LOST_PROCESS)
     except KeyboardInterrupt:
         return 130
 
@@ -107,9 +111,9 @@ def _one_line(error: Exception) -> str:
     return " ".join(line.strip() for line in lines) or type(error).__name__
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     sys.stderr.write(f"error: {message}\n")
-    return 2
+    return code
 
 
 def _help() -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files, merge
 from vos_lightning.app.runs import Run, run_command, write_text
+from vos_lightning.callbacks.stopping import StopRequest
 from vos_lightning.io.texts import read_json
 
 
@@ -37,7 +38,8 @@ def fine_tune(
     run: Run,
     checkpoint: Path | None,
     overrides: Sequence[str],
-    train: Callable[[Experiment, Run, Sequence[str]], int],
+    train: Callable[[Experiment, Run, Sequence[str], StopRequest], int],
+    request: StopRequest,
 ) -> int:
     """Score a checkpoint on the held-out videos, train from it, score again; print and write the comparison.
 
@@ -49,6 +51,7 @@ def fine_tune(
         checkpoint: checkpoint to start from; None for the one that the run was started from.
         overrides: options of the command line.
         train: function that runs a training in this process.
+        request: signals that ask to stop.
 
     Returns:
         The exit code of the step that failed, or 0.
@@ -72,10 +75,10 @@ def fine_tune(
         if _scores(scored).is_file():
             return 0
         command = ["test", name, "--run-dir", str(scored.directory), "--checkpoint", str(weights), *options, *overrides]
-        return run_command(command, environment)
+        return run_command(command, environment, request)
 
     code = test(before, checkpoint, "--baselines")
-    code = code or train(complete, run, [f"--initial_weights={checkpoint}", *overrides])
+    code = code or train(complete, run, [f"--initial_weights={checkpoint}", *overrides], request)
     if code or not _first_process():
         return code
     code = test(run, run.directory / "checkpoints" / "last.ckpt")

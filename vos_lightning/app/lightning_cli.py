@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -26,13 +28,16 @@ from vos_lightning.app.devices import available_devices, launched_processes, sha
 from vos_lightning.app.experiments import ExperimentError
 from vos_lightning.app.runs import Run, Stage
 from vos_lightning.callbacks.finite import FiniteCheckpoint, FiniteNumbers
+from vos_lightning.callbacks.last_checkpoint import LastCheckpoint, NoSignals, ResumingTrainer
 from vos_lightning.callbacks.panels import FramePanels
 from vos_lightning.callbacks.predictions import PredictionWriter
-from vos_lightning.callbacks.preemption import StopOnSignal
+from vos_lightning.callbacks.ranks import end_ranks, lost_rank, pass_on, watch_ranks
+from vos_lightning.callbacks.stopping import LostProcessError, Stopped, StopRequest
 from vos_lightning.callbacks.throughput import Throughput
 from vos_lightning.callbacks.visuals import EvaluationPictures
 from vos_lightning.checkpoints.loading import load_weights
 from vos_lightning.checkpoints.saving import AtomicCheckpointIO
+from vos_lightning.io.files import naming
 from vos_lightning.io.pretrained import MissingWeightsError, before_download, weights_are_overwritten
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
@@ -41,7 +46,7 @@ WandbMode = Literal["auto", "online", "offline", "disabled"]
 class VOSCommandLine(LightningCLI):
     """Builds trainer, module and data module from one composed configuration and command-line overrides."""
 
-    def __init__(self, file: Path, run: Run, name: str, stage: Stage | None) -> None:
+    def __init__(self, file: Path, run: Run, name: str, stage: Stage | None, request: StopRequest | None = None) -> None:
         """Parse and instantiate.
 
         Pretrained weights are loaded only where a training starts from them: an evaluation would overwrite them at once, as would
@@ -52,13 +57,14 @@ class VOSCommandLine(LightningCLI):
             run: the directory of the run.
             name: name of the experiment.
             stage: Lightning's stage that follows; None only parses (``.parser``, ``.config``).
+            request: signals that stop the training.
 
         Raises:
             ExperimentError: the message of the argument parser, in one line; or pretrained weights are not in the cache and
                 cannot be downloaded; or, where they would be downloaded, the data are not where they should be.
         """
         self.run_folder, self.name, self.stage = run, name, stage
-        self.stop_on_signal = StopOnSignal()
+        self.request = request or StopRequest()
         checkpoints = str(run.directory / "checkpoints")
         fixed = [
             f"--trainer.default_root_dir={run.directory}",
@@ -70,6 +76,7 @@ class VOSCommandLine(LightningCLI):
             super().__init__(
                 LightningModule,
                 LightningDataModule,
+                trainer_class=ResumingTrainer,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
@@ -102,7 +109,7 @@ class VOSCommandLine(LightningCLI):
             "root of its growth; departs from the published training",
         )
         parser.add_lightning_class_args(FiniteCheckpoint, "best_checkpoint")
-        parser.add_lightning_class_args(FiniteCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(EvaluationPictures, "pictures")
         parser.add_lightning_class_args(FramePanels, "panels")
@@ -114,6 +121,8 @@ class VOSCommandLine(LightningCLI):
                 "best_checkpoint.mode": "max",
                 "best_checkpoint.filename": "best-step={step:06d}-jf={val_jf:.4f}",
                 "best_checkpoint.auto_insert_metric_name": False,
+                # A validation that is repeated after a kill replaces the file that it had written.
+                "best_checkpoint.enable_version_counter": False,
                 "last_checkpoint.filename": "last",
                 "last_checkpoint.every_n_train_steps": 200,
                 "last_checkpoint.enable_version_counter": False,
@@ -155,7 +164,7 @@ class VOSCommandLine(LightningCLI):
         """Module, data module and trainer; see :meth:`__init__` for pretrained weights."""
         if self.stage is None:
             return
-        fresh = self.stage == "fit" and not self.config["initial_weights"] and self.run_folder.last_checkpoint is None
+        fresh = self.stage == "fit" and not self.config["initial_weights"] and self.run_folder.resumed_checkpoint is None
         try:
             with before_download(self._look_for_data) if fresh else weights_are_overwritten():
                 super().instantiate_classes()
@@ -180,12 +189,11 @@ class VOSCommandLine(LightningCLI):
             raise _WrongDataError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add loggers, the signal callback, and a SLURM environment that does not requeue jobs itself."""
+        """Add loggers, the handling of signals, and a SLURM environment that does not requeue jobs itself."""
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
-        callbacks = list(config.get("callbacks") or [])
-        kwargs["callbacks"] = [*callbacks, self.stop_on_signal]
+        kwargs["callbacks"] = list(config.get("callbacks") or [])
         if kwargs.get("logger", config.get("logger")):
             kwargs["callbacks"].append(LearningRateMonitor("step"))
         plugins = config.get("plugins") or []
@@ -196,8 +204,13 @@ class VOSCommandLine(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError) as error:  # such as devices that the machine does not have
             raise ExperimentError(f"trainer: {condense(str(error))}") from error
+        trainer._signal_connector = NoSignals(trainer)
+        watch_ranks(trainer)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LastCheckpoint):
+                callback.request = self.request
         weights = self.config_init.get("initial_weights")
-        if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:
+        if self.stage == "fit" and weights and self.run_folder.resumed_checkpoint is None:
             load_weights(self.model, Path(weights), start=True)
         return trainer
 
@@ -205,7 +218,7 @@ class VOSCommandLine(LightningCLI):
         run = self.run_folder
         # Every start has its own folder: CSVLogger deletes the metrics of a folder that exists.
         # Every row is written at once, so that a killed training loses none.
-        csv = CSVLogger(run.directory, name="logs", version=f"start_{run.start_number()}", flush_logs_every_n_steps=1)
+        csv = RunLogs(run.directory, name="logs", version=f"start_{run.start_number()}", flush_logs_every_n_steps=1)
         mode: WandbMode = self.config_init["wandb"]["mode"]
         if self.stage != "fit" or mode == "disabled" or not has_wandb():
             return [csv]
@@ -247,6 +260,57 @@ class LogConfiguration(Callback):
         """Log it, when all processes have been started."""
         for logger in trainer.loggers:
             logger.log_hyperparams(dict(self.configuration))
+
+
+class RunLogs(CSVLogger):
+    """CSV files whose errors name the file, and do not hide the error because of which a training ends."""
+
+    def save(self) -> None:
+        """Write what was logged.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with naming(Path(self.log_dir) / "metrics.csv"):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        """Write what was logged, at the end of a training that has succeeded or failed."""
+        with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():
+            super().finalize(status)
+
+
+def fit(cli: VOSCommandLine, resume: Path | None, request: StopRequest) -> None:
+    """Train.
+
+    Args:
+        cli: with ``request`` in its :class:`LastCheckpoint`.
+        resume: checkpoint from which the training goes on.
+        request: signals that ask to stop; they are deferred.
+
+    Raises:
+        Stopped: a signal asked for it.
+        LostProcessError: a loader of data, or the process of another device, has died.
+    """
+    trainer = cli.trainer
+    try:
+        with request.passed_on(functools.partial(pass_on, trainer)):
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+    except Stopped:
+        end_ranks(trainer)
+        raise
+    except Exception as error:
+        worker = "DataLoader worker" in str(error) and isinstance(error, RuntimeError)
+        if not worker and not lost_rank(error, trainer):
+            raise
+        end_ranks(trainer)
+        request.check()  # a scheduler signals all processes, and another one may have ended before this one
+        if worker:
+            raise LostProcessError(
+                f"a process that reads the training data has died ({condense(str(error))}), often for lack of memory: start the "
+                "same command again, perhaps with fewer data.init_args.loading.num_workers"
+            ) from error
+        raise LostProcessError("the process of another device has ended: start the same command again") from error
 
 
 class _WrongDataError(ValueError):

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import math
 import os
 import re
 import secrets
-import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
+import yaml
+
 from vos_lightning.app.experiments import ExperimentError, Which
-from vos_lightning.io.files import sha256_of, write_atomically
+from vos_lightning.callbacks.stopping import STOPPED, StopRequest
+from vos_lightning.checkpoints.files import BEFORE_LAST, LAST, is_whole
+from vos_lightning.io.files import move_away, sha256_of, write_atomically
 from vos_lightning.io.texts import read_json
 
 Stage = Literal["fit", "validate", "test", "predict"]
@@ -28,8 +31,9 @@ class Run:
     """The stable directory of a run. If the run is started again, it continues where it stopped.
 
     It holds ``experiment.yaml``, the composed configuration; ``config.yaml``, every argument; ``record.json``, what was done
-    when, on which hardware and at which commit; ``checkpoints/last.ckpt`` and ``checkpoints/best*.ckpt``; ``logs/``, CSV files
-    with one folder a start; ``scores/``; ``wandb_id``; ``non_finite.json``, if a step was left out; and ``finished``.
+    when, on which hardware and at which commit; ``checkpoints/last.ckpt``, the one before it, ``checkpoints/before_last.ckpt``,
+    and ``checkpoints/best*.ckpt``; ``logs/``, CSV files with one folder a start; ``scores/``; ``wandb_id``;
+    ``non_finite.json``, if a step was left out; and ``finished``.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,9 +41,47 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint from which to resume; None if there is none."""
-        path = self.directory / "checkpoints" / "last.ckpt"
+        """The last checkpoint; None if there is none."""
+        path = self.directory / "checkpoints" / LAST
         return path if path.is_file() else None
+
+    @property
+    def resumed_checkpoint(self) -> Path | None:
+        """The checkpoint from which to go on: the last one, or the one before if that is damaged; None for a new training.
+
+        Raises:
+            ExperimentError: all are damaged, or the run had checkpoints which are not there any more.
+        """
+        places = [self.directory / "checkpoints" / name for name in (LAST, BEFORE_LAST)]
+        there = [path for path in places if path.is_file()]
+        whole = next((path for path in there if is_whole(path)), None)
+        if whole is None and (there or self._has_saved()):
+            what = "damaged" if there else "missing"
+            raise ExperimentError(
+                f"{(there or places)[0]} is {what}, and there is no whole checkpoint before it: put back a copy of it, or move "
+                f"{self.directory} away to train again from the first step"
+            )
+        return whole
+
+    def _has_saved(self) -> bool:
+        """Whether there was a checkpoint: others are left, a start went on from one, or steps are logged that come after one."""
+        record, config = self.record(), self.directory / "config.yaml"
+        if any(self.directory.glob("checkpoints/[!.]*")) or any(start["from_step"] for start in record.get("starts", [])):
+            return True
+        options = yaml.safe_load(config.read_text()) if config.is_file() else {}
+        interval = (options.get("last_checkpoint") or {}).get("every_n_train_steps") or math.inf
+        return any(
+            step + 1 > interval for path in self.directory.glob("logs/start_*/metrics.csv") for step in _logged_steps(path)
+        )
+
+    def set_damaged_aside(self) -> str | None:
+        """Rename a damaged last checkpoint, so that it does not take the place of the one before; the message that says so."""
+        last = self.last_checkpoint
+        if last is None or is_whole(last):
+            return None
+        aside = last.with_name(f"{last.name}.damaged")
+        move_away(last, aside)
+        return f"{last} is damaged (now {aside.name}): the training goes on from the checkpoint before it"
 
     @property
     def best_checkpoint(self) -> Path:
@@ -166,6 +208,11 @@ def find_run(folder: Path, identity: str, first: Path | None = None) -> Run | No
     return next((run for run in found if run.finished), found[0] if found else None)
 
 
+def _logged_steps(path: Path) -> list[int]:
+    with path.open(newline="", errors="replace") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
+
+
 def _score_in_name(path: Path) -> float:
     found = re.search(r"jf=(\d\.\d+)", path.name)
     return float(found[1]) if found else -1.0
@@ -189,26 +236,29 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
 
 
-def run_command(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+def run_command(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None, request: StopRequest | None = None
+) -> int:
     """Run ``python -m vos_lightning ARGUMENTS`` in a separate process and return its exit code.
 
-    Signals that ask this process to stop (SIGTERM, SIGUSR1, Ctrl-C) are passed on to the child, which saves a checkpoint; this
-    process waits for it.
+    Args:
+        arguments: the command and its options.
+        environment: variables of the process; None for those of this one.
+        request: signals that ask this process to stop. They are passed on to the child, which saves a checkpoint, and this
+            process waits for it. A second Ctrl-C ends both at once.
+
+    Returns:
+        The exit code, 128 + n for a process that the signal n has ended, as a shell says it; ``STOPPED`` where that was the
+        signal that was passed on.
+
+    Raises:
+        Stopped: a signal came before the child was started.
     """
-    process = subprocess.Popen([sys.executable, "-m", "vos_lightning", *arguments], env=environment)
-
-    def pass_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        process.send_signal(number)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        names = [name for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-        before = {name: signal.signal(getattr(signal, name), pass_on) for name in names}
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # the terminal has interrupted the child too
-        raise
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+    request = request or StopRequest()
+    with request.deferred():
+        process = subprocess.Popen([sys.executable, "-m", "vos_lightning", *arguments], env=environment)
+        with request.passed_on(process.send_signal):
+            code = process.wait()
+    if code < 0:
+        return STOPPED if request.number == -code else 128 - code
+    return code

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from vos_lightning.checkpoints.files import BEFORE_LAST, LAST
 from vos_lightning.io.files import Replacement, list_everything, target_of_temporary
 from vos_lightning.io.weights import first_non_finite, require_finite
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint atomically; missing parent folders are created.
+    """Write a checkpoint atomically; missing parent folders are created. The one before the last is kept beside it.
 
     Raises:
         OSError: it cannot be written; the old checkpoint stays, and the error names the file.
@@ -25,7 +26,8 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
             f"{path}: this checkpoint is not written, because the weights {name} are not finite (NaN or infinity); an older one "
             "stays as it is"
         )
-    with Replacement(path) as new, new.temporary.open("wb") as file:
+    before = path.with_name(BEFORE_LAST) if path.name == LAST else None
+    with Replacement(path, before=before) as new, new.temporary.open("wb") as file:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:
@@ -53,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if target.parent.is_dir():
             # Nobody else writes here: a run is locked, and one process of a training saves.
             for place in list_everything(target.parent):
-                if target_of_temporary(place.name) == target.name:
+                if target_of_temporary(place.name) in (target.name, BEFORE_LAST):
                     place.unlink(missing_ok=True)
         write_checkpoint(target, checkpoint)
 

@@ -248,6 +248,7 @@ class Replacement:
         path: the file; missing parent folders are created.
         durable: whether content and name are on the disk when :meth:`commit` returns, so that they survive a power cut. Without
             it, a power cut can leave an empty file, which costs nothing where files are many and easily made again.
+        before: where the file that is replaced is kept; None keeps it nowhere.
 
     Attributes:
         path: the file.
@@ -257,9 +258,10 @@ class Replacement:
         OSError: a parent folder cannot be created.
     """
 
-    def __init__(self, path: str | os.PathLike[str], durable: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], durable: bool = True, before: Path | None = None) -> None:
         self.path = Path(path)
         self.durable = durable
+        self.before = before
         # tempfile is not used, as its files can be read by their owner only.
         self.temporary = self.path.with_name(name_of_temporary(self.path.name))
         with naming(self.path):
@@ -279,6 +281,8 @@ class Replacement:
                 if self.durable:
                     with self.temporary.open("r+b") as file:
                         os.fsync(file.fileno())
+                if self.before is not None:
+                    _keep(self.path, self.before)
                 os.replace(self.temporary, self.path)
         finally:
             self.discard()
@@ -312,6 +316,29 @@ def write_atomically(path: str | os.PathLike[str], content: bytes, durable: bool
 def name_of_temporary(name: str) -> str:
     """A new name for the temporary file of a file; it is longer than the name of the file."""
     return f".{name}.{uuid.uuid4().hex}.tmp"
+
+
+def move_away(path: Path, to: Path) -> None:
+    """Give a file another name, under which a file is replaced.
+
+    Raises:
+        OSError: it cannot be renamed, or is not there.
+    """
+    os.replace(path, to)
+
+
+def _keep(path: Path, to: Path) -> None:
+    """Give a file, if there is one, a second name, so that it can be replaced under its first one."""
+    if not path.is_file():
+        return
+    try:
+        with Replacement(to, durable=False) as second:
+            try:
+                os.link(path, second.temporary)
+            except OSError:  # the file system has no second names: for a moment there is no file with the first one
+                move_away(path, second.temporary)
+    except OSError as error:  # it is the file that cannot be replaced
+        raise OSError(error.errno, error.strerror) from error
 
 
 def target_of_temporary(name: str) -> str | None:

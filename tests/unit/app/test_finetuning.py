@@ -66,7 +66,7 @@ def commands(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> l
     monkeypatch.chdir(tmp_path)
     started: list[str] = []
 
-    def in_process(arguments: Sequence[str], environment: Any = None) -> int:
+    def in_process(arguments: Sequence[str], environment: Any = None, request: Any = None) -> int:
         started.append(arguments[0])
         return cli.main(arguments)
 
@@ -111,7 +111,7 @@ def test_before_and_after(
     assert trained["hyper_parameters"]["evaluation"] == start["hyper_parameters"]["evaluation"]
     moved = [(trained["state_dict"][name] - start["state_dict"][name]).abs().max() for name, _ in trained_parameters(checkpoint)]
     assert 0 < max(moved) < 1e-4  # two steps at 1e-5
-    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in Path("run/checkpoints").iterdir()) == ["before_last.ckpt", "last.ckpt"]
     assert cli.main([*arguments, *OPTIONS]) == 0
     assert commands == ["test", "test"]
     # The results name the run and what it was, and take it for no published row.

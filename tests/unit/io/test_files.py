@@ -219,6 +219,8 @@ WRITERS = {
     ("vos_lightning/io/outputs.py", "open"): "the record of an output folder grows by a line for each file",
     ("vos_lightning/io/pretrained.py", "download_url_to_file"): "torch.hub replaces the file itself when it is complete",
     ("vos_lightning/app/runs.py", "open"): "the lock of a run, which has to stay the same file",
+    ("vos_lightning/app/lightning_cli.py", "save"): "the logs of Lightning, whose files grow",
+    ("vos_lightning/callbacks/last_checkpoint.py", "save"): "the same logs",
     ("vos_lightning/app/benchmark/measure.py", "write_text"): "a switch of the system under /proc",
     ("vos_lightning/app/training.py", "tempfile"): "the parser reads a file, which is removed at once",
     ("vos_lightning/app/training.py", "write_text"): "the same file",
@@ -228,6 +230,7 @@ WRITERS = {
     ("data_modules/doctor/fixes.py", "move"): "a hidden file is moved out of the data set as it is",
     ("benchmarks/clips.py", "tempfile"): "data that are made for one measurement",
     ("benchmarks/evaluate.py", "tempfile"): "data that are made for one measurement",
+    ("benchmarks/kills.py", "tempfile"): "runs that are made for one measurement",
     ("benchmarks/evaluate.py", "save"): "data that are made for one measurement",
 }
 """Module and call -> why it does not go through ``io/files.py``."""

@@ -323,7 +323,7 @@ def test_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def in_process(command: list[str]) -> int:
+    def in_process(command: list[str], request: Any = None) -> int:
         commands.append(command)
         return cli.main(command)
 
