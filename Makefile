@@ -105,11 +105,10 @@ bench: $(STAMP) ## speed of the metrics and of `evaluate` beside a plain impleme
 bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_davis17 pmvos_davis17" ARGS="--objects 1 3"
 	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)
 
-slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=24:00:00
-	@sbatch --nodes=$(or $(NODES),1) --ntasks-per-node=$(or $(GPUS),1) --gpus-per-node=$(or $(GPUS),1) --time=$(or $(TIME),24:00:00) \
-	  --signal=SIGUSR1@90 --requeue --job-name=$(EXP) --output=runs/slurm-%x-%j.log \
-	  --wrap "srun $(RUN) train $(EXP) --trainer.num_nodes=$(or $(NODES),1) --trainer.devices=$(or $(GPUS),1) $(ARGS) || \
-	  { test \$$? = 75 && scontrol requeue \$$SLURM_JOB_ID; }"
+slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=24:00:00; DRY=1 prints the job (docs/clusters.md)
+	@test -n "$(EXP)" || { echo 'error: which experiment? make slurm EXP=emvos_davis17 GPUS=4 (make list)' >&2; exit 2; }
+	@$(RUN) slurm $(EXP) --nodes $(or $(NODES),1) --gpus $(or $(GPUS),1) --time $(or $(TIME),24:00:00) \
+	  $(if $(DRY),--dry-run) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ARGS)
 
 wandb-sync: $(STAMP) ## upload runs that were logged offline
 	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-*

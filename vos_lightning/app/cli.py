@@ -30,6 +30,10 @@ def _command(module: str, *given: str) -> Callable[[Sequence[str]], int]:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_command("vos_lightning.app.training"), "train an experiment, or continue where it stopped"),
+    "slurm": (
+        _command("vos_lightning.app.slurm"),
+        "submit a training to SLURM, or print the job: slurm EXP --nodes 1 --gpus 4 [--dry-run]",
+    ),
     "test": (_command("vos_lightning.app.scoring", "test"), "score an experiment's test videos with its checkpoint"),
     "validate": (
         _command("vos_lightning.app.scoring", "validate"),

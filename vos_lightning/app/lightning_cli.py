@@ -272,11 +272,12 @@ def condense(message: str) -> str:
     unknown = re.search(
         r"Key '(?P<a>[^']+)' is not expected"
         r"|[Oo]ption '(?P<b>[^']+)' is not accepted"
-        r"|[Uu]nrecognized arguments?:? '?(?P<c>[^\s'(]+)",
+        r"|[Uu]nrecognized arguments?:? '?(?P<c>[^\s'(]+)"
+        r"|Group '(?P<group>[^']+)' does not accept option '(?P<d>[^']+)'",
         message,
     )
     if unknown:
-        key = next(group for group in unknown.groups() if group)
+        key = ".".join(filter(None, (unknown["group"], unknown["a"] or unknown["b"] or unknown["c"] or unknown["d"])))
         where = re.search(r"Parser key \"(?P<key>[^\"]+)\"", message)
         at = f" of {where['key']}" if where and where["key"] not in key else ""
         return f"unknown option {key}{at}: `python -m vos_lightning show EXP --options` lists what there is"
@@ -299,6 +300,7 @@ def _quiet() -> None:
         r"Found \d+ module\(s\) in eval mode",  # frozen normalisation
         "Attribute 'network' is an instance of",  # what makes a checkpoint describe its network
         "The number of training batches",
+        r"It is recommended to use `self\.log\(.*sync_dist=True",  # every process logs the same score, of rows that are gathered
         r"The '\w+_dataloader' does not have many workers",  # videos are decoded frame by frame, see data_modules.base
         r".*isinstance\(treespec, LeafSpec\)",
         "Checkpoint directory .* exists and is not empty",  # resuming is the rule here
