@@ -22,7 +22,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from vos_lightning.app.devices import available_devices, launched_processes, share_batch
+from vos_lightning.app.clusters import TorchrunEnvironment
+from vos_lightning.app.devices import available_devices, launched_processes, require_all_processes, share_batch
 from vos_lightning.app.experiments import ExperimentError
 from vos_lightning.app.runs import Run, Stage
 from vos_lightning.callbacks.panels import FramePanels
@@ -126,7 +127,12 @@ class VOSCommandLine(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Check that a training has a number of steps and devices that can share its batch."""
+        """Check that all processes take part, and that a training has a number of steps and devices that can share its batch."""
+        if self.stage is None:
+            return
+        devices = require_all_processes(self.config["trainer"], launched_processes())
+        if devices is not None:
+            self.config["trainer"]["devices"] = devices
         if self.stage != "fit":
             return
         if int(self.config["trainer"]["max_steps"]) <= 0 and not self.config["trainer"]["fast_dev_run"]:
@@ -178,7 +184,7 @@ class VOSCommandLine(LightningCLI):
             raise _WrongDataError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add loggers, the signal callback, and a SLURM environment that does not requeue jobs itself."""
+        """Add loggers, the signal callback, and the environment of a cluster; that of SLURM does not requeue jobs itself."""
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
@@ -190,6 +196,8 @@ class VOSCommandLine(LightningCLI):
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
+        elif TorchrunEnvironment.detect():
+            kwargs["plugins"].append(TorchrunEnvironment())
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError) as error:  # such as devices that the machine does not have
