@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import cv2
 import lightning
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
-from data_modules.clips.proposals import check_proposals
+from data_modules.clips.proposals import check_proposals, name_of
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.videos import folder_videos
-from vos_lightning.structures import LazySequence, VideoSample
+from vos_lightning.structures import LazySequence, UnusableVideo, VideoSample
 
 T_ = TypeVar("T_")
+V_ = TypeVar("V_", VideoSample, VideoSample | UnusableVideo)
 
 
 class ClipLoader(DataLoader[Any]):
@@ -226,16 +228,17 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """This process's share of the videos, one at a time."""
         return self._video_loader(self.videos("test"))
 
-    def predict_dataloader(self) -> DataLoader[VideoSample]:
-        """This process's share of the videos, one at a time."""
-        return self._video_loader(self.videos("predict"))
+    def predict_dataloader(self) -> DataLoader[VideoSample | UnusableVideo]:
+        """This process's share of the videos, one at a time; one that cannot be opened does not keep the others back."""
+        return self._video_loader(_Openable(self.videos("predict")))
 
-    def _video_loader(self, videos: LazySequence[VideoSample]) -> DataLoader[VideoSample]:
+    def _video_loader(self, videos: LazySequence[V_]) -> DataLoader[V_]:
         trainer = self._trainer()
-        # No video is repeated: ranks may have different numbers of videos, unlike with a padding DistributedSampler. Frames are
-        # decoded on access in this process, so workers would have nothing to do.
-        share = _Share(videos, range(trainer.global_rank, len(videos), trainer.world_size))
-        return DataLoader(dataset=share, batch_size=None, collate_fn=_identity, num_workers=0)
+        # The order of Lightning's UnrepeatedDistributedSampler, which refuses more processes than videos: no video is repeated,
+        # unlike with a padding DistributedSampler. Frames are decoded on access in this process, so workers would have nothing
+        # to do.
+        share = range(trainer.global_rank, len(videos), trainer.world_size)
+        return DataLoader(dataset=videos, sampler=share, batch_size=None, collate_fn=_identity, num_workers=0)  # type: ignore[arg-type]
 
     def _trainer(self) -> lightning.Trainer:
         if self.trainer is None:
@@ -265,16 +268,23 @@ def _one_thread(worker: int) -> None:  # noqa: ARG001
     cv2.setNumThreads(0)
 
 
-class _Share(Dataset[VideoSample]):
-    def __init__(self, videos: LazySequence[VideoSample], indices: range) -> None:
+class _Openable(LazySequence[VideoSample | UnusableVideo]):
+    """Videos, with those that cannot be opened named instead."""
+
+    def __init__(self, videos: LazySequence[VideoSample]) -> None:
         self.videos = videos
-        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.videos)
 
-    def __getitem__(self, index: int) -> VideoSample:
-        return self.videos[self.indices[index]]
+    def __getitem__(self, index: int) -> VideoSample | UnusableVideo:
+        try:
+            return self.videos[index]
+        except (ValueError, OSError) as error:
+            return UnusableVideo(name_of(self.videos, index), error)
+
+    def __iter__(self) -> Iterator[VideoSample | UnusableVideo]:
+        return (self[index] for index in range(len(self)))
 
 
 def _identity(value: T_) -> T_:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed import TCPStore
 
 from tests.integration.runs import environment
+from vos_lightning.app.clusters import TorchrunEnvironment
 
 OPTIONS = (
     "--trainer.max_steps=3",
@@ -56,6 +58,23 @@ def check(folder: Path) -> None:
         assert [start["hardware"][:4] for start in record["starts"]] == ["2 x "]
 
 
+def test_every_training_has_a_store_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, one after the other, with two trainings each."""
+    launcher = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launcher.port), "WORLD_SIZE": "2"}
+    environments, ports = [], []
+    for rank in ("0", "1"):
+        for _ in range(2):
+            for name, value in {**variables, "RANK": rank, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+                monkeypatch.setenv(name, value)
+            environments.append(TorchrunEnvironment())  # which keeps its store open
+            ports.append(environments[-1].main_port)
+            assert environments[-1].main_port == ports[-1]
+    assert ports[:2] == ports[2:]
+    assert len({launcher.port, *ports}) == 3
+
+
+@pytest.mark.slow
 def test_stages_one_after_the_other(staged: Path) -> None:
     """The second training does not meet what the first one has left in the store of the launcher, which lives on."""
     launch = ("--standalone", "--nproc-per-node", "2", "-m", "vos_lightning")

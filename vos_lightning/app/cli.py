@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from vos_lightning.io.files import one_line
+
 
 def _predict(argv: Sequence[str]) -> int:
     """``predict EXP`` for an experiment's videos, ``predict --checkpoint FILE --video FILE ...`` for the user's own videos."""
@@ -96,19 +98,9 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush
         return 141
     except (ValueError, OSError) as error:
-        return _fail(_one_line(error))
+        return _fail(one_line(error))
     except KeyboardInterrupt:
         return 130
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an error; for one that a data loader's worker passed on, the last line of its traceback."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("Caught "):
-        return lines[-1].split(": ", 1)[-1].strip()
-    return " ".join(line.strip() for line in lines) or type(error).__name__
 
 
 def _fail(message: str) -> int:

@@ -130,7 +130,8 @@ class VOSCommandLine(LightningCLI):
         """Check that all processes take part, and that a training has a number of steps and devices that can share its batch."""
         if self.stage is None:
             return
-        devices = require_all_processes(self.config["trainer"], launched_processes())
+        asked = {key: self.config["trainer"][key] for key in ("devices", "num_nodes")}
+        devices = require_all_processes(asked, launched_processes())
         if devices is not None:
             self.config["trainer"]["devices"] = devices
         if self.stage != "fit":
