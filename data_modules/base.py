@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -91,8 +91,6 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     proposals_option = "wrap the data module in data_modules.proposals.ProposalsDataModule"
     """How a user adds proposals to this data module; part of an error message."""
-    # A process may get no video if there are more processes than videos.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -234,10 +232,12 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     def _video_loader(self, videos: LazySequence[V_]) -> DataLoader[V_]:
         trainer = self._trainer()
-        # The order of Lightning's UnrepeatedDistributedSampler, which refuses more processes than videos: no video is repeated,
-        # unlike with a padding DistributedSampler. Frames are decoded on access in this process, so workers would have nothing
-        # to do.
-        share = range(trainer.global_rank, len(videos), trainer.world_size)
+        # As Lightning's UnrepeatedDistributedSampler, which refuses more processes than videos: no video is repeated, unlike with
+        # a padding DistributedSampler. A process for which none is left repeats one, because Lightning leaves a process without
+        # videos out, for which the others would wait for ever. Frames are decoded on access in this process, so workers would
+        # have nothing to do.
+        rank, total = trainer.global_rank, len(videos)
+        share: Sequence[int] = range(rank, total, trainer.world_size) or [rank % total] if total else []
         return DataLoader(dataset=videos, sampler=share, batch_size=None, collate_fn=_identity, num_workers=0)  # type: ignore[arg-type]
 
     def _trainer(self) -> lightning.Trainer:
