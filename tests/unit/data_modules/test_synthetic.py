@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 
 from data_modules.base import VOSDataModule
 from data_modules.clips.proposals import ProposalVideos
@@ -160,12 +160,13 @@ def test_videos_are_made_when_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("processes", "expected"), [(1, ["01234"]), (2, ["024", "13"]), (6, ["0", "1", "2", "3", "4", "0"])])
-def test_processes_share_the_videos(processes: int, expected: list[str]) -> None:
+def test_processes_share_the_videos(processes: int, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """None is lost or done twice, and no process is without one: the others would wait for it for ever."""
+    data = SyntheticDataModule(num_val_videos=5, num_test_videos=5, scene=SceneRecipe(height=16, width=16, num_frames=2))
+    data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, use_distributed_sampler=False)
+    monkeypatch.setattr(Trainer, "world_size", processes)
     for rank, videos in enumerate(expected):
-        data = SyntheticDataModule(num_val_videos=5, num_test_videos=5, scene=SceneRecipe(height=16, width=16, num_frames=2))
-        connector = SimpleNamespace(use_distributed_sampler=False)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, _accelerator_connector=connector)  # type: ignore[assignment]
+        monkeypatch.setattr(Trainer, "global_rank", rank)
         for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
             assert "".join(video.name[-1] for video in loader) == videos
             assert len(loader) == len(videos)
