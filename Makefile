@@ -9,7 +9,7 @@ export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
-  test-all test-portable test-gpu bench bench-networks slurm wandb-sync clean
+  test-all test-portable test-gpu bench bench-networks slurm lock audit wandb-sync clean
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -21,7 +21,8 @@ help: ## show this text
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (once; torch is large) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,wandb]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 setup: $(STAMP) ## install everything into .venv (every target does this by itself)
@@ -105,11 +106,21 @@ bench: $(STAMP) ## speed of the metrics and of `evaluate` beside a plain impleme
 bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_davis17 pmvos_davis17" ARGS="--objects 1 3"
 	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)
 
-slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=24:00:00
-	@sbatch --nodes=$(or $(NODES),1) --ntasks-per-node=$(or $(GPUS),1) --gpus-per-node=$(or $(GPUS),1) --time=$(or $(TIME),24:00:00) \
-	  --signal=SIGUSR1@90 --requeue --job-name=$(EXP) --output=runs/slurm-%x-%j.log \
-	  --wrap "srun $(RUN) train $(EXP) --trainer.num_nodes=$(or $(NODES),1) --trainer.devices=$(or $(GPUS),1) $(ARGS) || \
-	  { test \$$? = 75 && scontrol requeue \$$SLURM_JOB_ID; }"
+slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=24:00:00; DRY=1 prints the job (docs/clusters.md)
+	@test -n "$(EXP)" || { echo 'error: which experiment? make slurm EXP=emvos_davis17 GPUS=4 (make list)' >&2; exit 2; }
+	@$(RUN) slurm $(EXP) --nodes $(or $(NODES),1) --gpus $(or $(GPUS),1) --time $(or $(TIME),24:00:00) \
+	  $(if $(DRY),--dry-run) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ARGS)
+
+# Tools of these two are no dependencies: they get an environment of their own, which is removed at the end.
+TEMPORARY = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
+  "$$folder/bin/python" -m pip install --quiet --disable-pip-version-check
+
+lock: ## write constraints.txt anew from pyproject.toml, with hashes; versions stay (ARGS=--upgrade raises them)
+	@$(TEMPORARY) uv && "$$folder/bin/uv" pip compile --quiet pyproject.toml --extra dev --extra wandb --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt $(ARGS)
+
+audit: ## look up the versions in constraints.txt in a list of known vulnerabilities (SERVICE=osv or pypi)
+	@$(TEMPORARY) pip-audit && $(PYTHON) .ci/audit "$$folder/bin/pip-audit" constraints.txt $(or $(SERVICE),osv)
 
 wandb-sync: $(STAMP) ## upload runs that were logged offline
 	@$(BIN)/wandb sync --include-offline runs/*/wandb/offline-run-*

@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import cv2
 import lightning
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
-from data_modules.clips.proposals import check_proposals
+from data_modules.clips.proposals import check_proposals, name_of
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.videos import folder_videos
-from vos_lightning.structures import LazySequence, VideoSample
+from vos_lightning.structures import LazySequence, UnusableVideo, VideoSample
 
 T_ = TypeVar("T_")
+V_ = TypeVar("V_", VideoSample, VideoSample | UnusableVideo)
 
 
 class ClipLoader(DataLoader[Any]):
@@ -90,8 +92,6 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
 
     proposals_option = "wrap the data module in data_modules.proposals.ProposalsDataModule"
     """How a user adds proposals to this data module; part of an error message."""
-    # A process may get no video if there are more processes than videos.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -227,16 +227,19 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         """This process's share of the videos, one at a time."""
         return self._video_loader(self.videos("test"))
 
-    def predict_dataloader(self) -> DataLoader[VideoSample]:
-        """This process's share of the videos, one at a time."""
-        return self._video_loader(self.videos("predict"))
+    def predict_dataloader(self) -> DataLoader[VideoSample | UnusableVideo]:
+        """This process's share of the videos, one at a time; one that cannot be opened does not keep the others back."""
+        return self._video_loader(_Openable(self.videos("predict")))
 
-    def _video_loader(self, videos: LazySequence[VideoSample]) -> DataLoader[VideoSample]:
+    def _video_loader(self, videos: LazySequence[V_]) -> DataLoader[V_]:
         trainer = self._trainer()
-        # No video is repeated: ranks may have different numbers of videos, unlike with a padding DistributedSampler. Frames are
-        # decoded on access in this process, so workers would have nothing to do.
-        share = _Share(videos, range(trainer.global_rank, len(videos), trainer.world_size))
-        return DataLoader(dataset=share, batch_size=None, collate_fn=_identity, num_workers=0)
+        # As Lightning's UnrepeatedDistributedSampler, which refuses more processes than videos: no video is repeated, unlike with
+        # a padding DistributedSampler. A process for which none is left repeats one, because Lightning leaves a process without
+        # videos out, for which the others would wait for ever. Frames are decoded on access in this process, so workers would
+        # have nothing to do.
+        rank, total = trainer.global_rank, len(videos)
+        share: Sequence[int] = range(rank, total, trainer.world_size) or [rank % total] if total else []
+        return DataLoader(dataset=videos, sampler=share, batch_size=None, collate_fn=_identity, num_workers=0)  # type: ignore[arg-type]
 
     def _trainer(self) -> lightning.Trainer:
         if self.trainer is None:
@@ -280,16 +283,23 @@ def _start_worker(worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
-class _Share(Dataset[VideoSample]):
-    def __init__(self, videos: LazySequence[VideoSample], indices: range) -> None:
+class _Openable(LazySequence[VideoSample | UnusableVideo]):
+    """Videos, with those that cannot be opened named instead."""
+
+    def __init__(self, videos: LazySequence[VideoSample]) -> None:
         self.videos = videos
-        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.videos)
 
-    def __getitem__(self, index: int) -> VideoSample:
-        return self.videos[self.indices[index]]
+    def __getitem__(self, index: int) -> VideoSample | UnusableVideo:
+        try:
+            return self.videos[index]
+        except (ValueError, OSError) as error:
+            return UnusableVideo(name_of(self.videos, index), error)
+
+    def __iter__(self) -> Iterator[VideoSample | UnusableVideo]:
+        return (self[index] for index in range(len(self)))
 
 
 def _identity(value: T_) -> T_:

@@ -214,6 +214,18 @@ class VideoSample:
 
 
 @dataclass(frozen=True)
+class UnusableVideo:
+    """A video that cannot be opened, in the place of a :class:`VideoSample`."""
+
+    name: str
+    error: ValueError | OSError
+
+    def to(self, *args: Any, **kwargs: Any) -> UnusableVideo:  # noqa: ARG002
+        """Return itself; Lightning calls this method."""
+        return self
+
+
+@dataclass(frozen=True)
 class FramePrediction:
     """Result of the engine for a frame, in original size and ids."""
 

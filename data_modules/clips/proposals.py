@@ -101,6 +101,12 @@ class ProposalVideos(LazyVideos):
             yield ItemNames(video.name, dict(enumerate(video.frame_names or ())))
 
 
+def name_of(videos: LazySequence[VideoSample], index: int) -> str:
+    """Name of a video that may not be possible to open: its own if it is a video on disk, else its number, counted from 1."""
+    inner = videos.videos if isinstance(videos, ProposalVideos) else videos
+    return inner.records[index].name if isinstance(inner, RecordVideos) else f"video {index + 1}"
+
+
 def add_proposals(
     parts: Iterable[tuple[ClipSource, ClipRecipe]], proposals: ProposalSource
 ) -> list[tuple[ClipSource, ClipRecipe]]:

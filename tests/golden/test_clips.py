@@ -73,7 +73,8 @@ def test_clips_are_the_recorded_ones(name: str, tmp_path: Path) -> None:
         lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted({**recorded, name: found}.items()))
         FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
-    rooms = {"areas": 3, "colours": 5e-4, "boxes": 0.05, "masks": 5e-3, "scores": 2e-3}
+    # OpenCV 5 rounds one direction of HSV otherwise than 4.14, by up to 1 of 255, which moves the mean of a frame by up to 7e-4.
+    rooms = {"areas": 3, "colours": 1e-3, "boxes": 0.05, "masks": 5e-3, "scores": 2e-3}
     for step, (batch, expected) in enumerate(zip(found, recorded[name], strict=True)):
         assert batch.keys() == expected.keys()
         for key, value in batch.items():

@@ -80,3 +80,27 @@ def test_metrics_do_not_depend_on_the_number_of_processes(tmp_path: Path, stage:
         assert content.pop("evaluation")["hardware"].startswith(f"{number} x ")  # the rest is the same
         scores.append(json.dumps(content))
     assert scores[0] == scores[1]
+
+
+def test_predictions_are_shared_and_resumed(tmp_path: Path) -> None:
+    """Two processes write what one writes, each video once; the first of them, which is interrupted, is gone on with by one."""
+    options = ("--data.init_args.num_test_videos=3", "--trainer.enable_progress_bar=false", "--predictions.contact_sheet=false")
+    code, output = quick_run("train", "emvos_smoke", "--run-dir", "run", *OPTIONS, cwd=tmp_path)
+    assert code == 0, output
+    predict = ("predict", "emvos_smoke", "--run-dir", "run", *options)
+    written = {}
+    for folder, start in (("one", quick_run), ("two", run_on_two)):
+        code, output = start(*predict, f"--predictions.output_dir={folder}", cwd=tmp_path)
+        assert code == 0, output
+        files = (tmp_path / folder / "masks").rglob("*.png")
+        written[folder] = {str(path.relative_to(tmp_path / folder)): path.read_bytes() for path in files}
+    assert written["two"] == written["one"]
+    records = [(tmp_path / "two" / name).read_text() for name in ("written.jsonl", "written-1.jsonl")]
+    assert [record.count('{"item": "synthetic') for record in records] == [2, 1]
+    # As if the second process had been killed before its video was complete.
+    lines = records[1].splitlines(keepends=True)
+    (tmp_path / "two" / "written-1.jsonl").write_text("".join(line for line in lines if '"item": "synthetic' not in line))
+    code, output = quick_run(*predict, "--predictions.output_dir=two", "--predictions.resume=true", cwd=tmp_path)
+    assert code == 0, output
+    assert "two: 2 videos are done and are kept" in output
+    assert {name: (tmp_path / "two" / name).read_bytes() for name in written["one"]} == written["one"]

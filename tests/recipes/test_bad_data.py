@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -117,6 +119,42 @@ def test_predictions_before_the_damage_are_kept(davis: Path, checkpoint: Path) -
     assert main(["test", "davis.yaml", "--checkpoint", str(checkpoint)]) == 2
     written = {path.parent.name for path in (Path("runs") / "davis" / "predictions" / "test").rglob("*.png")}
     assert first in written
+
+
+@pytest.mark.parametrize(
+    "damage", [truncated_jpeg, empty_first_mask, smooth_first_mask, first_mask_of_another_size, missing_first_mask]
+)
+def test_prediction_passes_over_a_bad_video(
+    davis: Path, checkpoint: Path, damage: Callable[[Path, str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All others are written, the code says that something is missing, and a second start does what is left."""
+    bad, good = videos(davis)
+    masks = Path("runs") / "davis" / "predictions" / "predict" / "masks"
+    backup = Path(shutil.copytree(davis, davis.with_name("backup")))
+    named = damage(davis, bad)
+    capfd.readouterr()
+    assert main(["predict", "davis.yaml", "--checkpoint", str(checkpoint)]) == 3
+    errors = capfd.readouterr().err.splitlines()
+    assert any(line.startswith(f"{bad} is passed over: ") and str(named) in line for line in errors)
+    assert errors[-2].startswith(f"missing: {bad}: ")
+    assert errors[-1] == (
+        "error: 1 of 2 videos are missing; all others are written. Mend them and start the command again with "
+        "--predictions.resume=true"
+    )
+    assert [path.name for path in masks.iterdir()] == [good]
+    written = {path: path.stat().st_mtime_ns for path in masks.rglob("*.png")}
+    shutil.rmtree(davis)
+    backup.rename(davis)
+    resumed = ["predict", "davis.yaml", "--predictions.resume=true", "--checkpoint"]
+    assert main([*resumed, str(checkpoint)]) == 0
+    assert sorted(path.name for path in masks.iterdir()) == [bad, good]
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert sorted(path.name for path in masks.parent.glob("*.png")) == ["contact_sheet.png", "contact_sheet_start2.png"]
+    # Of other weights, nothing is mixed in.
+    other = torch.load(checkpoint, weights_only=True)
+    torch.save({**other, "global_step": 7}, "other.ckpt")
+    assert main([*resumed, "other.ckpt"]) == 2
+    assert "holds results of another checkpoint, or with other options" in capfd.readouterr().err
 
 
 def test_damage_in_training_is_named(davis: Path, capfd: pytest.CaptureFixture[str]) -> None:

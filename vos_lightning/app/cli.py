@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from vos_lightning.callbacks.stopping import LOST_PROCESS, LostProcessError
+from vos_lightning.io.files import one_line
 
 
 def _predict(argv: Sequence[str]) -> int:
@@ -32,6 +33,10 @@ def _command(module: str, *given: str) -> Callable[[Sequence[str]], int]:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_command("vos_lightning.app.training"), "train an experiment, or continue where it stopped"),
+    "slurm": (
+        _command("vos_lightning.app.slurm"),
+        "submit a training to SLURM, or print the job: slurm EXP --nodes 1 --gpus 4 [--dry-run]",
+    ),
     "test": (_command("vos_lightning.app.scoring", "test"), "score an experiment's test videos with its checkpoint"),
     "validate": (
         _command("vos_lightning.app.scoring", "validate"),
@@ -94,21 +99,11 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout = None  # type: ignore[assignment]  # nothing is left to flush
         return 141
     except (ValueError, OSError) as error:
-        return _fail(_one_line(error))
+        return _fail(one_line(error))
     except LostProcessError as error:
         return _fail(str(error), LOST_PROCESS)
     except KeyboardInterrupt:
         return 130
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an error; for one that a data loader's worker passed on, the last line of its traceback."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("Caught "):
-        return lines[-1].split(": ", 1)[-1].strip()
-    return " ".join(line.strip() for line in lines) or type(error).__name__
 
 
 def _fail(message: str, code: int = 2) -> int:

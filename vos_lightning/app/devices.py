@@ -85,6 +85,34 @@ def share_batch(
     return Share(fitting[-1], batch_size, 1.0, note[0].upper() + note[1:])
 
 
+def require_all_processes(trainer: Mapping[str, Any], launched: int | None) -> int | None:
+    """Number of devices of a node, so that a training has as many processes as a cluster has started.
+
+    Without this check, each of two processes that take one device would do the whole work, in the same folder.
+
+    Args:
+        trainer: the ``trainer`` section: ``devices`` as a number or ``auto``, ``num_nodes``.
+        launched: number of processes that were started; None if the training starts them itself.
+
+    Returns:
+        The number to set; None leaves ``devices`` as it is.
+
+    Raises:
+        ExperimentError: the numbers disagree.
+    """
+    if launched is None:
+        return None
+    nodes, asked = trainer.get("num_nodes") or 1, _number(trainer.get("devices", "auto"))
+    if asked is None and launched % nodes == 0:
+        return launched // nodes
+    if asked is None or nodes * asked != launched:
+        raise ExperimentError(
+            f"{launched} processes were started, but --trainer.devices={trainer.get('devices')} and --trainer.num_nodes={nodes} "
+            f"ask for another number: their product has to be {launched}"
+        )
+    return None
+
+
 def device_name(device: torch.device) -> str:
     """The model of an accelerator or of the CPU; its kind where the system does not tell the model."""
     import torch

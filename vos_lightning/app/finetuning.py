@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vos_lightning.app.devices import launched_processes
 from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files, merge
 from vos_lightning.app.runs import Run, run_command, write_text
 from vos_lightning.callbacks.stopping import StopRequest
@@ -79,10 +80,11 @@ def fine_tune(
 
     code = test(before, checkpoint, "--baselines")
     code = code or train(complete, run, [f"--initial_weights={checkpoint}", *overrides], request)
-    if code or not _first_process():
+    # Processes that a cluster has started all take part in every step; those that the training has started beside it do not.
+    if code or not (_first_process() or launched_processes()):
         return code
     code = test(run, run.directory / "checkpoints" / "last.ckpt")
-    if code:
+    if code or not _first_process():
         return code
     comparison = compare(before, run)
     write_text(run.directory / "comparison.json", json.dumps(comparison, indent=2) + "\n")

@@ -24,7 +24,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from vos_lightning.app.devices import available_devices, launched_processes, share_batch
+from vos_lightning.app.clusters import TorchrunEnvironment
+from vos_lightning.app.devices import available_devices, launched_processes, require_all_processes, share_batch
 from vos_lightning.app.experiments import ExperimentError
 from vos_lightning.app.runs import Run, Stage
 from vos_lightning.callbacks.finite import FiniteCheckpoint, FiniteNumbers
@@ -137,7 +138,13 @@ class VOSCommandLine(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Check that a training has a number of steps and devices that can share its batch."""
+        """Check that all processes take part, and that a training has a number of steps and devices that can share its batch."""
+        if self.stage is None:
+            return
+        asked = {key: self.config["trainer"][key] for key in ("devices", "num_nodes")}
+        devices = require_all_processes(asked, launched_processes())
+        if devices is not None:
+            self.config["trainer"]["devices"] = devices
         if self.stage != "fit":
             return
         if int(self.config["trainer"]["max_steps"]) <= 0 and not self.config["trainer"]["fast_dev_run"]:
@@ -189,7 +196,7 @@ class VOSCommandLine(LightningCLI):
             raise _WrongDataError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add loggers, the handling of signals, and a SLURM environment that does not requeue jobs itself."""
+        """Add loggers, the handling of signals, and the environment of a cluster; that of SLURM does not requeue jobs itself."""
         config = self._get(self.config_init, "trainer")
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
@@ -200,6 +207,8 @@ class VOSCommandLine(LightningCLI):
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         if SLURMEnvironment.detect():
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
+        elif TorchrunEnvironment.detect():
+            kwargs["plugins"].append(TorchrunEnvironment())
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError) as error:  # such as devices that the machine does not have
@@ -370,11 +379,12 @@ def condense(message: str) -> str:
     unknown = re.search(
         r"Key '(?P<a>[^']+)' is not expected"
         r"|[Oo]ption '(?P<b>[^']+)' is not accepted"
-        r"|[Uu]nrecognized arguments?:? '?(?P<c>[^\s'(]+)",
+        r"|[Uu]nrecognized arguments?:? '?(?P<c>[^\s'(]+)"
+        r"|Group '(?P<group>[^']+)' does not accept option '(?P<d>[^']+)'",
         message,
     )
     if unknown:
-        key = next(group for group in unknown.groups() if group)
+        key = ".".join(filter(None, (unknown["group"], unknown["a"] or unknown["b"] or unknown["c"] or unknown["d"])))
         where = re.search(r"Parser key \"(?P<key>[^\"]+)\"", message)
         at = f" of {where['key']}" if where and where["key"] not in key else ""
         return f"unknown option {key}{at}: `vos show EXP --options` lists what there is"
@@ -397,6 +407,7 @@ def _quiet() -> None:
         r"Found \d+ module\(s\) in eval mode",  # frozen normalisation
         "Attribute 'network' is an instance of",  # what makes a checkpoint describe its network
         "The number of training batches",
+        r"It is recommended to use `self\.log\(.*sync_dist=True",  # every process logs the same score, of rows that are gathered
         r"The '\w+_dataloader' does not have many workers",  # videos are decoded frame by frame, see data_modules.base
         r".*isinstance\(treespec, LeafSpec\)",
         "Checkpoint directory .* exists and is not empty",  # resuming is the rule here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 PRECISIONS = {
@@ -45,9 +46,13 @@ def add_proposal_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def at_least_0(text: str) -> int:
-    """Type of an option: a whole number that is not negative."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
-    return value
+def at_least(least: int) -> Callable[[str], int]:
+    """Type of an option: a whole number that is not below ``least``."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    return number

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vos_lightning.app.options import PRECISIONS, add_mask_options, add_proposal_options, at_least_0
+from vos_lightning.app.options import PRECISIONS, add_mask_options, add_proposal_options, at_least
 
 MEMORY_FRAMES = 100
 """Most remembered frames without annotation, for networks whose memory would otherwise grow without a bound."""
@@ -92,13 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--short-side",
-        type=at_least_0,
+        type=at_least(0),
         metavar="N",
         help="short side in pixels inside the network; 0: the video's own; default: as in training",
     )
     parser.add_argument(
         "--memory-frames",
-        type=at_least_0,
+        type=at_least(0),
         default=MEMORY_FRAMES,
         metavar="N",
         help=f"most frames without annotation in a memory that would grow without a bound; the latest are kept; 0: all; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,23 @@ from typing import Any
 
 from rich.console import Console
 
-from vos_lightning.app.experiments import Experiment, ExperimentError, load_experiment, selection, with_overrides
+from vos_lightning.app.experiments import (
+    Experiment,
+    ExperimentError,
+    digest,
+    load_experiment,
+    selection,
+    value_at,
+    with_overrides,
+    without_neutral,
+)
 from vos_lightning.app.runs import Run, Stage, Which
 from vos_lightning.app.stages import trained_run
 from vos_lightning.app.training import build
+from vos_lightning.io.files import sha256_of
+
+INCOMPLETE = 3
+"""Exit code of a prediction that has passed over videos."""
 
 
 def main(stage: Stage, argv: Sequence[str]) -> int:
@@ -36,10 +50,34 @@ def main(stage: Stage, argv: Sequence[str]) -> int:
     known, overrides = parser.parse_known_args(argv)
     trained = load_trained(known, overrides, stage)
     cli = trained.cli
-    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, **({"verbose": False} if stage != "predict" else {}))
-    if stage != "predict":
-        _report(trained, stage, baselines=getattr(known, "baselines", False))
+    if stage == "predict":
+        return _predict(trained, overrides)
+    getattr(cli.trainer, stage)(cli.model, datamodule=cli.datamodule, verbose=False)
+    _report(trained, stage, baselines=getattr(known, "baselines", False))
     return 0
+
+
+def _predict(trained: Trained, overrides: Sequence[str]) -> int:
+    """Segment the videos; name those that cannot be, and return :data:`INCOMPLETE` if there are any."""
+    from vos_lightning.callbacks.predictions import PredictionWriter
+
+    cli = trained.cli
+    writer = next(callback for callback in cli.trainer.callbacks if isinstance(callback, PredictionWriter))
+    options = with_overrides({}, overrides)
+    root = value_at(options, "data.init_args.loading.predict_root")
+    weights = sha256_of(Path(trained.context["trained"]["checkpoint"]))
+    writer.source = digest([trained.asked.fingerprint, weights, without_neutral(options), root])
+    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    if not writer.missing:  # which only the first process knows; the code of another one would end it early
+        return 0
+    for name, reason in writer.missing.items():
+        sys.stderr.write(f"missing: {name}: {reason}\n")
+    total = len(cli.datamodule.videos("predict"))
+    sys.stderr.write(
+        f"error: {len(writer.missing)} of {total} videos are missing; all others are written. Mend them and start the command "
+        "again with --predictions.resume=true\n"
+    )
+    return INCOMPLETE
 
 
 def add_weight_options(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +140,7 @@ def _require_same_system(checkpoint: Path, experiment: Experiment, overrides: Se
     Raises:
         ValueError: there is any other difference; the message names it with both values.
     """
-    from vos_lightning.app.experiments import differing_keys, value_at
+    from vos_lightning.app.experiments import differing_keys
     from vos_lightning.app.lightning_cli import condense
     from vos_lightning.app.records import departures
     from vos_lightning.checkpoints.loading import decisive_arguments, describe_model

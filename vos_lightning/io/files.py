@@ -391,3 +391,13 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error for the user; for one that a data loader's worker passed on, the last line of its traceback."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Caught "):
+        return lines[-1].split(": ", 1)[-1].strip()
+    return " ".join(line.strip() for line in lines) or type(error).__name__

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vos_lightning.io.files import (
@@ -90,6 +91,9 @@ class OutputFolder:
     command is removed on request, file by file as it was recorded. A file that was added or changed since is never removed; the
     folder is refused instead.
 
+    A run may consist of items, such as videos: :meth:`close_item` follows on the files of an item and records that they are all
+    there. A run that resumes another one keeps the items that are closed and removes everything else.
+
     Constructing an object only checks and changes nothing; the earlier run is removed when the first file is written, or by
     :meth:`start`. Names of files that lead out of the folder are refused, wherever they come from.
 
@@ -100,6 +104,11 @@ class OutputFolder:
         overwrite: whether the output of an earlier run may be removed.
         how: option with which the user allows that, for the message.
         part: number of this process, if several write into the folder; only process 0 checks and removes.
+        resume: keep the closed items of an earlier run, whatever ``overwrite`` says.
+        source: what the files are made from; a run resumes only one with the same source.
+
+    Attributes:
+        done: names of the items that are kept of an earlier run; of process 0 only.
 
     Raises:
         ValueError: the folder overlaps an input or holds other files; the message names the file.
@@ -113,28 +122,36 @@ class OutputFolder:
         overwrite: bool = False,
         how: str = "--overwrite",
         part: int = 0,
+        resume: bool = False,
+        source: str | None = None,
     ) -> None:
         self.folder = folder
         self.command = command
+        self.source = source
+        self.done: frozenset[str] = frozenset()
+        self._closed: list[_Item] = []
         self._record = folder / ("written.jsonl" if part == 0 else f"written-{part}.jsonl")
         self._written: dict[str, str | None] = {}
         self._started = False
         self._earlier: list[Path] = []
         refuse_overlap([folder], inputs)
         if part == 0:
-            self._earlier = self._check(overwrite, how)
+            self._earlier = self._check(overwrite, how, resume)
 
     def start(self) -> None:
         """Remove the files of the earlier run and create the folder; called automatically before the first file."""
         if self._started:
             return
         self._started = True
+        records = [path for path in self._earlier if _RECORD.fullmatch(path.name)]
         with naming(self.folder):
-            for path in self._earlier:
-                path.unlink(missing_ok=True)
-            for folder in sorted({p for path in self._earlier for p in path.parents if self.folder in p.parents}, reverse=True):
-                with contextlib.suppress(OSError):  # the folder is not empty
-                    folder.rmdir()
+            # A process that is killed in between leaves no file without a record.
+            self._remove([path for path in self._earlier if path not in records])
+            if self._closed:
+                write_atomically(self._record, self._content(finished=False))
+                self._remove([path for path in records if path != self._record])
+                return
+            self._remove(records)
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 with self._record.open("x") as file:
@@ -190,13 +207,42 @@ class OutputFolder:
         if path.is_file():
             self._note(name, _digest(path))
 
+    def close_item(self, name: str | None, error: str | None = None) -> None:
+        """Record that the files since the last call are all files of an item, or that the item has failed.
+
+        Args:
+            name: name of the item; None for files that belong to no item.
+            error: why the item has failed, in one line; the files that were written of it are removed.
+        """
+        self.start()
+        item = _Item(name, {} if error else self._written, error)
+        if error:
+            self._remove([self.folder / file for file in self._written])
+        self._written = {}
+        self._closed.append(item)
+        with naming(self._record), self._record.open("a") as file:
+            file.write(item.end())
+
+    def failures(self) -> dict[str, str]:
+        """Name and error of every item that has failed, of all processes that write into the folder."""
+        records = [path for path in list_everything(self.folder) if _RECORD.fullmatch(path.name)]
+        items = [item for path in records for item in _read_record(path).items]
+        return {item.name: item.error for item in items if item.name is not None and item.error is not None}
+
     def finish(self) -> None:
         """Record that the run is complete."""
         self.start()
-        lines = [json.dumps([name, digest]) + "\n" for name, digest in self._written.items()]
-        write_atomically(self._record, (self._head(finished=True) + "".join(lines)).encode())
+        write_atomically(self._record, self._content(finished=True))
 
     # Details ----------------------------------------------------------------------------------------------------------
+
+    def _remove(self, paths: Sequence[Path]) -> None:
+        """Remove files, and the folders in which nothing is left."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+        for folder in sorted({p for path in paths for p in path.parents if self.folder in p.parents}, reverse=True):
+            with contextlib.suppress(OSError):  # the folder is not empty
+                folder.rmdir()
 
     def _note(self, name: str, digest: str | None) -> None:
         self._written[name] = digest
@@ -204,10 +250,14 @@ class OutputFolder:
             file.write(json.dumps([name, digest]) + "\n")
 
     def _head(self, finished: bool) -> str:
-        return json.dumps({"command": self.command, "finished": finished}) + "\n"
+        return json.dumps({"command": self.command, "finished": finished, "source": self.source}) + "\n"
 
-    def _check(self, overwrite: bool, how: str) -> list[Path]:
-        """All files that the earlier run wrote."""
+    def _content(self, finished: bool) -> bytes:
+        items = "".join(_lines(item.files) + item.end() for item in self._closed)
+        return (self._head(finished) + items + _lines(self._written)).encode()
+
+    def _check(self, overwrite: bool, how: str, resume: bool) -> list[Path]:
+        """All files of the earlier run that are removed."""
         if not self.folder.exists():
             return []
         if not self.folder.is_dir():
@@ -220,14 +270,26 @@ class OutputFolder:
                 f"{self.folder}: the folder holds what `{self.command}` has not written ({strange.name}); choose a new folder"
             )
         recorded: dict[str, str | None] = {}
+        kept: set[Path] = set()
         for path in records:
-            command, entries = _read_record(path)
-            if command != self.command:
-                raise ValueError(f"{self.folder}: the folder holds the output of `{command}`; choose another one")
-            recorded |= entries
+            record = _read_record(path)
+            if record.command != self.command:
+                raise ValueError(f"{self.folder}: the folder holds the output of `{record.command}`; choose another one")
+            recorded |= record.files
+            if resume:
+                if record.source != self.source:
+                    raise ValueError(
+                        f"{self.folder}: the folder holds results of another checkpoint, or with other options; choose another "
+                        f"one, or pass {how} to replace it"
+                    )
+                items = [item for item in record.items if item.error is None and item.name not in self.done]
+                items = [item for item in items if all((self.folder / name).is_file() for name in item.files)]
+                self._closed += items
+                self.done |= {item.name for item in items if item.name is not None}
+                kept |= {self.folder / name for item in items for name in item.files}
         files = list(_files(self.folder))
-        others = [path for path in files if path not in records and not path.name.startswith(".")]
-        if records and not overwrite:
+        others = [path for path in files if path not in records and path not in kept and not path.name.startswith(".")]
+        if records and not overwrite and not resume:
             raise ValueError(
                 f"{self.folder}: the folder holds the output of an earlier run; choose another one, or pass {how} to replace it"
             )
@@ -241,6 +303,34 @@ class OutputFolder:
         return [path for path in files if path in others or path in records or target_of_temporary(path.name)]
 
 
+@dataclass(frozen=True)
+class _Item:
+    """Files that belong together, and their digests."""
+
+    name: str | None
+    files: dict[str, str | None]
+    error: str | None
+
+    def end(self) -> str:
+        """The line that follows on the files in a record."""
+        return json.dumps({"item": self.name, "error": self.error}) + "\n"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Content of a record."""
+
+    command: str
+    source: str | None
+    items: list[_Item]
+    files: dict[str, str | None]
+    """Files of all items, and those that follow on the last item."""
+
+
+def _lines(files: Mapping[str, str | None]) -> str:
+    return "".join(json.dumps([name, digest]) + "\n" for name, digest in files.items())
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """Everything below a folder that is not a folder; links are not followed."""
     for path in list_everything(folder):
@@ -250,13 +340,22 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _read_record(path: Path) -> tuple[str, dict[str, str | None]]:
+def _read_record(path: Path) -> _Record:
     # A line without a line break at its end was cut off when the process was killed.
     try:
-        lines = read_text(path).split("\n")[:-1]
-        return str(parse_json(lines[0], path)["command"]), dict(parse_json(line, path) for line in lines[1:])
-    except (IndexError, KeyError, TypeError, ValueError):
+        head, *rest = (parse_json(line, path) for line in read_text(path).split("\n")[:-1])
+        record = _Record(str(head["command"]), head.get("source"), [], {})
+        of_item: dict[str, str | None] = {}
+        for entry in rest:
+            if isinstance(entry, dict):
+                record.items.append(_Item(entry["item"], of_item, entry["error"]))
+                of_item = {}
+            else:
+                name, digest = entry
+                record.files[name] = of_item[name] = digest
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: the record of an earlier run is damaged; choose another output folder") from None
+    return record
 
 
 def _digest(path: Path) -> str:

@@ -23,9 +23,10 @@ from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.step import Propagation, StepOutput, introductions, unroll
 from vos_lightning.proposals.store import precompute_command
-from vos_lightning.structures import ClipBatch, FramePrediction, VideoSample
+from vos_lightning.structures import ClipBatch, FramePrediction, UnusableVideo, VideoSample
 
 FrameListener = Callable[[VideoSample, FramePrediction], None]
+FailureListener = Callable[[str, ValueError | OSError], None]
 
 
 class VOSModule(LightningModule):
@@ -74,6 +75,10 @@ class VOSModule(LightningModule):
         self.metrics = nn.ModuleDict({stage: VideoMetric(evaluation.protocol) for stage in ("val", "test")})
         self.frame_listeners: list[FrameListener] = []
         """Functions that are called with every predicted frame of validation, test and prediction; callbacks register here."""
+        self.failure_listeners: list[FailureListener] = []
+        """Functions that are called with the name of a video that prediction passes over, and with its error."""
+        self.predicted: frozenset[str] = frozenset()
+        """Names of videos that prediction leaves out, as they are done."""
         self.scored_rows: list[ObjectScores] = []
         """Rows of the last validation or test, of all processes."""
         self.step_means = StepMeans()
@@ -215,7 +220,31 @@ class VOSModule(LightningModule):
         """Log J, F and J&F (and G, if the protocol has it) over all videos."""
         self._log_metric("test")
 
-    def predict_step(self, batch: VideoSample, batch_idx: int) -> str:  # noqa: ARG002
-        """Stream a video and return its name; frame listeners, such as a prediction writer, receive the frames."""
-        self._stream(batch)
+    def predict_step(self, batch: VideoSample | UnusableVideo, batch_idx: int) -> str:  # noqa: ARG002
+        """Stream a video and return its name; frame listeners, such as a prediction writer, receive the frames.
+
+        Videos of :attr:`predicted` are left out. A video that cannot be opened, read or segmented is passed over if there is a
+        listener that is told so.
+        """
+        if batch.name in self.predicted:
+            return batch.name
+        failed = batch.error if isinstance(batch, UnusableVideo) else self._predict(batch)
+        if failed is not None:
+            if not self.failure_listeners:
+                raise failed
+            for listener in self.failure_listeners:
+                listener(batch.name, failed)
         return batch.name
+
+    def _predict(self, video: VideoSample) -> ValueError | OSError | None:
+        """Hand the frames of a video to the listeners; return why it cannot be segmented. Errors of listeners are raised."""
+        predictions = self.engine().run(video)
+        while True:
+            try:
+                prediction = next(predictions, None)
+            except (ValueError, OSError) as error:
+                return error
+            if prediction is None:
+                return None
+            for listener in self.frame_listeners:
+                listener(video, prediction)

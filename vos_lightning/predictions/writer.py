@@ -96,18 +96,25 @@ class PredictionFiles:
             self.end_video()
 
     def end_video(self) -> None:
-        """Finish the files of the current video, if there is one; called automatically where its length is known."""
-        video, self._video = self._video, None
-        if video is None:
-            return
-        try:
-            if self.drift is not None:
-                self._write_index(video)
-        finally:
-            if self._overlay is not None:
-                writer, self._overlay = self._overlay, None
-                writer.close()
-                self.output.keep(f"overlays/{video}.mp4")
+        """Finish the files of the current video, if there is one; called automatically where its length is known.
+
+        The record says that the video is complete, unless :meth:`finish` ends it because of an error.
+        """
+        video = self._finish_video()
+        if video is not None:
+            self.output.close_item(video)
+
+    def pass_over(self, name: str, reason: str) -> None:
+        """Record that a video cannot be segmented; what was written of it is removed.
+
+        Args:
+            name: name of the video.
+            reason: why, in one line.
+        """
+        self._video = None
+        self._pictures.pop(name, None)
+        self._close_overlay(name)
+        self.output.close_item(name, reason)
 
     def finish(self, error: BaseException | None = None) -> None:
         """Finish all files.
@@ -116,11 +123,16 @@ class PredictionFiles:
             error: what has ended the predictions early, if anything has.
         """
         if error is None:
-            self._finish_files()
+            self.end_video()
+            self._write_sheet()
+            self.output.close_item(None)
             self.output.finish()
         else:
             with contextlib.suppress(OSError):  # the first error counts: where a disk is full, this fails too
-                self._finish_files()
+                try:
+                    self._finish_video()
+                finally:
+                    self._write_sheet()
 
     def __enter__(self) -> PredictionFiles:
         return self
@@ -128,13 +140,26 @@ class PredictionFiles:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.finish(error)
 
-    def _finish_files(self) -> None:
-        try:
-            self.end_video()
-        finally:
-            pictures = [row for row in self._pictures.values() if row]
-            if pictures:
-                self.output.put(self.sheet_name, functools.partial(write_png, picture=sheet(pictures)))
+    def _finish_video(self) -> str | None:
+        video, self._video = self._video, None
+        if video is not None:
+            try:
+                if self.drift is not None:
+                    self._write_index(video)
+            finally:
+                self._close_overlay(video)
+        return video
+
+    def _close_overlay(self, video: str) -> None:
+        if self._overlay is not None:
+            writer, self._overlay = self._overlay, None
+            writer.close()
+            self.output.keep(f"overlays/{video}.mp4")
+
+    def _write_sheet(self) -> None:
+        pictures = [row for row in self._pictures.values() if row]
+        if pictures:
+            self.output.put(self.sheet_name, functools.partial(write_png, picture=sheet(pictures)))
 
     def _begin(self, video: VideoSample) -> None:
         self.end_video()

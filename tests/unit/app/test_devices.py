@@ -15,7 +15,7 @@ from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
 from tests.recipes.experiments import NAMES
 from vos_lightning.app import cli, lightning_cli, training
-from vos_lightning.app.devices import available_devices, device_name, share_batch
+from vos_lightning.app.devices import available_devices, device_name, require_all_processes, share_batch
 from vos_lightning.app.experiments import ExperimentError, load_experiment
 from vos_lightning.app.runs import Run
 from vos_lightning.modules import dmn_aoa, emvos, munet, pmnet, pmvos, proposal_detector, stcn, stm
@@ -222,3 +222,25 @@ def test_the_name_of_the_cpu(lines: str, name: str, monkeypatch: pytest.MonkeyPa
         patched.setattr(platform, "processor", lambda: "")
         patched.setattr(platform, "machine", lambda: "aarch64")
         assert device_name(torch.device("cpu")) == name
+
+
+@pytest.mark.parametrize(
+    ("trainer", "launched", "devices"),
+    [
+        ({"devices": 1}, None, None),
+        ({"devices": 2}, 2, None),
+        ({"devices": "auto"}, 2, 2),
+        ({"devices": -1, "num_nodes": 2}, 8, 4),
+        ({"devices": [0, 1], "num_nodes": 2}, 4, None),
+        ({}, 1, 1),
+    ],
+)
+def test_all_processes_that_were_started_take_part(trainer: dict[str, Any], launched: int | None, devices: int | None) -> None:
+    assert require_all_processes(trainer, launched) == devices
+
+
+@pytest.mark.parametrize("trainer", [{"devices": 1}, {"devices": 2, "num_nodes": 2}, {"devices": "auto", "num_nodes": 3}])
+def test_processes_that_would_not_take_part_are_refused(trainer: dict[str, Any]) -> None:
+    """Two of them would each do the whole work."""
+    with pytest.raises(ExperimentError, match=r"^2 processes were started, but .* their product has to be 2$"):
+        require_all_processes(trainer, 2)

@@ -23,6 +23,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "results --output {folder}": HEAVY,
     "show emvos_davis17": HEAVY,
     "train --help": HEAVY,
+    "slurm --help": HEAVY,
     "test --help": HEAVY,
     "validate --help": HEAVY,
     "list --help": HEAVY,

@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 
 from data_modules.base import VOSDataModule
 from data_modules.clips.proposals import ProposalVideos
 from data_modules.clips.recipe import ClipRecipe
 from data_modules.datasets.scenes import SceneRecipe
-from data_modules.datasets.synthetic import DEFAULT_SCENE, TEST, TRAIN, VAL, SyntheticClips, SyntheticVideos, make_scene
+from data_modules.datasets.synthetic import (
+    DEFAULT_SCENE,
+    TEST,
+    TRAIN,
+    VAL,
+    SyntheticClips,
+    SyntheticDataModule,
+    SyntheticVideos,
+    make_scene,
+)
 from data_modules.videos import LazyVideos, RecordVideos
 from tests.oracles.clips import copying_first_mask
 
@@ -147,3 +157,16 @@ def test_videos_are_made_when_they_are_asked_for() -> None:
         assert issubclass(kind, LazyVideos)
     videos = SyntheticVideos(2, scene=SceneRecipe(height=40, width=48, num_frames=2))
     assert [video.name for video in videos] == ["synthetic-val-00000", "synthetic-val-00001"]
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, ["01234"]), (2, ["024", "13"]), (6, ["0", "1", "2", "3", "4", "0"])])
+def test_processes_share_the_videos(processes: int, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is lost or done twice, and no process is without one: the others would wait for it for ever."""
+    data = SyntheticDataModule(num_val_videos=5, num_test_videos=5, scene=SceneRecipe(height=16, width=16, num_frames=2))
+    data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, use_distributed_sampler=False)
+    monkeypatch.setattr(Trainer, "world_size", processes)
+    for rank, videos in enumerate(expected):
+        monkeypatch.setattr(Trainer, "global_rank", rank)
+        for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+            assert "".join(video.name[-1] for video in loader) == videos
+            assert len(loader) == len(videos)
