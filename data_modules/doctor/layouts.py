@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data_modules.doctor.known import Kind
 from data_modules.records import read_names
 from vos_lightning.io.files import find_files, list_everything, list_folders, natural_key
+from vos_lightning.io.meta import LVOSVideo, YouTubeVideo, read_lvos_meta, read_youtube_meta
 
 RESOLUTIONS = ("480p", "1080p", "Full-Resolution")
 SPLIT_FOLDERS = ("train", "valid", "val", "test")
@@ -135,15 +135,15 @@ def _split_folder(folder: Path, name: str) -> Split:
     description = folder / "meta.json"
     lvos = [path for path in (folder.parent / f"{name}_meta.json", folder / f"{name}_meta.json") if path.is_file()]
     if description.is_file():
-        return _youtube_vos(split, json.loads(description.read_text())["videos"])
+        return _youtube_vos(split, read_youtube_meta(description))
     if lvos:
-        return _lvos(split, json.loads(lvos[0].read_text())["videos"])
+        return _lvos(split, read_lvos_meta(lvos[0]))
     given = all(len(_visible(labels / video, ".png")) <= 1 for video in split.videos)
     return dataclasses.replace(split, kind="mose", annotated="first" if given else "all")
 
 
-def _youtube_vos(split: Split, videos: Mapping[str, Any]) -> Split:
-    objects = {name: video.get("objects") or {} for name, video in videos.items()}
+def _youtube_vos(split: Split, videos: Mapping[str, YouTubeVideo]) -> Split:
+    objects = {name: video["objects"] for name, video in videos.items()}
     remarks = []
     if split.name == "valid" and not any((split.root.parent / folder).is_dir() for folder in ALL_FRAMES):
         remarks.append(
@@ -156,15 +156,16 @@ def _youtube_vos(split: Split, videos: Mapping[str, Any]) -> Split:
         listed=True,
         required={n: _in_order(f for o in entries.values() for f in o["frames"]) for n, entries in objects.items()},
         first_frames={
-            n: _in_order(min(o["frames"], key=natural_key) for o in entries.values()) for n, entries in objects.items()
+            n: _in_order(min(o["frames"], key=natural_key) for o in entries.values() if o["frames"])
+            for n, entries in objects.items()
         },
         num_objects=sum(map(len, objects.values())),
         remarks=tuple(remarks),
     )
 
 
-def _lvos(split: Split, videos: Mapping[str, Any]) -> Split:
-    ranges = {name: [entry["frame_range"] for entry in (video.get("objects") or {}).values()] for name, video in videos.items()}
+def _lvos(split: Split, videos: Mapping[str, LVOSVideo]) -> Split:
+    ranges = {name: [entry["frame_range"] for entry in video["objects"].values()] for name, video in videos.items()}
     return dataclasses.replace(
         split,
         kind="lvos",

@@ -31,14 +31,21 @@ import hashlib
 import importlib.resources
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # pydantic reads these from `typing` from Python 3.12 on
+)
 
 import yaml
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from vos_lightning.app import tables
+from vos_lightning.io.documents import checked
 
 OWN_KEYS = ("extends", "stages", "hand_over", "select", "checkpoint_of", "published", "description")
 
@@ -57,6 +64,55 @@ option is not a reproduction of the experiment."""
 
 class ExperimentError(ValueError):
     """An experiment that does not exist or cannot be composed; the message is one line for the user."""
+
+
+class Published(TypedDict):
+    """The section ``published``: a row of a table of a paper."""
+
+    paper: str
+    table: int | str
+    row: str | int | FiniteFloat
+    dataset: str
+    metrics: dict[str, FiniteFloat]
+    fps: NotRequired[str | FiniteFloat]
+    hardware: NotRequired[str]
+    departs: NotRequired[str]
+
+
+class _Arguments(TypedDict, total=False):
+    loading: dict[str, Any] | None
+    train: list[Any] | None
+
+
+class _Data(TypedDict, total=False):
+    class_path: str
+    init_args: _Arguments | None
+
+
+class _Model(TypedDict, total=False):
+    class_path: str
+    init_args: dict[str, Any] | None
+
+
+class _Sections(TypedDict, total=False):
+    """What is read of a configuration before the argument parser checks all of it."""
+
+    model: _Model | None
+    data: _Data | None
+    trainer: dict[str, Any] | None
+
+
+class _File(_Sections, total=False):
+    """An experiment as it is written."""
+
+    extends: list[str]
+    stages: list[str]
+    hand_over: Literal["last", "best"]
+    select: Literal["last", "best"] | None
+    checkpoint_of: str | None
+    published: Published | None
+    description: str
+    set: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -137,13 +193,12 @@ def load_experiment(name: str) -> Experiment:
     source: Path | str = path
     if path.name == tables.FILE:
         row = name.removeprefix(f"{path.parent.name}_")
+        if row not in _tables(path):
+            raise ExperimentError(f"{path} holds many experiments: name one of them, as `vos list` prints them")
         source = f"{path} (experiment {row})"
         own, config = _combine(dict(_tables(path)[row]), source, folder, ())
     else:
         own, config = _compose(path, folder, ())
-    for key in ("hand_over", "select"):
-        if own.get(key, "last") not in ("best", "last"):
-            raise ExperimentError(f"{source}: {key} must be best or last, not {own[key]!r}")
     stages, hand_over = own.get("stages", ()), own.get("hand_over", "last")
     return Experiment(
         name=name,
@@ -213,7 +268,7 @@ def _compose(
     path: Path, folder: Path, chain: tuple[Path, ...], extended_by: Path | str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The file's own keys and the merged configuration of its chain."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # unlike `resolve`, it lets a link to itself pass, which cannot be read below
     if path in chain:
         raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
     return _combine(_read(path, extended_by), path, folder, (*chain, path))
@@ -223,12 +278,34 @@ def _combine(
     content: dict[str, Any], source: Path | str, folder: Path, chain: tuple[Path, ...]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """An experiment's own keys, and its sections and options merged over the files that it extends."""
+    _check(content, _File, source)
     own = {key: content.pop(key) for key in (*OWN_KEYS, "set") if key in content}
     config: dict[str, Any] = {}
     for base in own.get("extends", ()):
         _, inherited = _compose(folder / f"{base}.yaml", folder, chain, source)
         config = merge(config, inherited, source)
-    return own, merge(merge(config, content, source), _nested((own.pop("set", None) or {}).items()), source)
+    config = merge(merge(config, content, source), _nested((own.pop("set", None) or {}).items(), source), source)
+    _check(config, _Sections, source)
+    return own, config
+
+
+def _check(content: Mapping[str, Any], kind: type, source: Path | str) -> None:
+    """Raise what is wrong with an experiment, or with the part of it that is read before the argument parser does."""
+    try:
+        checked(content, kind, source)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    strange = next(_keys_that_are_no_text(content), None)
+    if strange is not None:
+        raise ExperimentError(f"{source}: the key {strange} is not a text: write it in quotes")
+
+
+def _keys_that_are_no_text(value: Any, where: str = "") -> Iterator[str]:
+    for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ():
+        here = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping) and not isinstance(key, str):
+            yield here
+        yield from _keys_that_are_no_text(entry, here)
 
 
 def _read(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
@@ -238,7 +315,7 @@ def _read(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
         raise ExperimentError(
             f"{extended_by} extends {path}, which cannot be read" if extended_by else f"{path} cannot be read"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date without a month, bytes that are no text
         raise ExperimentError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ExperimentError(f"{path} must hold a mapping")
@@ -257,7 +334,7 @@ def _read_tables(path: Path, changed: int) -> dict[str, dict[str, Any]]:  # noqa
         raise ExperimentError(str(error)) from error
 
 
-def _nested(options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _nested(options: Iterable[tuple[str, Any]], source: Path | str) -> dict[str, Any]:
     """Dotted options as nested mappings; of two options with one name the later one holds."""
     nested: dict[str, Any] = {}
     for key, value in options:
@@ -265,6 +342,8 @@ def _nested(options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         *parents, last = str(key).split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ExperimentError(f"{source} sets {key}, and {parent} above it to a plain value: leave one of them out")
         target[last] = value
     return nested
 
@@ -320,14 +399,16 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[
             value = rest.pop(0)
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ExperimentError(f"--{key}={value} is not valid YAML") from error
         # YAML 1.1 takes 1e-4 for a text.
         if isinstance(parsed, str):
             with contextlib.suppress(ValueError):
                 parsed = float(parsed)
         options.append((key, parsed))
-    return merge(config, _nested(options), "the command line")
+    merged = merge(config, _nested(options, "the command line"), "the command line")
+    _check(merged, _Sections, "the command line")
+    return merged
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:

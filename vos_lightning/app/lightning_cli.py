@@ -167,6 +167,9 @@ class VOSCommandLine(LightningCLI):
                 if isinstance(cause, MissingWeightsError):
                     options = " ".join(f"--{key}=null" for key in _pretrained_options(self.config["model"].as_dict(), "model"))
                     raise ExperimentError(f"{cause}, or start from random weights: {options}") from error
+            refused = next((cause for cause in causes if isinstance(cause, MisconfigurationException)), None)
+            if refused is not None:
+                raise ExperimentError(condense(str(refused))) from error
             raise
 
     def _look_for_data(self) -> None:

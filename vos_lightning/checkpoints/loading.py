@@ -7,23 +7,40 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-import pickle
 import pkgutil
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Required,  # pydantic reads these from `typing` from Python 3.12 on
+)
 
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
+from pydantic import Field, InstanceOf
+from torch import Tensor
+from typing_extensions import TypedDict
 
+from vos_lightning.io.documents import checked
 from vos_lightning.io.pretrained import weights_are_overwritten
+from vos_lightning.io.tensors import read_tensors
 from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.engine import InferenceEngine
 
 _HYPER_PARAMETERS = VOSModule.CHECKPOINT_HYPER_PARAMS_KEY
+
+
+class _Checkpoint(TypedDict, total=False):
+    """What is read of a checkpoint, beside what Lightning reads."""
+
+    state_dict: Required[dict[str, InstanceOf[Tensor]]]
+    hyper_parameters: dict[str, Any]
+    global_step: Annotated[int, Field(ge=0)]
 
 
 def load_engine(
@@ -216,15 +233,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        # The file is memory-mapped, so that unused tensors are not read.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{path}: this is no checkpoint of a run that started from an experiment, or it is damaged or truncated"
-        ) from error
+    otherwise = "this is no checkpoint of a run that started from an experiment, or it is damaged or truncated"
+    content = read_tensors(path, otherwise, mmap=True)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path}: this is no Lightning checkpoint (it has no state_dict)")
+    checked(content, _Checkpoint, path, "this is no checkpoint of a run that started from an experiment")
     return content
 
 

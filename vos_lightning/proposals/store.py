@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    Required,  # pydantic reads these from `typing` from Python 3.12 on
+)
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from vos_lightning.io.documents import checked
 from vos_lightning.io.files import write_atomically
 from vos_lightning.structures import Proposals
 
@@ -41,6 +47,12 @@ def precompute_command(images: str = "FOLDER_OR_VIDEO", output: str = "FOLDER", 
     """
     more = " --stills" if stills else ""
     return f"python -m vos_lightning precompute-proposals --images {images}{more} --output {output} --pretrained COCO_V1"
+
+
+class _Header(TypedDict, total=False):
+    frames: Required[list[str]]
+    counts: list[int] | None
+    frame_size: Annotated[list[int], Field(min_length=2, max_length=2)] | None
 
 
 @dataclass(frozen=True)
@@ -117,9 +129,14 @@ class ProposalFile:
         if not self.path.is_file():
             command = precompute_command(output=str(self.path.parent))
             raise FileNotFoundError(f"{self.path}: there is no such file of proposals; compute it with `{command}`")
-        self.header: dict[str, Any] = json.loads(str(self._read(["header"])["header"]))
+        try:
+            content = json.loads(str(self._read(["header"])["header"]))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path}: the file is damaged ({error}); remove it and compute it anew") from error
+        self.header: dict[str, Any] = checked(content, dict[str, Any], f"{self.path}, header", "compute it anew")
         if self.header.get("version") != VERSION:
             raise ValueError(f"{self.path}: version {self.header.get('version')} of the format, not {VERSION}; compute it anew")
+        checked(content, _Header, f"{self.path}, header", "compute it anew")
 
     @property
     def frames(self) -> list[str]:
@@ -164,6 +181,9 @@ class ProposalFile:
             ValueError: a frame is missing, or the file is damaged.
         """
         arrays = self._read(names)
+        for name, rows in arrays.items():
+            if rows.dtype != ROW or rows.ndim != 1:
+                raise ValueError(f"{self.path}: frame {name!r} holds no rows of proposals; remove the file and compute it anew")
         return [_found(arrays[name]) for name in names]
 
     def _read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -172,11 +192,12 @@ class ProposalFile:
             # The file is opened here, because numpy does not close a file that is not an archive.
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 missing = next((name for name in names if name not in archive.files), None)
-                if missing is not None:
-                    raise ValueError(f"{self.path}: no proposals of frame {missing!r}; compute them for this video")
-                return {name: archive[name] for name in names}
-        except (zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
+                found = {} if missing is not None else {name: archive[name] for name in names}
+        except Exception as error:  # the members of a damaged archive are descriptions of arrays, which fail in many ways
             raise ValueError(f"{self.path}: the file is damaged ({error}); remove it and compute it anew") from error
+        if missing is not None:
+            raise ValueError(f"{self.path}: no proposals of frame {missing!r}; compute them for this video")
+        return found
 
 
 def as_stored(found: Found) -> Found:

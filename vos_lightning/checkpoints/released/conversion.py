@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from vos_lightning.checkpoints.released import emvos, pmvos, stcn, stm
 from vos_lightning.checkpoints.released.format import build, describe
+from vos_lightning.io.tensors import read_tensors
 
 FORMATS = {"emvos": emvos.FORMAT, "pmvos": pmvos.FORMAT, "stcn": stcn.FORMAT, "stm": stm.FORMAT}
 
@@ -78,10 +78,7 @@ def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such checkpoint")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{file}: this is no PyTorch file of plain tensors, or it is damaged or truncated") from error
+    content = read_tensors(file, "this is no PyTorch file of plain tensors, or it is damaged or truncated")
     # Some files are training checkpoints of STCN, or networks that were saved inside DataParallel.
     if isinstance(content, dict) and isinstance(content.get("network"), dict) and "optimizer" in content:
         content = content["network"]
