@@ -53,6 +53,8 @@ def main() -> int:
             before = time.monotonic()
             outcome = run_case(case, corpus, Path(place), known.limit, known.failures)
             results.append((case, outcome, time.monotonic() - before))
+            if outcome.fault:
+                print(f"--only {case.number}: {outcome.fault}; {outcome.place}", file=sys.stderr)
             if sys.stderr.isatty() or index % 500 == 499:
                 print(f"{index + 1} of {len(cases)}, {sum(o.fault is not None for _, o, _ in results)} failures", file=sys.stderr)
         text = report(results, time.monotonic() - started, known.seed)

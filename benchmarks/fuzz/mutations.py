@@ -143,7 +143,8 @@ def _tensor(rng: random.Random, path: Path) -> None:
 
 
 def _archive(rng: random.Random, path: Path, how: str) -> None:
-    arrays = dict(np.load(path))
+    with np.load(path) as before:
+        arrays = dict(before)
     if rng.random() < 0.7:
         header = change_document(rng, json.loads(str(arrays["header"])), how)
         arrays["header"] = np.asarray(json.dumps(header))
@@ -165,7 +166,8 @@ def _lines(rng: random.Random, path: Path, how: str) -> None:
 def _picture(rng: random.Random, path: Path) -> None:
     """The same name, another picture."""
     kind = rng.choice(["size", "rgb", "rgba", "grey", "white", "sixteen", "one", "palette", "format", "thin"])
-    size = {"size": (20, 33), "one": (1, 1), "thin": (1, 500)}.get(kind) or Image.open(path).size
+    with Image.open(path) as before:
+        size = {"size": (20, 33), "one": (1, 1), "thin": (1, 500)}.get(kind, before.size)
     noise = np.random.default_rng(rng.randrange(2**32))
     width, height = size
     if kind in ("rgb", "rgba", "size"):
