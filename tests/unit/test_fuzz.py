@@ -27,6 +27,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, li
     return folder, make_corpus(folder)
 
 
+@pytest.fixture(scope="module")
+def cases(corpus: tuple[Path, dict[str, list[str]]]) -> list[Case]:
+    return choose_cases(0, NUM_CASES, corpus[1])
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
@@ -38,20 +43,19 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("group", range(NUM_GROUPS))
-def test_fixed_cases_end_in_one_line(group: int, corpus: tuple[Path, dict[str, list[str]]], tmp_path: Path) -> None:
-    folder, files = corpus
-    cases = choose_cases(0, NUM_CASES, files)[group::NUM_GROUPS]
-    assert len(cases) == NUM_CASES // NUM_GROUPS
+def test_fixed_cases_end_in_one_line(
+    group: int, cases: list[Case], corpus: tuple[Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
     failed = []
-    for case in cases:
-        outcome = run_case(case, folder, tmp_path)
+    for case in cases[group::NUM_GROUPS]:
+        outcome = run_case(case, corpus[0], tmp_path)
         if outcome.fault:
             failed.append(f"--only {case.number}: vos {' '.join(case.argv)[:150]}: {outcome.fault} {outcome.place}")
     assert not failed, "\n".join(failed)
 
 
-def test_fixed_cases_cover_every_command_and_mutation(corpus: tuple[Path, dict[str, list[str]]]) -> None:
-    cases = choose_cases(0, NUM_CASES, corpus[1])
+def test_fixed_cases_cover_every_command_and_mutation(cases: list[Case]) -> None:
+    assert len(cases) == NUM_CASES
     wanted = {f"{kind} {line.split()[0]}" for kind, (lines, _) in COMMANDS.items() for line in lines}
     wanted |= {*MUTATIONS, *(f"arguments-{how}" for how in ARGUMENTS), "option"}
     assert wanted <= set().union(*(case.covers for case in cases))
