@@ -271,7 +271,7 @@ def _compose(
     path = Path(os.path.realpath(path))  # unlike `resolve`, it lets a link to itself pass, which cannot be read below
     if path in chain:
         raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
-    return _combine(_read(path, extended_by), path, folder, (*chain, path))
+    return _combine(read_mapping(path, extended_by), path, folder, (*chain, path))
 
 
 def _combine(
@@ -308,7 +308,16 @@ def _keys_that_are_no_text(value: Any, where: str = "") -> Iterator[str]:
         yield from _keys_that_are_no_text(entry, here)
 
 
-def _read(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
+def read_mapping(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
+    """The content of a YAML file that holds a mapping.
+
+    Args:
+        path: the file.
+        extended_by: what names the file, for the message if it cannot be read.
+
+    Raises:
+        ExperimentError: it cannot be read, or holds something else.
+    """
     try:
         content = yaml.load(path.read_text(), Loader=_LOADER)
     except OSError as error:
@@ -329,7 +338,7 @@ def _tables(path: Path) -> dict[str, dict[str, Any]]:
 @functools.lru_cache(maxsize=64)
 def _read_tables(path: Path, changed: int) -> dict[str, dict[str, Any]]:  # noqa: ARG001
     try:
-        return tables.table_experiments(path, _read(path))
+        return tables.table_experiments(path, read_mapping(path))
     except ValueError as error:
         raise ExperimentError(str(error)) from error
 

@@ -195,7 +195,7 @@ class VOSCommandLine(LightningCLI):
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError) as error:  # such as devices that the machine does not have
+        except (MisconfigurationException, TypeError, ImportError) as error:  # devices or libraries that the machine has not
             raise ExperimentError(f"trainer: {condense(str(error))}") from error
         weights = self.config_init.get("initial_weights")
         if self.stage == "fit" and weights and self.run_folder.last_checkpoint is None:

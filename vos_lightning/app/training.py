@@ -18,6 +18,7 @@ from vos_lightning.app.experiments import (
     ExperimentError,
     differing_keys,
     load_experiment,
+    read_mapping,
     training_identity,
     with_overrides,
 )
@@ -121,7 +122,7 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str]) -> in
     settings = {"experiment": experiment.name, "config": dict(experiment.config), "overrides": list(overrides)}
     record = run.directory / "experiment.yaml"
     if record.is_file():
-        changed = differing_keys(yaml.safe_load(record.read_text()), settings)
+        changed = differing_keys(read_mapping(record), settings)
         if changed:
             console.print(f"[yellow]{run.directory} was started with other settings: {', '.join(changed)}.[/yellow]")
     if run.finished:

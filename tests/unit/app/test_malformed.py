@@ -172,6 +172,11 @@ def test_lists_of_stages(content: Any, folder: Path, capsys: pytest.CaptureFixtu
     assert "runs/p_two/stages.json: " in fail(capsys, "test", "p_two")
 
 
+def test_the_record_of_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/p_one/experiment.yaml").write_text("a\n: ov\nx")
+    assert "runs/p_one/experiment.yaml is not valid YAML" in fail(capsys, "train", "p_one", "--run-dir", "runs/p_one")
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -180,6 +185,7 @@ def test_lists_of_stages(content: Any, folder: Path, capsys: pytest.CaptureFixtu
         ("--trainer=5", "the command line: trainer must be a mapping, not 5"),
         ("--data=[]", "the command line: data must be a mapping, not []"),
         ("--trainer.accelerator=x", "accelerator"),
+        ("--trainer.accelerator=tpu --trainer.strategy=xla", "trainer: "),
         ("--best_checkpoint.save_top_k=-5", "save_top_k=-5"),
         ("--trainer.val_check_interval=-1", ""),
         ("--trainer.overfit_batches=-1", "overfit_batches"),
@@ -187,7 +193,7 @@ def test_lists_of_stages(content: Any, folder: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_options_that_the_trainer_refuses(option: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert message in fail(capsys, "train", "p_one", "--run-dir", "out", option)
+    assert message in fail(capsys, "train", "p_one", "--run-dir", "out", *option.split())
 
 
 @pytest.mark.parametrize(
