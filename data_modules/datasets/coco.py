@@ -7,11 +7,13 @@ import pickle
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pycocotools.mask
 from jaxtyping import UInt8
+from pydantic import Field, FiniteFloat
+from typing_extensions import TypedDict  # pydantic reads it from `typing` from Python 3.12 on
 
 from data_modules.base import Loading, VOSDataModule
 from data_modules.clips.dataset import ClipSource, ItemNames
@@ -19,13 +21,43 @@ from data_modules.clips.recipe import ClipRecipe
 from data_modules.clips.transforms import RawClip
 from data_modules.datasets.static_images import IMAGE_RECIPE, repeat_image
 from data_modules.records import check_size
+from vos_lightning.io.documents import read_document
 from vos_lightning.io.files import check_name, refuse_link
 from vos_lightning.io.images import read_pixels
-from vos_lightning.io.texts import read_json
 from vos_lightning.structures import IGNORE_LABEL, LazySequence, VideoSample
 
 MAX_BYTES = 4 << 30
 """Largest annotation file, in bytes; that of the training images has 450 million."""
+Size = Annotated[int, Field(ge=1, le=65_535)]
+"""Height or width in pixels."""
+
+
+class _Runs(TypedDict):
+    """A mask as run lengths; in the letters of COCO's compression, the last one ends a number."""
+
+    size: Annotated[list[Size], Field(min_length=2, max_length=2)]
+    counts: Annotated[str, Field(pattern="^[0-o]*[0-O]$")] | list[Annotated[int, Field(ge=0, lt=2**32)]]
+
+
+class _Instance(TypedDict):
+    image_id: int
+    area: FiniteFloat
+    iscrowd: int | bool
+    segmentation: Annotated[list[Annotated[list[FiniteFloat], Field(min_length=6)]], Field(min_length=1)] | _Runs
+
+
+class _Image(TypedDict):
+    id: int
+    file_name: str
+    height: Size
+    width: Size
+
+
+class _Instances(TypedDict):
+    """What is read of a file of instances. Polygons have three points or more."""
+
+    images: list[_Image]
+    annotations: list[_Instance]
 
 
 class CocoClips(ClipSource):
@@ -47,28 +79,21 @@ class CocoClips(ClipSource):
             raise FileNotFoundError(f"{annotation_file} does not exist: pass --data.init_args.annotation_file")
         if not Path(image_root).is_dir():
             raise FileNotFoundError(f"{image_root} is not a folder: pass --data.init_args.image_root")
-        try:
-            content = read_json(annotation_file, MAX_BYTES)
-            segmentations: dict[int, list[Any]] = defaultdict(list)
-            for instance in content["annotations"]:
-                if instance["area"] >= min_area and not (exclude_crowd and instance["iscrowd"]):
-                    segmentations[instance["image_id"]].append(instance["segmentation"])
-            images = sorted((image for image in content["images"] if image["id"] in segmentations), key=lambda image: image["id"])
-            # Each image is one bytes object: as Python objects, the polygons of COCO would be copied page by page into every
-            # worker.
-            self.items = [
-                pickle.dumps(
-                    (
-                        _image_path(image["file_name"], annotation_file),
-                        image["height"],
-                        image["width"],
-                        segmentations[image["id"]],
-                    )
-                )
-                for image in images
-            ]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{annotation_file} is not a COCO instances file ({error!r})") from error
+        content = read_document(
+            Path(annotation_file), _Instances, "this is not a file of COCO instances, or an instance is wrong", MAX_BYTES
+        )
+        segmentations: dict[int, list[Any]] = defaultdict(list)
+        for instance in content["annotations"]:
+            if instance["area"] >= min_area and not (exclude_crowd and instance["iscrowd"]):
+                segmentations[instance["image_id"]].append(instance["segmentation"])
+        images = sorted((image for image in content["images"] if image["id"] in segmentations), key=lambda image: image["id"])
+        # Each image is one bytes object: as Python objects, the polygons of COCO would be copied page by page into every worker.
+        self.items = [
+            pickle.dumps(
+                (_image_path(image["file_name"], annotation_file), image["height"], image["width"], segmentations[image["id"]])
+            )
+            for image in images
+        ]
         if not self.items:
             raise ValueError(f"{annotation_file} has no instances of at least {min_area} pixels: lower min_area")
         self.annotation_file, self.image_root = annotation_file, image_root

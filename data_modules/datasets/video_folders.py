@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from data_modules.base import DEFAULT_LOADING, Loading, VOSDataModule
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
 from data_modules.clips.videos import RecordClips
 from data_modules.records import find_record, folders_in, read_names
 from data_modules.videos import RecordVideos
-from vos_lightning.io.texts import read_json
+from vos_lightning.io.meta import read_lvos_meta
 from vos_lightning.structures import VideoRecord
 
 
@@ -133,14 +132,10 @@ class LVOSDataModule(VideoFoldersDataModule):
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"{places[0]} does not exist: every split of LVOS has one, copy it there")
-        try:
-            videos: dict[str, Any] = read_json(path)["videos"]
-            return {
-                name: {int(i): int(entry["frame_range"]["start"]) for i, entry in video["objects"].items()}
-                for name, video in videos.items()
-            }, path
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{path} is not a meta file of LVOS ({error!r})") from error
+        return {
+            name: {int(i): int(entry["frame_range"]["start"]) for i, entry in video["objects"].items()}
+            for name, video in read_lvos_meta(path).items()
+        }, path
 
 
 def _starting_at(record: VideoRecord, meta: dict[str, dict[int, int]], path: Path) -> VideoRecord:

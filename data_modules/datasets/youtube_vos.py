@@ -14,7 +14,7 @@ from data_modules.clips.videos import RecordClips
 from data_modules.records import find_record, folders_in, read_names
 from data_modules.videos import RecordVideos
 from vos_lightning.io.files import check_name, natural_key
-from vos_lightning.io.texts import read_json
+from vos_lightning.io.meta import read_youtube_meta
 from vos_lightning.structures import VideoRecord
 
 LEFT_OUT_BY_STCN = frozenset(["01e64dd36a", "04259896e2", "1336440745", "5bc77844da", "5ee23ca60e", "738e5a0a14", "f8af30d4b6"])
@@ -43,17 +43,13 @@ def read_meta(path: Path) -> dict[str, VideoMeta]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: every split of YouTube-VOS has a meta.json, copy it there")
-    try:
-        videos = read_json(path)["videos"]
-        return {
-            check_name(name, path): {
-                int(object_id): ObjectMeta(tuple(entry["frames"]), entry.get("category"))
-                for object_id, entry in video["objects"].items()
-            }
-            for name, video in videos.items()
+    return {
+        check_name(name, path): {
+            int(object_id): ObjectMeta(tuple(entry["frames"]), entry.get("category"))
+            for object_id, entry in video["objects"].items()
         }
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is not a meta.json of YouTube-VOS ({error!r})") from error
+        for name, video in read_youtube_meta(path).items()
+    }
 
 
 def required_record(

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from data_modules.doctor.known import Kind
 from data_modules.records import read_names
 from vos_lightning.io.files import find_files, list_everything, list_folders, natural_key
-from vos_lightning.io.texts import read_json
+from vos_lightning.io.meta import LVOSRange, LVOSVideo, YouTubeVideo, read_lvos_meta, read_youtube_meta
 
+T_ = TypeVar("T_")
 RESOLUTIONS = ("480p", "1080p", "Full-Resolution")
 SPLIT_FOLDERS = ("train", "valid", "val", "test")
 IMAGE_FOLDERS = (
@@ -140,20 +141,21 @@ def _split_folder(folder: Path, name: str) -> Split:
     description = folder / "meta.json"
     lvos = [path for path in (folder.parent / f"{name}_meta.json", folder / f"{name}_meta.json") if path.is_file()]
     if description.is_file():
-        return _described(split, description, _youtube_vos)
+        return _described(split, description, read_youtube_meta, _youtube_vos)
     if lvos:
-        return _described(split, lvos[0], _lvos)
+        return _described(split, lvos[0], read_lvos_meta, _lvos)
     given = all(len(_visible(labels / video, ".png")) <= 1 for video in split.videos)
     return dataclasses.replace(split, kind="mose", annotated="first" if given else "all")
 
 
-def _described(split: Split, description: Path, read: Callable[[Split, Mapping[str, Any]], Split]) -> Split:
+def _described(
+    split: Split, description: Path, find: Callable[[Path], Mapping[str, T_]], read: Callable[[Split, Mapping[str, T_]], Split]
+) -> Split:
     """The split as its description has it; without what the description says where that is not one."""
     try:
-        return read(split, read_json(description)["videos"])
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        message = str(error) if isinstance(error, ValueError) else repr(error)
-        remark = f"the description is missing or of another structure: {message.removeprefix(f'{description}: ')}"
+        return read(split, find(description))
+    except ValueError as error:
+        remark = f"the description is missing or of another structure: {str(error).removeprefix(f'{description}: ')}"
         return dataclasses.replace(split, remarks=(f"{description.name}: {remark}",))
 
 
@@ -161,7 +163,7 @@ MAX_FRAMES = 1_000_000
 """Most frames of a video that a description may count."""
 
 
-def _range_of(entry: Mapping[str, Any]) -> range:
+def _range_of(entry: LVOSRange) -> range:
     """Numbers of the frames of an object. The numbers of the original 30 fps are kept, so frames are 5 apart."""
     numbers = range(int(entry["start"]), int(entry["end"]) + 1, 5)
     if len(numbers) > MAX_FRAMES:
@@ -169,8 +171,8 @@ def _range_of(entry: Mapping[str, Any]) -> range:
     return numbers
 
 
-def _youtube_vos(split: Split, videos: Mapping[str, Any]) -> Split:
-    objects = {name: video.get("objects") or {} for name, video in videos.items()}
+def _youtube_vos(split: Split, videos: Mapping[str, YouTubeVideo]) -> Split:
+    objects = {name: video["objects"] for name, video in videos.items()}
     remarks = []
     if split.name == "valid" and not any((split.root.parent / folder).is_dir() for folder in ALL_FRAMES):
         remarks.append(
@@ -183,15 +185,16 @@ def _youtube_vos(split: Split, videos: Mapping[str, Any]) -> Split:
         listed=True,
         required={n: _in_order(f for o in entries.values() for f in o["frames"]) for n, entries in objects.items()},
         first_frames={
-            n: _in_order(min(o["frames"], key=natural_key) for o in entries.values()) for n, entries in objects.items()
+            n: _in_order(min(o["frames"], key=natural_key) for o in entries.values() if o["frames"])
+            for n, entries in objects.items()
         },
         num_objects=sum(map(len, objects.values())),
         remarks=tuple(remarks),
     )
 
 
-def _lvos(split: Split, videos: Mapping[str, Any]) -> Split:
-    ranges = {name: [entry["frame_range"] for entry in (video.get("objects") or {}).values()] for name, video in videos.items()}
+def _lvos(split: Split, videos: Mapping[str, LVOSVideo]) -> Split:
+    ranges = {name: [entry["frame_range"] for entry in video["objects"].values()] for name, video in videos.items()}
     return dataclasses.replace(
         split,
         kind="lvos",

@@ -13,6 +13,11 @@ from rich.console import Console
 from vos_lightning.callbacks.stopping import LOST_PROCESS, LostProcessError
 from vos_lightning.io.files import one_line
 
+FAULT = 70
+"""Exit code after a fault of the library (``EX_SOFTWARE`` of ``sysexits.h``)."""
+MAX_MESSAGE = 500
+"""Most characters of a message that the library did not write itself."""
+
 
 def _predict(argv: Sequence[str]) -> int:
     """``predict EXP`` for an experiment's videos, ``predict --checkpoint FILE --video FILE ...`` for the user's own videos."""
@@ -83,7 +88,12 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command; every user error is one line on standard error and exit code 2."""
+    """Run a command.
+
+    Returns:
+        The exit code of the command; 2 after an error of the user, and 70 after a fault of the library, each with one line on
+        standard error. With ``VOS_TRACEBACK`` set, errors are raised.
+    """
     if not argv or argv[0] in ("-h", "--help", "help"):
         _help()
         return 0 if argv else 2
@@ -104,6 +114,21 @@ def main(argv: Sequence[str]) -> int:
         return _fail(str(error), LOST_PROCESS)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if _comes_from_outside(error):
+            return _fail(f"{one_line(error)[:MAX_MESSAGE]} (VOS_TRACEBACK=1 shows where)")
+        kind = f"{type(error).__name__}: {one_line(error)}"[:MAX_MESSAGE]
+        return _fail(f"this is a fault of vos_lightning ({kind}): VOS_TRACEBACK=1 shows where, please report it", FAULT)
+
+
+def _comes_from_outside(error: Exception) -> bool:
+    """Whether an error comes from files, options or the machine, and not from a fault in the code.
+
+    PyTorch raises a RuntimeError for these. Lightning's error is known by its name, as Lightning takes seconds to import.
+    """
+    if isinstance(error, (NotImplementedError, RecursionError)):  # kinds of RuntimeError that only code can cause
+        return False
+    return isinstance(error, (RuntimeError, MemoryError)) or type(error).__name__ == "MisconfigurationException"
 
 
 def _fail(message: str, code: int = 2) -> int:

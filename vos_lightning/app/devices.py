@@ -141,7 +141,7 @@ def _scaled(batch_size: int, processes: int, devices: int | None, before: str) -
 
 def _number(devices: Any) -> int | None:
     """How many devices ``trainer.devices`` asks for; None for all of them."""
-    if devices in ("auto", "-1", -1, [-1]):
+    if devices is None or devices in ("auto", "-1", -1, [-1]):
         return None
     if isinstance(devices, str):
         names = [name for name in devices.split(",") if name.strip()]

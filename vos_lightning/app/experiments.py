@@ -31,12 +31,20 @@ import hashlib
 import importlib.resources
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # pydantic reads these from `typing` from Python 3.12 on
+)
+
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from vos_lightning.app import tables
+from vos_lightning.io.documents import checked
 from vos_lightning.io.files import check_name
 from vos_lightning.io.texts import parse_yaml, read_yaml
 
@@ -57,6 +65,55 @@ option is not a reproduction of the experiment."""
 
 class ExperimentError(ValueError):
     """An experiment that does not exist or cannot be composed; the message is one line for the user."""
+
+
+class Published(TypedDict):
+    """The section ``published``: a row of a table of a paper."""
+
+    paper: str
+    table: int | str
+    row: str | int | FiniteFloat
+    dataset: str
+    metrics: dict[str, FiniteFloat]
+    fps: NotRequired[str | FiniteFloat]
+    hardware: NotRequired[str]
+    departs: NotRequired[str]
+
+
+class _Arguments(TypedDict, total=False):
+    loading: dict[str, Any] | None
+    train: list[Any] | None
+
+
+class _Data(TypedDict, total=False):
+    class_path: str
+    init_args: _Arguments | None
+
+
+class _Model(TypedDict, total=False):
+    class_path: str
+    init_args: dict[str, Any] | None
+
+
+class _Sections(TypedDict, total=False):
+    """What is read of a configuration before the argument parser checks all of it."""
+
+    model: _Model | None
+    data: _Data | None
+    trainer: dict[str, Any] | None
+
+
+class _File(_Sections, total=False):
+    """An experiment as it is written."""
+
+    extends: list[str]
+    stages: list[str]
+    hand_over: Literal["last", "best"]
+    select: Literal["last", "best"] | None
+    checkpoint_of: str | None
+    published: Published | None
+    description: str
+    set: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -199,7 +256,7 @@ def _refuse_cycles(name: str, own: Mapping[str, Any], source: Path | str, files:
                     f"{source} needs itself: {' -> '.join((*chain[chain.index(found) :], found))} (stages, checkpoint_of)"
                 )
             if found not in finished:
-                follow(found, _row(found, path) if path.name == tables.FILE else _read(path), where, chain)
+                follow(found, _row(found, path) if path.name == tables.FILE else read_mapping(path), where, chain)
         finished.add(name)
 
     follow(name, own, source, ())
@@ -266,11 +323,11 @@ def _compose(
         composed: what was composed before, so that a file that many others extend is composed once.
         extended_by: what extends the file, for the message.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # unlike `resolve`, it lets a link to itself pass, which cannot be read below
     if path in chain:
         raise ExperimentError(f"{path} extends itself through {' -> '.join(p.stem for p in (*chain, path))}")
     if path not in composed:
-        composed[path] = _combine(_read(path, extended_by), path, folder, (*chain, path), composed)
+        composed[path] = _combine(read_mapping(path, extended_by), path, folder, (*chain, path), composed)
     return composed[path]
 
 
@@ -278,6 +335,7 @@ def _combine(
     content: dict[str, Any], source: Path | str, folder: Path, chain: tuple[Path, ...], composed: dict[Path, Composed]
 ) -> Composed:
     """An experiment's own keys, and its sections and options merged over the files that it extends."""
+    _check(content, _File, source)
     own = {key: content.pop(key) for key in (*OWN_KEYS, "set") if key in content}
     config: dict[str, Any] = {}
     for base in _names(own, "extends", source):
@@ -288,7 +346,9 @@ def _combine(
             raise ExperimentError(f"{error}: extends names files inside of {folder}, without .yaml") from error
         _, inherited = _compose(folder / f"{base}.yaml", folder, chain, composed, source)
         config = merge(config, inherited, source)
-    return own, merge(merge(config, content, source), _nested((own.pop("set", None) or {}).items()), source)
+    config = merge(merge(config, content, source), _nested((own.pop("set", None) or {}).items(), source), source)
+    _check(config, _Sections, source)
+    return own, config
 
 
 def _names(own: Mapping[str, Any], key: str, source: Path | str) -> list[str]:
@@ -299,7 +359,35 @@ def _names(own: Mapping[str, Any], key: str, source: Path | str) -> list[str]:
     return names
 
 
-def _read(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
+def _check(content: Mapping[str, Any], kind: type, source: Path | str) -> None:
+    """Raise what is wrong with an experiment, or with the part of it that is read before the argument parser does."""
+    try:
+        checked(content, kind, source)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    strange = next(_keys_that_are_no_text(content), None)
+    if strange is not None:
+        raise ExperimentError(f"{source}: the key {strange} is not a text: write it in quotes")
+
+
+def _keys_that_are_no_text(value: Any, where: str = "") -> Iterator[str]:
+    for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ():
+        here = f"{where}.{key}" if where else str(key)
+        if isinstance(value, Mapping) and not isinstance(key, str):
+            yield here
+        yield from _keys_that_are_no_text(entry, here)
+
+
+def read_mapping(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:
+    """The content of a YAML file that holds a mapping.
+
+    Args:
+        path: the file.
+        extended_by: what names the file, for the message if it cannot be read.
+
+    Raises:
+        ExperimentError: it cannot be read, or holds something else.
+    """
     try:
         content = read_yaml(path)
     except OSError as error:
@@ -320,12 +408,12 @@ def _tables(path: Path) -> dict[str, dict[str, Any]]:
 @functools.lru_cache(maxsize=64)
 def _read_tables(path: Path, changed: int) -> dict[str, dict[str, Any]]:  # noqa: ARG001
     try:
-        return tables.table_experiments(path, _read(path))
+        return tables.table_experiments(path, read_mapping(path))
     except ValueError as error:
         raise ExperimentError(str(error)) from error
 
 
-def _nested(options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _nested(options: Iterable[tuple[str, Any]], source: Path | str) -> dict[str, Any]:
     """Dotted options as nested mappings; of two options with one name the later one holds."""
     nested: dict[str, Any] = {}
     for key, value in options:
@@ -333,6 +421,8 @@ def _nested(options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         *parents, last = str(key).split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ExperimentError(f"{source} sets {key}, and {parent} above it to a plain value: leave one of them out")
         target[last] = value
     return nested
 
@@ -395,7 +485,9 @@ def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[
             with contextlib.suppress(ValueError):
                 parsed = float(parsed)
         options.append((key, parsed))
-    return merge(config, _nested(options), "the command line")
+    merged = merge(config, _nested(options, "the command line"), "the command line")
+    _check(merged, _Sections, "the command line")
+    return merged
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], where: str = "") -> list[str]:

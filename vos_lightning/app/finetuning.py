@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,12 +12,28 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict  # pydantic reads it from `typing` from Python 3.12 on
 
 from vos_lightning.app.devices import launched_processes
 from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files, merge
 from vos_lightning.app.runs import Run, run_command, write_text
 from vos_lightning.callbacks.stopping import StopRequest
-from vos_lightning.io.texts import read_json
+from vos_lightning.io.documents import read_document
+
+
+class _Row(TypedDict):
+    video: str
+    J: float
+    F: float
+
+
+class _Scored(TypedDict):
+    """What is read of a ``test.json`` to compare it."""
+
+    protocol: str
+    checkpoint: str
+    rows: list[_Row]
+    baseline_rows: dict[str, list[_Row]]
 
 
 def with_model_of(checkpoint: str | Path, experiment: Experiment) -> Experiment:
@@ -101,7 +118,10 @@ def _first_process() -> bool:
 
 def compare(before: Run, after: Run) -> dict[str, Any]:
     """J&F of every held-out video and of all objects: with the first mask copied, before and after the training."""
-    old, new = (read_json(_scores(run)) for run in (before, after))
+    mend = "remove the file, and the same command scores again"
+    old, new = (read_document(_scores(run), _Scored, mend) for run in (before, after))
+    if "copy" not in old["baseline_rows"]:
+        raise ExperimentError(f"{_scores(before)}: baseline_rows.copy is missing; {mend}")
     columns = {"copy": old["baseline_rows"]["copy"], "before": old["rows"], "after": new["rows"]}
     videos = list(dict.fromkeys(row["video"] for row in old["rows"]))
     return {
@@ -133,6 +153,6 @@ def _scores(run: Run) -> Path:
     return run.directory / "scores" / "test.json"
 
 
-def _mean(rows: Iterable[dict[str, Any]]) -> float:
+def _mean(rows: Iterable[_Row]) -> float:
     values = [(row["J"] + row["F"]) / 2 for row in rows]
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else math.nan

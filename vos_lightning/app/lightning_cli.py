@@ -185,6 +185,9 @@ class VOSCommandLine(LightningCLI):
                 if isinstance(cause, MissingWeightsError):
                     options = " ".join(f"--{key}=null" for key in _pretrained_options(self.config["model"].as_dict(), "model"))
                     raise ExperimentError(f"{cause}, or start from random weights: {options}") from error
+            refused = next((cause for cause in causes if isinstance(cause, MisconfigurationException)), None)
+            if refused is not None:
+                raise ExperimentError(condense(str(refused))) from error
             raise
 
     def _look_for_data(self) -> None:
@@ -211,7 +214,7 @@ class VOSCommandLine(LightningCLI):
             kwargs["plugins"].append(TorchrunEnvironment())
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError) as error:  # such as devices that the machine does not have
+        except (MisconfigurationException, TypeError, ImportError) as error:  # devices or libraries that the machine has not
             raise ExperimentError(f"trainer: {condense(str(error))}") from error
         trainer._signal_connector = NoSignals(trainer)
         watch_ranks(trainer)

@@ -14,17 +14,65 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import (
+    Any,
+    Literal,
+    Required,  # pydantic reads these from `typing` from Python 3.12 on
+)
 
 import yaml
+from typing_extensions import TypedDict
 
 from vos_lightning.app.experiments import ExperimentError, Which
 from vos_lightning.callbacks.stopping import STOPPED, StopRequest
 from vos_lightning.checkpoints.files import BEFORE_LAST, LAST, is_whole
+from vos_lightning.io.documents import read_document
 from vos_lightning.io.files import move_away, sha256_of, write_atomically
-from vos_lightning.io.texts import read_json
 
 Stage = Literal["fit", "validate", "test", "predict"]
+
+
+class Commit(TypedDict, total=False):
+    """A commit of the library."""
+
+    id: Required[str]
+    changed: bool
+
+
+class Start(TypedDict, total=False):
+    """A start of a training."""
+
+    date: str
+    from_step: int
+    commit: Commit | None
+    hardware: str
+    torch: str
+    departures: list[str]
+
+
+class Record(TypedDict, total=False):
+    """What is read of a ``record.json``; older versions wrote fewer keys."""
+
+    experiment: str
+    fingerprint: str
+    identity: str | None
+    seed: Any
+    data: str
+    train_items: list[int] | None
+    max_steps: int
+    initial: Trained | None
+    starts: list[Start]
+    steps: int
+    finished: str | None
+
+
+class Trained(TypedDict, total=False):
+    """A checkpoint, see :func:`provenance`."""
+
+    checkpoint: Required[str]
+    weights: Literal["last", "best"] | None
+    step: Required[int]
+    run: Record | None
 
 
 class Run:
@@ -124,7 +172,8 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Content of ``record.json``, see :mod:`vos_lightning.app.records`; empty where there is none, as in older runs."""
         path = self.directory / "record.json"
-        return dict(read_json(path)) if path.is_file() else {}
+        mend = "this is not the record of a run: restore the file, or move the run away"
+        return dict(read_document(path, Record, mend)) if path.is_file() else {}
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Replace ``record.json``."""

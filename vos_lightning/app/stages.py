@@ -16,9 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic reads it from `typing` from Python 3.12 on
+
 from vos_lightning.app.experiments import Experiment, ExperimentError, load_experiment, training_identity, with_overrides
 from vos_lightning.app.runs import Run, after, find_run, starting_point, write_text
-from vos_lightning.io.texts import read_json
+from vos_lightning.io.documents import read_document
+
+
+class _Entry(TypedDict):
+    experiment: str
+    identity: str
+    run: str
+
+
+class _Listed(TypedDict):
+    """Content of ``stages.json``."""
+
+    stages: list[_Entry]
 
 
 @dataclass(frozen=True)
@@ -137,15 +151,11 @@ def _last_stage(experiment: Experiment, directory: Path) -> Run:
     return plan(experiment, directory.parent)[-1].run
 
 
-def _listed(directory: Path) -> list[dict[str, str]]:
+def _listed(directory: Path) -> list[_Entry]:
     path = directory / "stages.json"
     if not path.is_file():
         return []
-    try:
-        entries: list[dict[str, str]] = read_json(path)["stages"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExperimentError(f"{path} is not a list of stages ({error}): move it away") from error
-    return entries
+    return read_document(path, _Listed, "this is not a list of stages: move the file away")["stages"]
 
 
 def _refuse_old_folder(experiment: Experiment, directory: Path) -> None:

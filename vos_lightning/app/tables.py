@@ -34,11 +34,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict  # pydantic reads it from `typing` from Python 3.12 on
+
+from vos_lightning.io.documents import checked
+
 FILE = "tables.yaml"
 _EXPERIMENT_KEYS = ("extends", "set", "stages", "hand_over", "select", "checkpoint_of", "description")
 _ROW_KEYS = (*_EXPERIMENT_KEYS, "row", "paper", "published", "hardware", "departs")
 _COLUMN_KEYS = ("suffix", "extends", "set", "description")
 _CELL_KEYS = ("fps", "name", "hardware", "departs", "extends", "set", "description", "checkpoint_of")
+
+
+class _Experiment(TypedDict, total=False):
+    extends: list[str]
+    set: dict[str, Any] | None
+    description: str
+    checkpoint_of: str
+    hardware: str
+    departs: str
+
+
+class _Cell(_Experiment, total=False):
+    fps: str | FiniteFloat
+    name: str
+
+
+class _Row(_Experiment, total=False):
+    row: str | int | FiniteFloat
+    paper: str
+    published: dict[str, _Cell] | None
+
+
+class _Table(_Experiment, total=False):
+    rows: dict[str | int, _Row | None] | None
+
+
+class _Column(_Experiment, total=False):
+    suffix: str
+
+
+class _File(TypedDict, total=False):
+    """What is read here; the other keys of an experiment are checked where it is loaded."""
+
+    paper: str
+    hardware: str
+    columns: dict[str, _Column | None] | None
+    tables: dict[int | str, _Table | None] | None
+    others: dict[str, dict[str, Any] | None] | None
 
 
 def table_experiments(path: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -53,11 +96,11 @@ def table_experiments(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
         sections.
 
     Raises:
-        ValueError: a key is unknown or missing, or two experiments have one name; the message names file and row.
+        ValueError: a key is unknown or missing or has a wrong value, or two experiments have one name; the message
+            names file and row.
     """
     _check(path, content, ("paper", "hardware", "columns", "tables", "others"), "the file")
-    for section in ("columns", "tables", "others"):
-        _check(path, content.get(section), None, section)
+    checked(content, _File, path)
     columns = content.get("columns") or {}
     found: dict[str, dict[str, Any]] = {}
     places: dict[str, str] = {}
@@ -82,8 +125,6 @@ def table_experiments(path: Path, content: Mapping[str, Any]) -> dict[str, dict[
                         f"{path}: {where} has a score on {dataset}, which is not a column; columns are {_some(columns)}"
                     )
                 column = columns[dataset] or {}
-                _check(path, cell, None, f"{where}, {dataset}")
-                _check(path, (cell or {}).get("set"), None, f"set of {where}, {dataset}")
                 own = cell.get("name", f"{name}{column.get('suffix', '')}")
                 add(own, f"{where}, {dataset}", _experiment(content, number, row, dataset, column, cell))
     for name, experiment in (content.get("others") or {}).items():
@@ -102,7 +143,7 @@ def _experiment(
 ) -> dict[str, Any]:
     experiment = {key: row[key] for key in _EXPERIMENT_KEYS if key in row}
     experiment["extends"] = [*row.get("extends", ()), *column.get("extends", ()), *cell.get("extends", ())]
-    experiment["set"] = {**row["set"], **column.get("set", {}), **cell.get("set", {})}
+    experiment["set"] = {**row["set"], **(column.get("set") or {}), **(cell.get("set") or {})}
     if "checkpoint_of" in cell:
         experiment["checkpoint_of"] = cell["checkpoint_of"]
     published = {
@@ -124,20 +165,14 @@ def _experiment(
     return experiment
 
 
-def _check(path: Path, value: Any, known: tuple[str, ...] | None, where: str, needed: tuple[str, ...] = ()) -> None:
-    """Raise what is wrong with a mapping: a key that is not known (None: any is), one that is needed and is not there."""
-    if not isinstance(value or {}, Mapping):
-        keys = f" with the keys {_some(known)}" if known else ""
-        raise ValueError(f"{path}: {where} must be a mapping{keys}, not {value!r}")
-    unknown = [key for key in value or {} if known is not None and key not in known]
+def _check(path: Path, value: Mapping[str, Any] | None, known: tuple[str, ...], where: str, needed: tuple[str, ...] = ()) -> None:
+    """Raise what is wrong with a mapping: a key that is not known, one that is needed and is not there."""
+    unknown = [key for key in value or {} if key not in known]
     if unknown:
         raise ValueError(f"{path}: {where} has an unknown key {unknown[0]}; there are {_some(known)}")
     missing = [key for key in needed if not (value or {}).get(key)]
     if missing:
         raise ValueError(f"{path}: {where} must say {missing[0]}")
-    if known:
-        for key in {"set", "rows", "published"} & set(value or {}):
-            _check(path, value[key], None, f"{key} of {where}")
 
 
 def _some(names: Any) -> str:

@@ -18,6 +18,7 @@ from vos_lightning.app.experiments import (
     ExperimentError,
     differing_keys,
     load_experiment,
+    read_mapping,
     training_identity,
     with_overrides,
 )
@@ -25,7 +26,6 @@ from vos_lightning.app.runs import Run, Stage, find_run, run_command, write_text
 from vos_lightning.app.stages import PlannedStage, claim, plan
 from vos_lightning.callbacks.stopping import STOPPED, Stopped, StopRequest
 from vos_lightning.checkpoints.files import LAST
-from vos_lightning.io.texts import read_yaml
 
 
 def build(
@@ -145,7 +145,7 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str], reque
     settings = {"experiment": experiment.name, "config": dict(experiment.config), "overrides": list(overrides)}
     record = run.directory / "experiment.yaml"
     if record.is_file():
-        changed = differing_keys(read_yaml(record), settings)
+        changed = differing_keys(read_mapping(record), settings)
         if changed:
             console.print(f"[yellow]{run.directory} was started with other settings: {', '.join(changed)}.[/yellow]")
     if run.finished:

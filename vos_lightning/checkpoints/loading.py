@@ -14,13 +14,26 @@ import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Required,  # pydantic reads these from `typing` from Python 3.12 on
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
+from pydantic import Field, InstanceOf
+from torch import Tensor
+from typing_extensions import TypedDict
 
+from vos_lightning.io.documents import checked
 from vos_lightning.io.pretrained import weights_are_overwritten
+from vos_lightning.io.tensors import read_tensors
 from vos_lightning.io.texts import check_plain
 from vos_lightning.io.weights import require_finite
 from vos_lightning.modules.base import VOSModule
@@ -29,6 +42,14 @@ from vos_lightning.propagation.engine import InferenceEngine
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """The function with which Lightning builds the module of a checkpoint; a checkpoint names it."""
 _HYPER_PARAMETERS = VOSModule.CHECKPOINT_HYPER_PARAMS_KEY
+
+
+class _Checkpoint(TypedDict, total=False):
+    """What is read of a checkpoint, beside what Lightning reads."""
+
+    state_dict: Required[dict[str, InstanceOf[Tensor]]]
+    hyper_parameters: dict[str, Any]
+    global_step: Annotated[int, Field(ge=0)]
 
 
 def load_engine(
@@ -237,15 +258,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        # The file is memory-mapped, so that unused tensors are not read.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a broken file makes the reader raise almost anything
-        raise ValueError(
-            f"{path}: this is no checkpoint of a run that started from an experiment, or it is damaged or truncated"
-        ) from error
+    otherwise = "this is no checkpoint of a run that started from an experiment, or it is damaged or truncated"
+    content = read_tensors(path, otherwise, mmap=True)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path}: this is no Lightning checkpoint (it has no state_dict)")
+    checked(content, _Checkpoint, path, "this is no checkpoint of a run that started from an experiment")
     return content
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from vos_lightning.io.texts import read_json
 from vos_lightning.labels import IGNORE_LABEL
 from vos_lightning.metrics import functional
 from vos_lightning.metrics.functional import FrameScore
@@ -74,12 +73,11 @@ def unseen_objects(meta: Path, train_meta: Path) -> dict[str, frozenset[int]]:
 
 
 def _categories(path: Path) -> dict[str, dict[int, str | None]]:
+    from vos_lightning.io.meta import read_youtube_meta  # imported here, as most scores need no such file
+
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; give a meta.json of YouTube-VOS")
-    try:
-        return {
-            video: {int(object_id): entry.get("category") for object_id, entry in content["objects"].items()}
-            for video, content in read_json(path)["videos"].items()
-        }
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is not a meta.json of YouTube-VOS ({error!r})") from error
+    return {
+        video: {int(object_id): entry.get("category") for object_id, entry in content["objects"].items()}
+        for video, content in read_youtube_meta(path).items()
+    }

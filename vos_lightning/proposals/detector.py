@@ -23,6 +23,7 @@ from torchvision.ops import nms
 
 from vos_lightning.io.files import sha256_of
 from vos_lightning.io.pretrained import for_epsilon, is_overwritten, published_hash, read_pretrained
+from vos_lightning.io.tensors import read_tensors
 from vos_lightning.io.weights import require_finite
 from vos_lightning.proposals.boxes import masks_in_boxes, paste_masks, tight_boxes
 from vos_lightning.proposals.options import Architecture, Order, Pretrained
@@ -256,10 +257,7 @@ def read_weights(path: Path) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of detector weights")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file makes the reader raise almost anything
-        raise ValueError(f"{path}: this is no file of detector weights, or it is damaged or truncated") from error
+    return read_tensors(path, "this is no file of detector weights, or it is damaged or truncated")
 
 
 def _load(model: nn.Module, path: Path) -> str:

@@ -12,13 +12,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    Required,  # pydantic reads these from `typing` from Python 3.12 on
+)
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from vos_lightning.io.documents import checked
 from vos_lightning.io.files import regular_file, write_atomically
 from vos_lightning.io.texts import parse_json
 from vos_lightning.structures import Proposals
@@ -43,6 +50,12 @@ def precompute_command(images: str = "FOLDER_OR_VIDEO", output: str = "FOLDER", 
     """
     more = " --stills" if stills else ""
     return f"vos precompute-proposals --images {images}{more} --output {output} --pretrained COCO_V1"
+
+
+class _Header(TypedDict, total=False):
+    frames: Required[list[str]]
+    counts: list[int] | None
+    frame_size: Annotated[list[int], Field(min_length=2, max_length=2)] | None
 
 
 @dataclass(frozen=True)
@@ -119,12 +132,11 @@ class ProposalFile:
         if not self.path.is_file():
             command = precompute_command(output=str(self.path.parent))
             raise FileNotFoundError(f"{self.path}: there is no such file of proposals; compute it with `{command}`")
-        self.header: dict[str, Any] = parse_json(str(self._read(["header"])["header"]), self.path)
-        names = self.header.get("frames") if isinstance(self.header, dict) else None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{self.path}: the header lists no frames; remove the file and compute it anew")
+        content = parse_json(str(self._read(["header"])["header"]), self.path)
+        self.header: dict[str, Any] = checked(content, dict[str, Any], f"{self.path}, header", "compute it anew")
         if self.header.get("version") != VERSION:
             raise ValueError(f"{self.path}: version {self.header.get('version')} of the format, not {VERSION}; compute it anew")
+        checked(content, _Header, f"{self.path}, header", "compute it anew")
 
     @property
     def frames(self) -> list[str]:
@@ -169,6 +181,9 @@ class ProposalFile:
             ValueError: a frame is missing, or the file is damaged.
         """
         arrays = self._read(names)
+        for name, rows in arrays.items():
+            if rows.dtype != ROW or rows.ndim != 1:
+                raise ValueError(f"{self.path}: frame {name!r} holds no rows of proposals; remove the file and compute it anew")
         return [_found(arrays[name]) for name in names]
 
     def _read(self, names: Sequence[str]) -> dict[str, np.ndarray]:

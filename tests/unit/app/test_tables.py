@@ -159,10 +159,14 @@ def test_the_file_is_read_again_when_it_changes(folder: Path) -> None:
         ),
         ("tables/6/rows/beta", None, "table 6, row beta must say row"),
         ("tables/6/rows/beta/published", None, "table 6, row beta must say published"),
-        ("tables/6/rows/beta/published/DAVIS 2017 val", 85.9, "table 6, row beta, DAVIS 2017 val must be a mapping, not 85.9"),
+        (
+            "tables/6/rows/beta/published/DAVIS 2017 val",
+            85.9,
+            "tables.6.rows.beta.published.DAVIS 2017 val must be a mapping, not 85.9",
+        ),
         ("tables/6/rows", None, "table 6 must say rows"),
         ("tables", ["a list"], "tables must be a mapping"),
-        ("tables/6/rows/beta/set", ["a list"], "set of table 6, row beta must be a mapping"),
+        ("tables/6/rows/beta/set", ["a list"], "tables.6.rows.beta.set must be a mapping"),
     ],
 )
 def test_faults_are_named(folder: Path, place: str, value: Any, message: str) -> None:

@@ -78,7 +78,7 @@ def test_broken_lvos(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"val_meta\.json has no video v0000000"):
         LVOSDataModule(str(tmp_path)).setup("test")
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"val_meta\.json is not a meta file of LVOS"):
+    with pytest.raises(ValueError, match=r"val_meta\.json: .* this is not a meta file of LVOS"):
         LVOSDataModule(str(tmp_path)).setup("test")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"val_meta\.json does not exist"):

@@ -186,7 +186,9 @@ def test_what_is_missing_is_named(youtube: Path, tmp_path: Path) -> None:
     with pytest.raises((FileNotFoundError, ValueError), match=r"v000000000"):
         module(frames="6fps").setup("test")
     (youtube / "valid" / "meta.json").write_text('{"videos": []}')
-    with pytest.raises(ValueError, match=r"valid/meta\.json is not a meta\.json of YouTube-VOS"):
+    with pytest.raises(
+        ValueError, match=r"valid/meta\.json: videos must be a mapping, not \[\]; this is not a meta\.json of YouTube-VOS"
+    ):
         module(frames="6fps").setup("test")
     (youtube / "valid" / "meta.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"valid/meta\.json does not exist"):

@@ -232,6 +232,14 @@ WRITERS = {
     ("benchmarks/evaluate.py", "tempfile"): "data that are made for one measurement",
     ("benchmarks/kills.py", "tempfile"): "runs that are made for one measurement",
     ("benchmarks/evaluate.py", "save"): "data that are made for one measurement",
+    ("benchmarks/fuzz/__main__.py", "tempfile"): "inputs that are made for one case",
+    ("benchmarks/fuzz/__main__.py", "rmtree"): "inputs that are made for one case",
+    ("benchmarks/fuzz/cases.py", "copytree"): "inputs that are made for one case",
+    ("benchmarks/fuzz/corpus.py", "save"): "inputs that are made for one case",
+    **{
+        ("benchmarks/fuzz/mutations.py", call): "inputs that are made for one case"
+        for call in ("copy", "copytree", "move", "rmtree", "symlink")
+    },
 }
 """Module and call -> why it does not go through ``io/files.py``."""
 

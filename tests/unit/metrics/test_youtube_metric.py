@@ -173,5 +173,7 @@ def test_missing_predictions_and_categories_are_named(folders: tuple[Path, Path]
     with pytest.raises(ValueError, match=r"meta\.json has no categories"):
         unseen_objects(tmp_path / "meta.json", tmp_path / "train.json")
     (tmp_path / "train.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"train\.json is not a meta\.json of YouTube-VOS"):
+    with pytest.raises(
+        ValueError, match=r"train\.json: the content must be a mapping, not \[\]; this is not a meta\.json of YouTube-VOS"
+    ):
         unseen_objects(tmp_path / "meta.json", tmp_path / "train.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ class Row:
         """Metric, published value, our value (mean and deviation over seeds), difference; empty texts if nothing was measured."""
         cells = []
         for metric, value in self.published["metrics"].items():
-            measured = [score.metrics[metric] for score in self.ours if metric in score.metrics]
+            measured = [score.metrics[metric] for score in self.ours if math.isfinite(score.metrics.get(metric, math.nan))]
             if not measured:
                 cells.append((metric, float(value), "", ""))
                 continue

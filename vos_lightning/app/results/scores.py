@@ -5,18 +5,53 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    Required,  # pydantic reads these from `typing` from Python 3.12 on
+)
+
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from vos_lightning.app.experiments import Experiment, ExperimentError, Which, load_experiment, selection
 from vos_lightning.app.results.rows import Row, Score
-from vos_lightning.app.runs import provenance, weights_kind
-from vos_lightning.io.texts import read_json
+from vos_lightning.app.runs import Commit, Trained, provenance, weights_kind
+from vos_lightning.io.documents import read_document
 
 EVALUATIONS: dict[str, tuple[str, int, int]] = {
     "DAVIS 2016 val": ("DAVIS 2016", 20, 20),
     "DAVIS 2017 val": ("DAVIS 2017 semi-supervised", 30, 61),
 }
 """Published data set -> protocol, videos and objects of its whole evaluation. Any other data set is scored by a server."""
+
+
+class _Evaluated(TypedDict, total=False):
+    date: str
+    commit: Commit | None
+    hardware: str
+    data: str
+    departures: list[str]
+    trained: Trained
+
+
+class _Test(TypedDict, total=False):
+    """What is read of a ``test.json``."""
+
+    experiment: Required[str]
+    protocol: Required[str]
+    summary: Required[dict[str, float]]
+    fingerprint: str
+    evaluation: _Evaluated | None
+
+
+class _Server(TypedDict):
+    """Content of a ``server.json``."""
+
+    experiment: str
+    dataset: str
+    date: str
+    metrics: dict[str, FiniteFloat]
+    checkpoint: str
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -26,19 +61,16 @@ def read_scores(folder: Path) -> Iterator[Score]:
     """Every ``scores/test.json`` and ``scores/server.json`` below a folder.
 
     Raises:
-        ExperimentError: a file is not JSON or lacks required keys.
+        ValueError: a file is not JSON, or lacks a required key; the message names both.
     """
     for path in sorted(folder.rglob("scores/*.json")):
         if path.name not in ("test.json", "server.json") or path.parent.parent.name == "before":
             continue
-        try:
-            content = read_json(path)
-            yield _server_score(path, content) if path.name == "server.json" else _test_score(path, content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExperimentError(f"{path} is not a file of scores ({error}): score the run again, or remove the file") from error
+        yield _server_score(path) if path.name == "server.json" else _test_score(path)
 
 
-def _test_score(path: Path, content: Mapping[str, Any]) -> Score:
+def _test_score(path: Path) -> Score:
+    content = read_document(path, _Test, "this is not a file of scores: score the run again, or remove the file")
     return Score(
         path=path,
         experiment=content["experiment"],
@@ -49,17 +81,21 @@ def _test_score(path: Path, content: Mapping[str, Any]) -> Score:
     )
 
 
-def _server_score(path: Path, content: Mapping[str, Any]) -> Score:
-    experiment = load_experiment(content["experiment"])
+def _server_score(path: Path) -> Score:
+    content = read_document(path, _Server, "this is not a file of a server's scores: experiments/README.md says what it holds")
+    try:
+        experiment, trained = load_experiment(content["experiment"]), provenance(Path(content["checkpoint"]))
+    except (ValueError, OSError) as error:
+        raise ExperimentError(f"{path}: {error}") from error
     return Score(
         path=path,
         experiment=experiment.name,
         metrics={name: float(value) for name, value in content["metrics"].items()},
         evaluation={
-            "date": str(content["date"]),
+            "date": content["date"],
             "data": content["dataset"],
             "departures": [],
-            "trained": provenance(Path(content["checkpoint"])),
+            "trained": trained,
         },
         fingerprint=experiment.fingerprint,
         description=content["dataset"],
@@ -132,7 +168,7 @@ def _why_not_its_training(trainings: Sequence[Mapping[str, Any]], experiment: Ex
 def _is(which: Which, trained: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is the last or the best of its finished run; a copy of the last one is recognised by its step."""
     kind = weights_kind(trained["checkpoint"])
-    return kind == which or (kind is None and which == "last" and trained["step"] == trained["run"]["steps"])
+    return kind == which or (kind is None and which == "last" and trained["step"] == trained["run"].get("steps"))
 
 
 def collect(rows: Sequence[Row], scores: Sequence[Score]) -> list[tuple[Score, str]]:

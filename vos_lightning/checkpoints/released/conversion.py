@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vos_lightning.checkpoints.released import emvos, pmvos, stcn, stm
 from vos_lightning.checkpoints.released.format import build, describe
+from vos_lightning.io.tensors import read_tensors
 from vos_lightning.io.weights import require_finite
 
 FORMATS = {"emvos": emvos.FORMAT, "pmvos": pmvos.FORMAT, "stcn": stcn.FORMAT, "stm": stm.FORMAT}
@@ -80,10 +81,7 @@ def import_released(file: Path, paper: str) -> tuple[dict[str, Any], tuple[str, 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such checkpoint")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file makes the reader raise almost anything
-        raise ValueError(f"{file}: this is no PyTorch file of plain tensors, or it is damaged or truncated") from error
+    content = read_tensors(file, "this is no PyTorch file of plain tensors, or it is damaged or truncated")
     # Some files are training checkpoints of STCN, or networks that were saved inside DataParallel.
     if isinstance(content, dict) and isinstance(content.get("network"), dict) and "optimizer" in content:
         content = content["network"]

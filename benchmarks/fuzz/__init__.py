@@ -1,0 +1,1 @@
+"""A fuzzer of the commands: ``python -m benchmarks.fuzz``, see ``README.md``."""
