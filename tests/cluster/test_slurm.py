@@ -75,7 +75,10 @@ def test_a_job_on_two_nodes_is_preempted_twice_and_finishes(
         ("hang 0", "step none", ["step requeued", "none 0"]),
     ],
 )
-def test_which_ends_are_requeued(cluster: Path, codes: str, events: str, ended: list[str]) -> None:
+def test_which_ends_are_requeued(
+    cluster: Path, codes: str, events: str, ended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SLURM_PATIENCE", "1")
     assert submit(cluster, events, codes=codes) == ended
 
 

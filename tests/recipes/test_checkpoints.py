@@ -254,7 +254,7 @@ def test_a_training_from_a_checkpoint_downloads_nothing(
     monkeypatch.setattr(lightning_cli, "load_weights", lambda *_, **__: None)
     resumed = Run(folder / "resumed")
     (resumed.directory / "checkpoints").mkdir(parents=True)
-    (resumed.directory / "checkpoints" / "last.ckpt").touch()
+    torch.save({}, resumed.directory / "checkpoints" / "last.ckpt")
     for run, options in ((Run(folder / "run"), ["--initial_weights=x.ckpt"]), (resumed, [])):
         built = build("emvos_davis17_only", run, "fit", *options)
         assert built.model.hparams["network"]["init_args"]["backbone"]["init_args"]["weights"] == "IMAGENET1K_V1"

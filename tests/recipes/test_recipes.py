@@ -152,7 +152,13 @@ def write(folder: Path, name: str, **content: object) -> None:
 
 def test_extends_merges_mappings_and_replaces_the_rest(folder: Path) -> None:
     write(folder, "_base", data={"a": 1, "b": [1, 2], "c": {"d": 1}})
-    write(folder, "one", extends=["p/_base"], data={"b": [3], "c": {"e": "${VOS_DATA}/x"}}, published={"paper": "P"})
+    write(
+        folder,
+        "one",
+        extends=["p/_base"],
+        data={"b": [3], "c": {"e": "${VOS_DATA}/x"}},
+        published={"paper": "P", "table": 1, "row": "R", "dataset": "D", "metrics": {"J&F": 80.0}},
+    )
     write(folder, "two", extends=["p/one"], data={"a": 2})
     assert load_experiment("p_one").config == {"data": {"a": 1, "b": [3], "c": {"d": 1, "e": "data/x"}}}
     assert load_experiment("p_two").config["data"]["a"] == 2
@@ -161,7 +167,8 @@ def test_extends_merges_mappings_and_replaces_the_rest(folder: Path) -> None:
 
 def test_extending_files_do_not_change_a_class(folder: Path) -> None:
     write(folder, "_base", model={"class_path": "a.B", "init_args": {"x": 1}})
-    write(folder, "one", extends=["p/_base"], model={"class_path": "a.C"})
+    published = {"paper": "P", "table": 1, "row": "R", "dataset": "D", "metrics": {"J&F": 80.0}}
+    write(folder, "one", extends=["p/_base"], data={"b": [3], "c": {"e": "${VOS_DATA}/x"}}, published=published)
     with pytest.raises(ExperimentError, match=r"one\.yaml changes model\.class_path from a\.B to a\.C"):
         load_experiment("p_one")
 

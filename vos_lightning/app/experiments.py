@@ -233,7 +233,10 @@ def _find(name: str, files: Callable[[], Mapping[str, Path]]) -> tuple[str, Path
 
 def _row(name: str, path: Path) -> dict[str, Any]:
     """The row of a table that is an experiment."""
-    return dict(_tables(path)[name.removeprefix(f"{path.parent.name}_")])
+    rows, row = _tables(path), name.removeprefix(f"{path.parent.name}_")
+    if row not in rows:
+        raise ExperimentError(f"{path} holds many experiments: name one of them, as `vos list` prints them")
+    return dict(rows[row])
 
 
 def _refuse_cycles(name: str, own: Mapping[str, Any], source: Path | str, files: Callable[[], Mapping[str, Path]]) -> None:

@@ -124,7 +124,7 @@ def own_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("JPEGImages", "Annotations"):
         shutil.move(tmp_path / "davis" / folder / "480p", root / folder)
     monkeypatch.setenv("VOS_DATA", str(root))
-    monkeypatch.setattr(finetuning, "run_command", lambda arguments, environment=None: cli.main(arguments))
+    monkeypatch.setattr(finetuning, "run_command", lambda arguments, environment=None, request=None: cli.main(arguments))
     return root
 
 
