@@ -24,10 +24,8 @@ OUTPUTS = ("--output", "--run-dir", "--json")
 """Options that name what a command writes; ``results`` without ``--output`` writes to ``--runs``."""
 SEVERAL = ("evaluate", "curves", "doctor")
 """Commands that print a line for every problem."""
-CODES: dict[str, tuple[int, ...]] = {"doctor": (0, 1, 2), "train": (0, 2, 75)}
+CODES: dict[str, tuple[int, ...]] = {"doctor": (0, 1, 2), "train": (0, 2, 71, 75), "predict": (0, 2, 3)}
 """Exit codes of commands that have more than success (0) and an error of the user (2)."""
-
-
 OWN = re.compile(r"/(?=(?:vos_lightning|data_modules)/)")
 """What comes before the packages of the library in the path of a file."""
 
@@ -120,8 +118,8 @@ def _complaint(code: int, text: str, errors: str, argv: Sequence[str], stray: st
         for line in errors.splitlines()
         if re.match(r"(vos|python -m vos_lightning|vos_lightning)?( [\w-]+)?(: )?error: ", line)
     ]
-    if code == 2 and not lines:
-        return "ends with the exit code 2 and no line that begins with 'error: '"
+    if code in (2, 3) and not lines:
+        return f"ends with the exit code {code} and no line that begins with 'error: '"
     if code == 2 and len(lines) > 1 and argv[0] not in SEVERAL:
         return f"prints {len(lines)} lines that begin with 'error: '"
     if code == 2 and any(len(line.partition("error: ")[2].strip()) < 5 for line in lines):

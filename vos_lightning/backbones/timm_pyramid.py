@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import Norm, replace_batch_norm
+from vos_lightning.io.files import regular_file
 from vos_lightning.io.pretrained import announce_download, is_overwritten
+from vos_lightning.io.tensors import read_tensors
+from vos_lightning.io.weights import require_finite
 from vos_lightning.structures import FeaturePyramid
 
 STRIDES = (4, 8, 16)
@@ -165,13 +168,15 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: there is no such file of weights; weights are 'timm', one of {tuple(PACKAGED)}, a file, or null"
         )
-    try:
-        if path.suffix == ".safetensors":
-            state = importlib.import_module("safetensors.torch").load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged archive raises depends on where it is damaged
-        raise ValueError(f"{path}: the file of weights cannot be read ({' '.join(str(error).split())})") from error
+    otherwise = "the file of weights cannot be read: it is damaged, or no file of plain tensors"
+    if path.suffix == ".safetensors":
+        try:
+            state = importlib.import_module("safetensors.torch").load_file(regular_file(path))
+        except Exception as error:  # what a damaged file raises depends on where it is damaged
+            raise ValueError(f"{path}: {otherwise}") from error
+    else:
+        state = read_tensors(path, otherwise)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: the file holds no state dict, which maps names to tensors")
+    require_finite(state, path)
     return dict(state)
