@@ -165,10 +165,20 @@ def test_extends_merges_mappings_and_replaces_the_rest(folder: Path) -> None:
     assert load_experiment("p_two").published == {}
 
 
+def test_a_part_is_replaced_as_a_whole(folder: Path) -> None:
+    backbone = {"class_path": "a.Old", "init_args": {"size": 1}}
+    write(folder, "_base", model={"class_path": "a.B", "init_args": {"backbone": backbone, "x": 1}})
+    new = {"class_path": "a.New", "init_args": {}}
+    write(folder, "one", extends=["p/_base"], model={"init_args": {"backbone": new}})
+    assert load_experiment("p_one").config["model"]["init_args"] == {"backbone": new, "x": 1}
+    write(folder, "two", extends=["p/_base"], model={"init_args": {"backbone": {"class_path": "a.New"}}})
+    with pytest.raises(ExperimentError, match=r"from a\.Old to a\.New: name its init_args too"):
+        load_experiment("p_two")
+
+
 def test_extending_files_do_not_change_a_class(folder: Path) -> None:
     write(folder, "_base", model={"class_path": "a.B", "init_args": {"x": 1}})
-    published = {"paper": "P", "table": 1, "row": "R", "dataset": "D", "metrics": {"J&F": 80.0}}
-    write(folder, "one", extends=["p/_base"], data={"b": [3], "c": {"e": "${VOS_DATA}/x"}}, published=published)
+    write(folder, "one", extends=["p/_base"], model={"class_path": "a.C"})
     with pytest.raises(ExperimentError, match=r"one\.yaml changes model\.class_path from a\.B to a\.C"):
         load_experiment("p_one")
 

@@ -433,6 +433,9 @@ def _nested(options: Iterable[tuple[str, Any]], source: Path | str) -> dict[str,
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], source: Path | str, where: str = "") -> dict[str, Any]:
     """A configuration with another one on top: mappings are merged key by key, anything else is replaced.
 
+    A part of a model or of data (a backbone ...) is replaced as a whole by one that names another ``class_path`` and its
+    ``init_args``, even if these are empty. Arguments of the former class would not fit the other one.
+
     Args:
         base: what is below.
         overlay: what is on top.
@@ -440,14 +443,17 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any], source: Path | st
         where: the dotted place of both, for messages.
 
     Raises:
-        ExperimentError: the overlay changes a ``class_path``.
+        ExperimentError: the overlay changes a ``class_path`` in another way.
     """
+    if "." in where and "init_args" in overlay and overlay.get("class_path", base.get("class_path")) != base.get("class_path"):
+        return dict(overlay)
     merged = dict(base)
     for key, value in overlay.items():
         here = f"{where}.{key}" if where else str(key)
         if key == "class_path" and merged.get(key, value) != value:
             raise ExperimentError(
-                f"{source} changes {here} from {merged[key]} to {value}: start from a file that does not set it instead"
+                f"{source} changes {here} from {merged[key]} to {value}: "
+                + ("name its init_args too, which replace the former ones" if "." in where else "extend another file instead")
             )
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value, source, here)
