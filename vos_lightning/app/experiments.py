@@ -101,6 +101,15 @@ class _Sections(TypedDict, total=False):
     model: _Model | None
     data: _Data | None
     trainer: dict[str, Any] | None
+    # The callbacks that `lightning_cli` adds by name, whose options the parser takes for granted to be a mapping.
+    best_checkpoint: dict[str, Any]
+    last_checkpoint: dict[str, Any]
+    predictions: dict[str, Any]
+    pictures: dict[str, Any]
+    panels: dict[str, Any]
+    throughput: dict[str, Any]
+    finite: dict[str, Any]
+    wandb: dict[str, Any]
 
 
 class _File(_Sections, total=False):
@@ -368,17 +377,20 @@ def _check(content: Mapping[str, Any], kind: type, source: Path | str) -> None:
         checked(content, kind, source)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
-    strange = next(_keys_that_are_no_text(content), None)
+    strange = next(_strange(content), None)
     if strange is not None:
-        raise ExperimentError(f"{source}: the key {strange} is not a text: write it in quotes")
+        raise ExperimentError(f"{source}: {strange}")
 
 
-def _keys_that_are_no_text(value: Any, where: str = "") -> Iterator[str]:
+def _strange(value: Any, where: str = "") -> Iterator[str]:
+    """What the argument parser would take for a fault of its own, at any depth."""
     for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ():
         here = f"{where}.{key}" if where else str(key)
         if isinstance(value, Mapping) and not isinstance(key, str):
-            yield here
-        yield from _keys_that_are_no_text(entry, here)
+            yield f"the key {here} is not a text: write it in quotes"
+        if key == "init_args" and not isinstance(entry, Mapping) and entry is not None:
+            yield f"{here} must be a mapping, not {str(entry)[:60]!r}"
+        yield from _strange(entry, here)
 
 
 def read_mapping(path: Path, extended_by: Path | str | None = None) -> dict[str, Any]:

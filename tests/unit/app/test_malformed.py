@@ -311,3 +311,29 @@ def test_what_no_command_expects(
     monkeypatch.setenv("VOS_TRACEBACK", "1")
     with pytest.raises(type(error)):
         cli.main(["list"])
+
+
+@pytest.mark.parametrize("value", [5, [1], "x"])
+def test_arguments_of_a_class_are_a_mapping(value: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = {"class_path": MODEL["init_args"]["network"]["class_path"], "init_args": value}
+    put("experiments/p/one.yaml", {**EXPERIMENT, "model": {**MODEL, "init_args": {"network": network}}})
+    message = "one.yaml: model.init_args.network.init_args must be a mapping, not "
+    assert message in fail(capsys, "train", "p_one")
+    put("experiments/p/one.yaml", EXPERIMENT)
+    option = f"--model.init_args.network.init_args={json.dumps(value)}"
+    assert "the command line: model.init_args.network.init_args must be a mapping" in fail(capsys, "train", "p_one", option)
+
+
+@pytest.mark.parametrize(
+    "name", ["best_checkpoint", "last_checkpoint", "predictions", "pictures", "panels", "throughput", "finite", "wandb"]
+)
+def test_options_of_callbacks_are_a_mapping(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put("experiments/p/one.yaml", {**EXPERIMENT, name: 0})
+    assert f"one.yaml: {name} must be a mapping, not 0" in fail(capsys, "train", "p_one")
+
+
+def test_benchmark_overwrites_no_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = Path("runs/p_one/scores/test.json")
+    before = scores.read_bytes()
+    assert "test.json: the file exists already" in fail(capsys, "benchmark", "p_one", "--json", str(scores))
+    assert scores.read_bytes() == before

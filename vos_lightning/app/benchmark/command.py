@@ -19,6 +19,7 @@ from vos_lightning.app.benchmark.options import Options, add_arguments, options_
 from vos_lightning.app.experiments import Experiment, load_experiment
 from vos_lightning.app.runs import Run, write_text
 from vos_lightning.app.training import build
+from vos_lightning.io.outputs import claim_file
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     add_arguments(parser)
     known, overrides = parser.parse_known_args(argv)
     options = options_of(known)
+    if known.json is not None:
+        claim_file(known.json, (), known.overwrite)
     if not known.experiments and not known.network:
         raise ValueError("benchmark what? name experiments, or --network vos_lightning.networks.emvos.EMVOS")
     if overrides and not known.experiments:

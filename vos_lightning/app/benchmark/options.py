@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu ...")
     parser.add_argument("--sections", action="store_true", help="also sum the marked parts of each network")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
 
 
 def options_of(known: argparse.Namespace) -> Options:
