@@ -102,14 +102,14 @@ class _Sections(TypedDict, total=False):
     data: _Data | None
     trainer: dict[str, Any] | None
     # The callbacks that `lightning_cli` adds by name, whose options the parser takes for granted to be a mapping.
-    best_checkpoint: dict[str, Any]
-    last_checkpoint: dict[str, Any]
-    predictions: dict[str, Any]
-    pictures: dict[str, Any]
-    panels: dict[str, Any]
-    throughput: dict[str, Any]
-    finite: dict[str, Any]
-    wandb: dict[str, Any]
+    best_checkpoint: dict[Any, Any]
+    last_checkpoint: dict[Any, Any]
+    predictions: dict[Any, Any]
+    pictures: dict[Any, Any]
+    panels: dict[Any, Any]
+    throughput: dict[Any, Any]
+    finite: dict[Any, Any]
+    wandb: dict[Any, Any]
 
 
 class _File(_Sections, total=False):
