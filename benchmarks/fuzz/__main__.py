@@ -41,6 +41,8 @@ def main() -> int:
     known = parser.parse_args()
     logging.disable(logging.WARNING)  # what Lightning logs goes to the terminal, and not to where a case writes
     sys.dont_write_bytecode = True
+    # A process that a command starts is in the folder of its case, from which it would not find this repository.
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with tempfile.TemporaryDirectory() as place:
         corpus = Path(place, "corpus")

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,7 @@ def _run(command: Command, argv: Sequence[str], folder: Path, limit: float) -> t
     output, errors = io.StringIO(), io.StringIO()
     raised: BaseException | None = None
     code = 0
-    with _at(folder), _alarm(limit), warnings.catch_warnings():
+    with _at(folder), _alarm(limit), _of_children() as children, warnings.catch_warnings():
         warnings.simplefilter("default")
         streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = output, errors
@@ -101,7 +102,23 @@ def _run(command: Command, argv: Sequence[str], folder: Path, limit: float) -> t
             raised = error
         finally:
             sys.stdout, sys.stderr = streams
-    return code, output.getvalue(), errors.getvalue(), raised
+    return code, output.getvalue(), errors.getvalue() + "".join(children), raised
+
+
+@contextlib.contextmanager
+def _of_children() -> Iterator[list[str]]:
+    """What processes that the command starts, such as the stages of a training, write to standard error; known at the end."""
+    found: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield found
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            found.append(file.read().decode(errors="replace"))
 
 
 def _complaint(code: int, text: str, errors: str, argv: Sequence[str], stray: str | None) -> str | None:
@@ -131,6 +148,8 @@ def _stray(before: dict[str, str], after: dict[str, str], argv: Sequence[str], r
     """The first file that was changed, or created outside of the output."""
     named = [value for option, value in itertools.pairwise(argv) if option in OUTPUTS]
     named += [text.partition("=")[2] for text in argv if text.startswith(tuple(f"{option}=" for option in OUTPUTS))]
+    if argv[0] == "train":  # the stages of a training are runs beside its directory
+        named += [str(Path(value).parent) for value in named]
     if argv[0] == "results" and not named:
         named = [value for option, value in itertools.pairwise(argv) if option == "--runs"] or ["runs"]
     if argv[0] in ("train", "test", "validate", "predict") and not named:
