@@ -23,7 +23,7 @@ timm = pytest.importorskip("timm")
 LITE = "tf_efficientnet_lite0"
 
 
-@pytest.mark.parametrize("name", [LITE, "resnet18", "convnext_atto", "mobilenetv3_small_050", "regnetx_002", "hrnet_w18_small"])
+@pytest.mark.parametrize("name", [LITE, "resnet18", "convnext_atto", "hrnet_w18_small"])
 def test_features_are_those_of_the_model(name: str) -> None:
     """Strides, channels, and colours normalised by the model's own statistics."""
     torch.manual_seed(0)

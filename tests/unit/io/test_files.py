@@ -233,6 +233,7 @@ WRITERS = {
     ("benchmarks/kills.py", "tempfile"): "runs that are made for one measurement",
     ("benchmarks/evaluate.py", "save"): "data that are made for one measurement",
     ("benchmarks/fuzz/__main__.py", "tempfile"): "inputs that are made for one case",
+    ("benchmarks/fuzz/oracle.py", "tempfile"): "what the processes of one case print",
     ("benchmarks/fuzz/__main__.py", "rmtree"): "inputs that are made for one case",
     ("benchmarks/fuzz/cases.py", "copytree"): "inputs that are made for one case",
     ("benchmarks/fuzz/corpus.py", "save"): "inputs that are made for one case",
