@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -25,6 +26,15 @@ class Backbone(nn.Module, ABC):
     cannot be confused, as the names of their parameters differ."""
     channels: tuple[int, int, int]
     norm: Norm
+    _frozen_norms: Sequence[nn.Module] = ()
+    """Batch normalisation whose statistics stay as they are, in training too."""
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode; frozen batch normalisation stays in evaluation mode."""
+        super().train(mode)
+        for layer in self._frozen_norms:
+            layer.eval()
+        return self
 
     @abstractmethod
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:

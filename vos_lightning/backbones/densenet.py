@@ -84,18 +84,11 @@ class DenseNetPyramid(Backbone):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         if norm == "instance":
             replace_batch_norm(self)
+        self._frozen_norms = self._batch_norms() if norm in ("frozen", "frozen_statistics") else []
         if norm == "frozen":
-            for layer in self._batch_norms():
+            for layer in self._frozen_norms:
                 layer.requires_grad_(False)
         self.train(self.training)
-
-    def train(self, mode: bool = True) -> DenseNetPyramid:
-        """Set training mode; frozen batch normalisation stays in evaluation mode."""
-        super().train(mode)
-        if self.norm in ("frozen", "frozen_statistics"):
-            for layer in self._batch_norms():
-                layer.eval()
-        return self
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
         """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.

@@ -87,13 +87,6 @@ class TimmPyramid(Backbone):
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> TimmPyramid:
-        """Set training mode; frozen batch normalisation stays in evaluation mode."""
-        super().train(mode)
-        for layer in self._frozen_norms:
-            layer.eval()
-        return self
-
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
         """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.
 
