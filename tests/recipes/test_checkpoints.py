@@ -24,7 +24,8 @@ from tests.recipes.experiments import NAMES, SMOKE, without_pretrained
 from tests.tolerances import assert_close
 from vos_lightning.app import lightning_cli, training
 from vos_lightning.app.cli import main
-from vos_lightning.app.experiments import Experiment, ExperimentError, differing_keys, experiments_folder, load_experiment
+from vos_lightning.app.composition import ExperimentError, differing_keys
+from vos_lightning.app.experiments import Experiment, experiments_folder, load_experiment
 from vos_lightning.app.runs import Run
 from vos_lightning.app.scoring import _require_same_system
 from vos_lightning.backbones.base import Backbone

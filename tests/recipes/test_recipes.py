@@ -13,7 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from tests.recipes.experiments import EXPERIMENTS, NAMES, SMOKE, fit, without_pretrained
 from vos_lightning.app.cli import main
-from vos_lightning.app.experiments import ExperimentError, experiments_folder, load_experiment, with_overrides
+from vos_lightning.app.composition import ExperimentError, with_overrides
+from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.finetuning import with_model_of
 from vos_lightning.app.runs import Run
 from vos_lightning.app.training import build

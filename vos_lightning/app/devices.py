@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vos_lightning.app.experiments import ExperimentError
+from vos_lightning.app.composition import ExperimentError
 
 if TYPE_CHECKING:
     import torch

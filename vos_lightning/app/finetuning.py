@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict  # pydantic reads it from `typing` from Python 3.12 on
 
+from vos_lightning.app.composition import ExperimentError, merge
 from vos_lightning.app.devices import launched_processes
-from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files, merge
+from vos_lightning.app.experiments import Experiment, experiment_files
 from vos_lightning.app.runs import Run, run_command, write_text
 from vos_lightning.callbacks.stopping import StopRequest
 from vos_lightning.io.documents import read_document

@@ -25,8 +25,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from vos_lightning.app.clusters import TorchrunEnvironment
+from vos_lightning.app.composition import ExperimentError
 from vos_lightning.app.devices import available_devices, launched_processes, require_all_processes, share_batch
-from vos_lightning.app.experiments import ExperimentError
 from vos_lightning.app.runs import Run, Stage
 from vos_lightning.callbacks.finite import FiniteCheckpoint, FiniteNumbers
 from vos_lightning.callbacks.last_checkpoint import LastCheckpoint, NoSignals, ResumingTrainer

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import yaml
 
+from vos_lightning.app.composition import with_overrides
 from vos_lightning.app.devices import device_name
-from vos_lightning.app.experiments import Experiment, digest, training_identity, with_overrides, without_neutral
+from vos_lightning.app.experiments import Experiment, digest, training_identity, without_neutral
 from vos_lightning.app.runs import Run, provenance, starting_point
 
 _NOT_DATA = ("recipe", "loading")
@@ -87,8 +88,8 @@ def _dotted(options: Mapping[str, Any], where: str = "") -> list[str]:
     return found
 
 
-def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any, from_step: int) -> None:
-    """Write ``record.json`` when a training starts or continues."""
+def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any, from_step: int) -> dict[str, Any]:
+    """Write ``record.json`` when a training starts or continues, and return its content."""
     record = run.record()
     start_of_weights, identity = _identity(record, experiment, overrides, cli.config.get("initial_weights"), from_step)
     config = with_overrides(experiment.config, overrides)
@@ -105,39 +106,45 @@ def started(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any
         "packages": packages(),
         "departures": departures(overrides),
     }
-    run.write_record(
-        {
-            "experiment": experiment.name,
-            "fingerprint": experiment.fingerprint,
-            "identity": identity,
-            "start": start_of_weights,
-            "seed": [
-                cli.config.get("seed_everything"),
-                cli.datamodule.loading.seed if hasattr(cli.datamodule, "loading") else None,
-            ],
-            "data": describe_data(config.get("data") or {}),
-            "train_items": [len(source) for source, _ in parts],
-            "batch_size": loading.batch_size if loading else None,
-            "max_steps": cli.trainer.max_steps,
-            "initial": record.get("initial") if from_step else provenance(Path(initial)) if initial else None,
-            "starts": [*record.get("starts", []), start],
-            "steps": from_step,
-            "finished": None,
-        }
-    )
+    written = {
+        "experiment": experiment.name,
+        "fingerprint": experiment.fingerprint,
+        "identity": identity,
+        "start": start_of_weights,
+        "seed": [
+            cli.config.get("seed_everything"),
+            cli.datamodule.loading.seed if hasattr(cli.datamodule, "loading") else None,
+        ],
+        "data": describe_data(config.get("data") or {}),
+        "train_items": [len(source) for source, _ in parts],
+        "batch_size": loading.batch_size if loading else None,
+        "max_steps": cli.trainer.max_steps,
+        "initial": record.get("initial") if from_step else provenance(Path(initial)) if initial else None,
+        "starts": [*record.get("starts", []), start],
+        "steps": from_step,
+        "finished": None,
+    }
+    run.write_record(written)
+    return written
 
 
-def configuration(run: Run, experiment: Experiment, overrides: Sequence[str], cli: Any) -> dict[str, Any]:
+def configuration(record: Mapping[str, Any], experiment: Experiment, overrides: Sequence[str], arguments: str) -> dict[str, Any]:
     """What the loggers of a training are told about it: the record of this start, and every argument.
+
+    Args:
+        record: content of ``record.json``, see :func:`started`.
+        experiment: the experiment.
+        overrides: options of the command line.
+        arguments: content of ``config.yaml``.
 
     Returns:
         The content of ``record.json``, with ``start`` in place of the list of all starts and ``starting_point`` for its weights;
         ``overrides``, the options of the command line; and the sections of ``config.yaml`` under ``config``.
     """
-    record = run.record()
-    starts = record.pop("starts")
-    described = {**record, "starting_point": record["start"], "start": starts[-1], "number_of_starts": len(starts)}
-    config = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    described = {key: value for key, value in record.items() if key != "starts"}
+    starts = record["starts"]
+    described |= {"starting_point": record["start"], "start": starts[-1], "number_of_starts": len(starts)}
+    config = yaml.safe_load(arguments)
     return {**described, "description": experiment.description, "overrides": list(overrides), "config": config}
 
 

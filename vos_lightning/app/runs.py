@@ -23,7 +23,8 @@ from typing import (
 import yaml
 from typing_extensions import TypedDict
 
-from vos_lightning.app.experiments import ExperimentError, Which
+from vos_lightning.app.composition import ExperimentError
+from vos_lightning.app.experiments import Which
 from vos_lightning.callbacks.stopping import STOPPED, StopRequest
 from vos_lightning.checkpoints.files import BEFORE_LAST, LAST, is_whole
 from vos_lightning.io.documents import read_document

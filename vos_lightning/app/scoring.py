@@ -12,16 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from vos_lightning.app.experiments import (
-    Experiment,
-    ExperimentError,
-    digest,
-    load_experiment,
-    selection,
-    value_at,
-    with_overrides,
-    without_neutral,
-)
+from vos_lightning.app.composition import ExperimentError, value_at, with_overrides
+from vos_lightning.app.experiments import Experiment, digest, load_experiment, selection, without_neutral
 from vos_lightning.app.runs import Run, Stage, Which
 from vos_lightning.app.stages import trained_run
 from vos_lightning.app.training import build
@@ -140,7 +132,7 @@ def _require_same_system(checkpoint: Path, experiment: Experiment, overrides: Se
     Raises:
         ValueError: there is any other difference; the message names it with both values.
     """
-    from vos_lightning.app.experiments import differing_keys
+    from vos_lightning.app.composition import differing_keys
     from vos_lightning.app.lightning_cli import condense
     from vos_lightning.app.records import departures
     from vos_lightning.checkpoints.loading import decisive_arguments, describe_model

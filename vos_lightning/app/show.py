@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from vos_lightning.app.experiments import ExperimentError, load_experiment, with_overrides
+from vos_lightning.app.composition import ExperimentError, with_overrides
+from vos_lightning.app.experiments import load_experiment
 from vos_lightning.app.runs import Run
 from vos_lightning.app.training import build
 

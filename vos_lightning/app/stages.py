@@ -18,7 +18,8 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic reads it from `typing` from Python 3.12 on
 
-from vos_lightning.app.experiments import Experiment, ExperimentError, load_experiment, training_identity, with_overrides
+from vos_lightning.app.composition import ExperimentError, with_overrides
+from vos_lightning.app.experiments import Experiment, load_experiment, training_identity
 from vos_lightning.app.runs import Run, after, find_run, starting_point, write_text
 from vos_lightning.io.documents import read_document
 

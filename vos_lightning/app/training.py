@@ -12,16 +12,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from vos_lightning.app.composition import ExperimentError, differing_keys, read_mapping, with_overrides
 from vos_lightning.app.devices import share_batch
-from vos_lightning.app.experiments import (
-    Experiment,
-    ExperimentError,
-    differing_keys,
-    load_experiment,
-    read_mapping,
-    training_identity,
-    with_overrides,
-)
+from vos_lightning.app.experiments import Experiment, load_experiment, training_identity
 from vos_lightning.app.runs import Run, Stage, find_run, run_command, write_text
 from vos_lightning.app.stages import PlannedStage, claim, plan
 from vos_lightning.callbacks.stopping import STOPPED, Stopped, StopRequest
@@ -160,7 +153,8 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str], reque
             if damaged:
                 console.print(f"[yellow]{damaged}[/yellow]", highlight=False, soft_wrap=True)
             write_text(record, yaml.safe_dump(settings, sort_keys=False))
-            write_text(run.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+            arguments = cli.parser.dump(cli.config, skip_none=False)
+            write_text(run.directory / "config.yaml", arguments)
             start = (
                 f", going on from {resume}"
                 if resume
@@ -169,8 +163,8 @@ def _train_one(experiment: Experiment, run: Run, overrides: Sequence[str], reque
                 else ""
             )
             console.print(f"Run directory {run.directory}{start}", highlight=False, soft_wrap=True)
-            records.started(run, experiment, overrides, cli, checkpoint_step(resume) if resume else 0)
-            cli.trainer.callbacks.append(LogConfiguration(records.configuration(run, experiment, overrides, cli)))
+            written = records.started(run, experiment, overrides, cli, checkpoint_step(resume) if resume else 0)
+            cli.trainer.callbacks.append(LogConfiguration(records.configuration(written, experiment, overrides, arguments)))
         try:
             fit(cli, resume, request)
         except Stopped:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -28,6 +29,24 @@ class Backbone(nn.Module, ABC):
     norm: Norm
     _frozen_norms: Sequence[nn.Module] = ()
     """Batch normalisation whose statistics stay as they are, in training too."""
+
+    mean: Tensor
+    std: Tensor
+
+    def _set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Keep the mean and the standard deviation of the colours for which the weights are made."""
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def _normalized(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        return (image - self.mean) / self.std
+
+    def _freeze(self, norms: Sequence[nn.Module]) -> None:
+        """Keep the statistics of batch normalisation, and, but for ``frozen_statistics``, its affine parameters."""
+        self._frozen_norms = norms
+        if self.norm != "frozen_statistics":
+            for layer in norms:
+                layer.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
         """Set training mode; frozen batch normalisation stays in evaluation mode."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import DenseNet, DenseNet121_Weights
@@ -46,9 +45,6 @@ class DenseNetPyramid(Backbone):
     Reference: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         growth_rate: int = 32,
@@ -80,14 +76,10 @@ class DenseNetPyramid(Backbone):
         """Channels of the pyramid, fine to coarse."""
         if weights is not None:
             self._load(DenseNet121_Weights[weights])
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self._set_statistics(IMAGENET_MEAN, IMAGENET_STD)
         if norm == "instance":
             replace_batch_norm(self)
-        self._frozen_norms = self._batch_norms() if norm in ("frozen", "frozen_statistics") else []
-        if norm == "frozen":
-            for layer in self._frozen_norms:
-                layer.requires_grad_(False)
+        self._freeze(self._batch_norms() if norm in ("frozen", "frozen_statistics") else [])
         self.train(self.training)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
@@ -96,8 +88,7 @@ class DenseNetPyramid(Backbone):
         Returns:
             Features with ``self.channels`` channels, without normalisation and ReLU.
         """
-        x = (image - self.mean) / self.std
-        x = self.pool0(self.relu0(self.norm0(self.conv0(x))))
+        x = self.pool0(self.relu0(self.norm0(self.conv0(self._normalized(image)))))
         s4 = self.denseblock1(x)
         s8 = self.denseblock2(self.transition1(s4))
         s16 = self.denseblock3(self.transition2(s8))

@@ -62,9 +62,6 @@ class ResNetPyramid(Backbone):
     Reference: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; stride on the 3 x 3 convolution.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         block: Block = "bottleneck",
@@ -113,8 +110,7 @@ class ResNetPyramid(Backbone):
                     module.bias = nn.Parameter(torch.zeros(module.out_channels))
         if norm == "instance":
             replace_batch_norm(self)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self._set_statistics(IMAGENET_MEAN, IMAGENET_STD)
 
         stages: list[list[nn.Module]] = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3]]
         if self.layer4 is not None:
@@ -124,10 +120,7 @@ class ResNetPyramid(Backbone):
         for module in fixed:
             module.requires_grad_(False)
         frozen_norms = self.modules() if norm.startswith("frozen") else (m for part in fixed for m in part.modules())
-        self._frozen_norms = [module for module in frozen_norms if isinstance(module, nn.BatchNorm2d)]
-        if norm != "frozen_statistics":
-            for module in self._frozen_norms:
-                module.requires_grad_(False)
+        self._freeze([module for module in frozen_norms if isinstance(module, nn.BatchNorm2d)])
         self.train(self.training)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
@@ -143,7 +136,7 @@ class ResNetPyramid(Backbone):
 
     def stem(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H2 W2"]:
         """The first convolution alone, on RGB images in [0, 1]; networks add other inputs to its result."""
-        return self.conv1((image - self.mean) / self.std)
+        return self.conv1(self._normalized(image))
 
     def fine(self, stem: Float[Tensor, "B C H2 W2"]) -> Float[Tensor, "B C4 H4 W4"]:
         """From the output of the first convolution to stride 4."""

@@ -47,9 +47,6 @@ class TimmPyramid(Backbone):
     Reference: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models (Apache-2.0).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, name: str = "tf_efficientnet_lite0", weights: str | None = "timm", norm: Norm = "frozen") -> None:
         super().__init__()
         if norm not in get_args(Norm):
@@ -79,12 +76,8 @@ class TimmPyramid(Backbone):
             if any(type(layer) is not nn.BatchNorm2d for layer in self._batch_norms()):
                 raise ValueError(f"norm 'instance' does not fit {name}, whose batch normalisation includes the activation")
             replace_batch_norm(self.features)
-        self._frozen_norms = self._batch_norms() if norm in ("frozen", "frozen_statistics") else []
-        if norm == "frozen":
-            for layer in self._frozen_norms:
-                layer.requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
+        self._freeze(self._batch_norms() if norm in ("frozen", "frozen_statistics") else [])
+        self._set_statistics(config["mean"], config["std"])
         self.train(self.training)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
@@ -93,7 +86,7 @@ class TimmPyramid(Backbone):
         Returns:
             Features with ``self.channels`` channels, as the model hands them from stage to stage.
         """
-        return FeaturePyramid(*self.features((image - self.mean) / self.std))
+        return FeaturePyramid(*self.features(self._normalized(image)))
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.features.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -30,8 +30,8 @@ MASKS = "masks"
 
 def mask_folder(folder: Path) -> Path:
     """The folder of video folders inside an output of predictions; any other folder is returned as it is."""
-    inside = folder / MASKS
-    return inside if inside.is_dir() and any(_RECORD.fullmatch(path.name) for path in list_everything(folder)) else folder
+    masks = folder / MASKS
+    return masks if masks.is_dir() and any(_RECORD.fullmatch(path.name) for path in list_everything(folder)) else folder
 
 
 def refuse_overlap(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:

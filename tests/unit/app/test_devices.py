@@ -15,8 +15,9 @@ from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
 from tests.recipes.experiments import NAMES
 from vos_lightning.app import cli, lightning_cli, training
+from vos_lightning.app.composition import ExperimentError
 from vos_lightning.app.devices import available_devices, device_name, require_all_processes, share_batch
-from vos_lightning.app.experiments import ExperimentError, load_experiment
+from vos_lightning.app.experiments import load_experiment
 from vos_lightning.app.runs import Run
 from vos_lightning.modules import dmn_aoa, emvos, munet, pmnet, pmvos, proposal_detector, stcn, stm
 from vos_lightning.modules.optimisation import Optimisation

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vos_lightning.app.cli import main
-from vos_lightning.app.experiments import ExperimentError, load_experiment, with_overrides
+from vos_lightning.app.composition import ExperimentError, with_overrides
+from vos_lightning.app.experiments import load_experiment
 from vos_lightning.app.runs import run_command
 
 

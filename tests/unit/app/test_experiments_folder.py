@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from vos_lightning.app.cli import main
-from vos_lightning.app.experiments import ExperimentError, experiment_files, experiments_folder, load_experiment
+from vos_lightning.app.composition import ExperimentError
+from vos_lightning.app.experiments import experiment_files, experiments_folder, load_experiment
 
 ROOT = Path(__file__).resolve().parents[3]
 

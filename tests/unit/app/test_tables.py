@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files, load_experiment
+from vos_lightning.app.composition import ExperimentError
+from vos_lightning.app.experiments import Experiment, experiment_files, load_experiment
 
 PAPER: dict[str, Any] = {
     "paper": "P",

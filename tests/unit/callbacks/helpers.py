@@ -63,17 +63,21 @@ class FakeWandb(WandbLogger):
         self.calls.append(("table", key, [columns, *data]))
 
 
-def fit(root: Path, callback: Callback, logger: Logger | bool = False, data: Data | None = None, **options: Any) -> DummyModule:
-    module = DummyModule()
-    trainer = Trainer(
+def make_trainer(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    return Trainer(
         default_root_dir=root,
         accelerator="cpu",
-        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[callback],
-        **{"max_epochs": 1, "val_check_interval": 2, "log_every_n_steps": 1, **options},
+        callbacks=list(callbacks),
+        **{"logger": False, **options},
     )
+
+
+def fit(root: Path, callback: Callback, logger: Logger | bool = False, data: Data | None = None, **options: Any) -> DummyModule:
+    module = DummyModule()
+    usual = {"max_epochs": 1, "val_check_interval": 2, "log_every_n_steps": 1}
+    trainer = make_trainer(root, callback, logger=logger, **{**usual, **options})
     trainer.fit(module, datamodule=data or Data())
     return module

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.unit.callbacks.helpers import make_trainer
 from tests.unit.dummies import DummyModule, make_video
 from vos_lightning.callbacks.predictions import PredictionWriter
 from vos_lightning.io.label_maps import read_label_map
@@ -31,19 +32,6 @@ class Videos(LightningDataModule):
         return DataLoader(dataset=self.videos, batch_size=None)
 
     predict_dataloader = val_dataloader = test_dataloader
-
-
-def make_trainer(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
-    return Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **options,
-    )
 
 
 @pytest.mark.filterwarnings("ignore:predict returned None.*")

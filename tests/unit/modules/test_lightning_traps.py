@@ -19,7 +19,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from tests.recipes.experiments import fit
 from vos_lightning import structures
 from vos_lightning.app import lightning_cli
-from vos_lightning.app.experiments import ExperimentError, experiments_folder, load_experiment
+from vos_lightning.app.composition import ExperimentError
+from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.lightning_cli import condense, has_wandb_key
 from vos_lightning.app.runs import Run
 from vos_lightning.app.training import build

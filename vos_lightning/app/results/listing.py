@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vos_lightning.app.experiments import Experiment, ExperimentError, experiment_files, load_experiment
+from vos_lightning.app.composition import ExperimentError
+from vos_lightning.app.experiments import Experiment, experiment_files, load_experiments
 from vos_lightning.app.results.rows import published_order
 from vos_lightning.io.files import natural_key
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if known.plain:
         lines = sorted(name for paper in chosen for name in papers[paper])
     else:
-        loaded = {paper: [load_experiment(name) for name in papers[paper]] for paper in chosen}
+        loaded = {paper: load_experiments(papers[paper]) for paper in chosen}
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         if known.all or known.papers:
             pages = [paper_lines(paper, members, width) for paper, members in loaded.items()]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vos_lightning.app.experiments import Experiment, experiment_files, load_experiment
+from vos_lightning.app.experiments import Experiment, experiment_files, load_experiments
 from vos_lightning.app.runs import weights_kind
 
 
@@ -88,7 +88,7 @@ class Row:
 
 def published_rows() -> list[Row]:
     """Every published row, by paper and table."""
-    experiments = [load_experiment(name) for name in experiment_files()]
+    experiments = load_experiments(experiment_files())
     return [Row(experiment) for experiment in sorted((e for e in experiments if e.published), key=published_order)]
 
 
