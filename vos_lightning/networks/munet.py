@@ -84,6 +84,8 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             raise ValueError(f"fusion must be one of {get_args(Fusion)}, not {fusion!r}")
         if store_motion and motion is None:
             raise ValueError("store_motion needs motion: set motion.window or another of its options")
+        if store_motion and stm.memory_encoder.carry_masks:
+            raise ValueError("store_motion fuses motion with features that carry no masks: leave out mask_encoder.carry_masks")
         self.padding = stm.padding
         self.store_motion = store_motion
         self.stm = stm

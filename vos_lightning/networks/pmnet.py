@@ -202,9 +202,11 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         entry, fine, tracking = None, None, None
         if keep or self.point_source != "none":
             with record_function("vos/value_encoder"):
-                own = self.stcn.value_encoder.fine(features.image, masks)
                 if keep:
-                    entry = Entry(features.key, self.stcn.value_encoder.value(own, features.pyramid.s16))
+                    own, value = self.stcn.value_encoder.fine_and_value(features.image, masks, features.pyramid.s16)
+                    entry = Entry(features.key, value)
+                else:
+                    own = self.stcn.value_encoder.fine(features.image, masks)
             if self.point_source != "none":
                 with record_function("vos/points"):
                     fine = self._remember(features, own, introduced, known)

@@ -96,6 +96,8 @@ class STM(VOSNetwork[Features, Entry, None]):
         super().__init__()
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1 or None, not {top_k}")
+        if shared_projection and mask_encoder.channels[-1] != backbone.channels[-1]:
+            raise ValueError("shared_projection needs as many channels of the memory as of the query: leave out carry_masks")
         # The released code crops masks and pads them again.
         self.padding = PaddingRule("zero" if pad_colour == "black" else "mean", larger_half_first=False, repad_masks=True)
         self.top_k = top_k
@@ -103,9 +105,12 @@ class STM(VOSNetwork[Features, Entry, None]):
         self.memory_encoder = mask_encoder
         self.feature_norm = PyramidNorm(self.query_encoder.channels) if normalize_features else nn.Identity()
         s16 = self.query_encoder.channels[-1]
-        self.memory_norm = nn.Sequential(CarrierNorm(s16, CARRIERS), CellNorm(CARRIERS)) if normalize_features else nn.Identity()
+        of_memory = mask_encoder.channels[-1]
+        self.memory_norm = (
+            nn.Sequential(CarrierNorm(of_memory, CARRIERS), CellNorm(CARRIERS)) if normalize_features else nn.Identity()
+        )
         self.query_projection = KeyValueProjection(s16, key_channels, value_channels)
-        self.memory_projection = None if shared_projection else KeyValueProjection(s16, key_channels, value_channels)
+        self.memory_projection = None if shared_projection else KeyValueProjection(of_memory, key_channels, value_channels)
         self.decoder = RefineDecoder(
             self.query_encoder.channels,
             value_channels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from torch import nn
 
 from tests.tolerances import assert_close
 from vos_lightning.backbones.timm_pyramid import TimmPyramid, _read
+from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
 from vos_lightning.io.pretrained import before_download, weights_are_overwritten
 from vos_lightning.networks.emvos import EMVOS
+from vos_lightning.networks.stcn import STCN
+from vos_lightning.networks.stm import STM
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
@@ -23,18 +27,93 @@ timm = pytest.importorskip("timm")
 LITE = "tf_efficientnet_lite0"
 
 
-@pytest.mark.parametrize("name", [LITE, "resnet18", "convnext_atto", "hrnet_w18_small"])
-def test_features_are_those_of_the_model(name: str) -> None:
+def normalised(name: str, image: torch.Tensor) -> torch.Tensor:
+    config = timm.get_pretrained_cfg(name)
+    return (image - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("name", [LITE, "resnet18", "resnet18d", "convnext_atto", "hrnet_w18_small", "repvgg_a0"])
+@torch.no_grad()
+def test_features_are_those_of_the_model(name: str, tmp_path: Path) -> None:
     """Strides, channels, and colours normalised by the model's own statistics."""
     torch.manual_seed(0)
-    backbone = TimmPyramid(name, weights=None).eval()
+    model = timm.create_model(name).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    backbone = TimmPyramid(name, str(tmp_path / "weights.pth")).eval()
     image = torch.rand(2, 3, 64, 96)
     pyramid = backbone(image)
     for stride, channels, found in zip((4, 8, 16), backbone.channels, (pyramid.s4, pyramid.s8, pyramid.s16), strict=True):
         assert found.shape == (2, channels, 64 // stride, 96 // stride)
-    config = timm.get_pretrained_cfg(name)
-    normalised = (image - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
-    assert_close(pyramid.s16, backbone.features(normalised)[-1])
+    every = model.forward_intermediates(normalised(name, image), intermediates_only=True)
+    expected = {64 // features.shape[2]: features for features in every}
+    for stride, found in zip((4, 8, 16), (pyramid.s4, pyramid.s8, pyramid.s16), strict=True):
+        assert_close(found, expected[stride])
+    assert_close(backbone.fine(backbone.stem(image)), pyramid.s4)
+    assert sum(p.numel() for p in backbone.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", [LITE, "resnet18", "convnext_atto"])
+@pytest.mark.parametrize("others", ["sum", None])
+@torch.no_grad()
+def test_a_masked_encoder_is_the_model_with_more_input_channels(name: str, others: OtherObjects | None) -> None:
+    """timm's own ``in_chans`` is the oracle: one first convolution over the colours and the masks."""
+    torch.manual_seed(0)
+    trunk = TimmPyramid(name, None).eval()
+    encoder = MaskedEncoder(trunk, others, carry_masks=True).eval()
+    count = encoder.mask_conv.in_channels
+    model = timm.create_model(name, in_chans=3 + count, features_only=True, feature_cls="getter").eval()
+    first = timm.get_pretrained_cfg(name).first_conv
+    assert trunk.conv1 is not None
+    state = {key: value for key, value in trunk.features.model.state_dict().items() if key in model.model.state_dict()}
+    model.model.load_state_dict(state, strict=False)
+    conv = model.model.get_submodule(first)
+    conv.weight.copy_(torch.cat([trunk.conv1.weight, encoder.mask_conv.weight], dim=1))
+    if conv.bias is not None:
+        conv.bias.copy_(trunk.conv1.bias)
+    encoder, model = encoder.double(), model.double()
+    image, masks = torch.rand(1, 3, 64, 96, dtype=torch.float64), torch.rand(1, 2, 64, 96, dtype=torch.float64)
+    fine, coarse = encoder.fine_and_coarse(image, masks)
+    assert_close(encoder.fine(image, masks), fine)
+    assert_close(encoder(image, masks), coarse)
+    for n in range(2):
+        channels = [normalised(name, image), masks[:, n : n + 1], masks[:, 1 - n : 2 - n]][: 2 + (others is not None)]
+        found = {64 // features.shape[2]: features for features in model(torch.cat(channels, dim=1))}
+        for stride, own in ((4, fine[:, n]), (16, coarse[:, n])):
+            share = masks[:, n : n + 1].unfold(2, stride, stride).unfold(3, stride, stride).mean(dim=(-2, -1))
+            assert_close(own, torch.cat([share, 1 - share, found[stride]], dim=1))
+
+
+def test_a_model_that_starts_with_several_convolutions_encodes_no_masks() -> None:
+    with pytest.raises(ValueError, match="starts with one convolution"):
+        MaskedEncoder(TimmPyramid("repvgg_a0", None))
+
+
+@torch.no_grad()
+def test_memory_networks_hand_masks_on_from_the_start() -> None:
+    """With masks carried beside features of the same kind, the untrained networks give a still video's mask back."""
+    torch.manual_seed(0)
+    image, mask = torch.rand(3, 8, 12).repeat_interleave(8, 1).repeat_interleave(8, 2), torch.zeros(64, 96, dtype=torch.uint8)
+    mask[16:48, 32:64] = 1
+    options: dict[str, Any] = {"normalize_features": True, "copier_start": True, "key_channels": 64, "value_channels": 32}
+    for network in (
+        STM(
+            TimmPyramid(LITE, None), MaskedEncoder(TimmPyramid(LITE, None), None, carry_masks=True), decoder_channels=8, **options
+        ),
+        STCN(
+            TimmPyramid(LITE, None),
+            MaskedEncoder(TimmPyramid(LITE, None), carry_masks=True),
+            decoder_channels=(8, 8, 8),
+            **options,
+        ),
+    ):
+        engine = InferenceEngine(network.eval(), Propagation(AnnotatedOnly(), "product", "overwrite"))
+        engine.step(image, mask)
+        found = engine.step(image).label_map == 1
+        assert float((found & (mask == 1)).sum() / (found | (mask == 1)).sum()) > 0.8
+    with pytest.raises(ValueError, match="or one with carry_masks"):
+        STCN(TimmPyramid(LITE, None), MaskedEncoder(TimmPyramid(LITE, None)), copier_start=True)
+    with pytest.raises(ValueError, match="leave out carry_masks"):
+        STM(TimmPyramid(LITE, None), MaskedEncoder(TimmPyramid(LITE, None), carry_masks=True), shared_projection=True)
 
 
 @torch.no_grad()
@@ -63,8 +142,10 @@ def test_weights_from_a_file(suffix: str, tmp_path: Path) -> None:
     else:
         pytest.importorskip("safetensors.torch").save_file(model.state_dict(), path)
     backbone = TimmPyramid("resnet18", str(path))
-    for key, value in backbone.features.state_dict().items():
+    for key, value in backbone.features.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
+    assert backbone.conv1 is not None
+    assert torch.equal(backbone.conv1.weight, model.conv1.weight)
 
 
 def test_weights_that_cannot_be_used(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_an_empty_mask_is_left_alone():
 
 def test_values_are_encoded_for_remembered_frames_and_fine_features_for_all():
     network = small()
-    calls = {"fine": 0, "value": 0}
+    calls = {"fine": 0, "fine_and_value": 0}
 
     def counting(name, function):
         def call(*arguments):
@@ -179,10 +179,10 @@ def test_values_are_encoded_for_remembered_frames_and_fine_features_for_all():
     for name in calls:
         setattr(network.stcn.value_encoder, name, counting(name, getattr(network.stcn.value_encoder, name)))
     run(network, length=5)
-    assert calls == {"fine": 5, "value": 3}
-    calls.update(fine=0, value=0)
+    assert calls == {"fine": 2, "fine_and_value": 3}
+    calls.update(fine=0, fine_and_value=0)
     run(network.with_points_from("none"), length=5)
-    assert calls == {"fine": 3, "value": 3}
+    assert calls == {"fine": 0, "fine_and_value": 3}
 
 
 def test_the_first_frame_of_a_late_object_is_its_own():
