@@ -74,9 +74,8 @@ class MaskedEncoder(nn.Module):
         self.channels = (s4 + carried, s8, s16 + carried)
         """Numbers of channels at strides 4, 8 (which nothing reads) and 16."""
         # The same kind of convolution as the trunk's, as some pad in their own way.
-        self.mask_conv = type(first)(
-            1 if others is None else 2, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
-        )
+        geometry: Any = (first.kernel_size, first.stride, first.padding)
+        self.mask_conv = type(first)(1 if others is None else 2, first.out_channels, *geometry, bias=False)
         if mask_init == "orthogonal":
             nn.init.orthogonal_(self.mask_conv.weight)
         else:
@@ -135,12 +134,12 @@ class MaskedEncoder(nn.Module):
         Raises:
             ValueError: the trunk is no ResNet, and ``carry_masks`` is not set.
         """
-        trunk: Any = self.trunk
         self.mask_conv.weight[:] = 0
         if self.carry_masks:
             return
-        if not isinstance(trunk, ResNetPyramid):
+        if not isinstance(self.trunk, ResNetPyramid):
             raise ValueError("copier_start needs a mask encoder on a ResNet, or one with carry_masks")
+        trunk: Any = self.trunk
         trunk.conv1.weight[:CARRIERS] = 0
         self.mask_conv.weight[:CARRIERS, 0] = 1 / self.mask_conv.weight[0, 0].numel()
         self._free_carriers(trunk, "bn1")
