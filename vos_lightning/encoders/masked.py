@@ -74,8 +74,8 @@ class MaskedEncoder(nn.Module):
         self.channels = (s4 + carried, s8, s16 + carried)
         """Numbers of channels at strides 4, 8 (which nothing reads) and 16."""
         # The same kind of convolution as the trunk's, as some pad in their own way.
-        geometry: Any = (first.kernel_size, first.stride, first.padding)
-        self.mask_conv = type(first)(1 if others is None else 2, first.out_channels, *geometry, bias=False)
+        geometry: Any = {"kernel_size": first.kernel_size, "stride": first.stride, "padding": first.padding}
+        self.mask_conv = type(first)(1 if others is None else 2, first.out_channels, **geometry, bias=False)
         if mask_init == "orthogonal":
             nn.init.orthogonal_(self.mask_conv.weight)
         else:
