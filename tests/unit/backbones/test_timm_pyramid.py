@@ -185,6 +185,34 @@ def test_batch_normalisation_is_frozen_or_not() -> None:
     assert backbone(torch.rand(1, 3, 32, 32)).s16.shape == (1, 256, 2, 2)
 
 
+@pytest.mark.parametrize("name", [LITE, "resnet18", "mobilenetv3_small_050", "regnetx_002"])
+def test_folded_normalisation_is_the_same_function(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5)):
+                nn.init.uniform_(values, low, high)
+            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    frozen, folded = (TimmPyramid(name, str(tmp_path / "weights.pth"), norm) for norm in ("frozen", "folded"))  # type: ignore[arg-type]
+    image = torch.rand(2, 3, 64, 96)
+    one, other = frozen(image), folded(image)
+    for stride in ("s4", "s8", "s16"):
+        expected = getattr(one, stride)
+        assert_close(getattr(other, stride) / expected.abs().max(), expected / expected.abs().max())
+    other.s16.square().mean().backward()
+    assert all(parameter.grad is not None and parameter.ndim in (1, 4) for parameter in folded.parameters())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    TimmPyramid(name, None, "folded").load_state_dict(folded.state_dict())
+
+
+def test_normalisation_before_a_convolution_cannot_be_folded() -> None:
+    with pytest.raises(ValueError, match="norm 'folded' does not fit densenet121"):
+        TimmPyramid("densenet121", None, "folded")
+
+
 def test_checkpoints_load_no_weights_first() -> None:
     def refuse() -> None:
         raise ValueError("downloads")
