@@ -68,6 +68,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _command("vos_lightning.checkpoints.released.command"),
         "turn the authors' weights into a checkpoint: import-checkpoint FILE --paper emvos|pmvos|stcn|stm --output OUT.ckpt",
     ),
+    "export": (
+        _command("vos_lightning.app.export"),
+        "turn a checkpoint into a small file to pass on, with a model card: export CKPT --output OUT.safetensors",
+    ),
     "precompute-proposals": (
         _command("vos_lightning.app.precompute"),
         "find object proposals, one file a video: precompute-proposals --images D --output D --pretrained COCO_V1",

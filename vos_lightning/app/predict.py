@@ -1,4 +1,4 @@
-"""Segment your own video: ``vos predict --checkpoint CKPT --video FILE --masks MASK --output DIR``."""
+"""Segment your own video: ``vos predict --video FILE --masks MASK --output DIR``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vos_lightning.app.options import PRECISIONS, add_mask_options, add_proposal_options, at_least
+from vos_lightning.checkpoints.files import LITE
 
 MEMORY_FRAMES = 100
 """Most remembered frames without annotation, for networks whose memory would otherwise grow without a bound."""
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from vos_lightning.app.own_videos import open_proposals, read_masks
     from vos_lightning.checkpoints import loading
+    from vos_lightning.checkpoints.portable import describe_lite
     from vos_lightning.io.given_masks import own_video
     from vos_lightning.io.outputs import OutputFolder
     from vos_lightning.io.videos import open_frames
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = (arguments.video, arguments.masks, arguments.checkpoint, arguments.proposals)
     output = OutputFolder(arguments.output, "predict", inputs, arguments.overwrite)
     masks = read_masks(arguments, frames)
+    if arguments.checkpoint == Path(LITE):
+        sys.stdout.write(f"{describe_lite()}\n")
     engine = loading.load_engine(
         arguments.checkpoint,
         device=arguments.device,
@@ -75,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vos predict", description="Segment objects in your own video.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help=".ckpt file of a run")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path(LITE),
+        help=".ckpt file of a run, or .safetensors file of vos export; default: the small network that comes with the library",
+    )
     parser.add_argument("--video", type=Path, required=True, help="video file, or folder of .jpg or .png frames")
     parser.add_argument(
         "--masks",

@@ -47,7 +47,7 @@ class TimmPyramid(StemBackbone):
         norm: treatment of batch normalisation, see :data:`TimmNorm`. Other kinds of normalisation are trained as they are.
 
     Raises:
-        ValueError: timm is not installed, or does not know the model; the model has no features at these strides; or the weights
+        ValueError: timm does not know the model; the model has no features at these strides; or the weights
             are missing, damaged, or of another model.
 
     Reference: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models (Apache-2.0).
@@ -60,7 +60,7 @@ class TimmPyramid(StemBackbone):
         if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
         self.norm: Norm = "frozen" if norm == "folded" else norm
-        timm = _timm()
+        timm = importlib.import_module("timm")  # on demand: its import takes a second
         config, indices, self.channels = _probe(timm, name)
         state = None if weights in (None, "timm") or is_overwritten() else _read(timm, name, str(weights))
         options: dict[str, Any] = {}
@@ -173,13 +173,6 @@ def _pad_in_place(module: nn.Module) -> None:
             setattr(module, name, same)
         else:
             _pad_in_place(child)
-
-
-def _timm() -> Any:
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise ValueError("TimmPyramid needs the library timm: pip install 'vos_lightning[timm]'") from error
 
 
 def _probe(timm: Any, name: str) -> tuple[Mapping[str, Any], list[int], tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""The checkpoints that a training keeps to go on from; without PyTorch, as commands look for them before they import it."""
+"""The checkpoints that commands look for before they import PyTorch, which this module therefore does not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 import zipfile
 from pathlib import Path
 
+LITE = "lite"
+"""Name of the weights that come with the library, in place of a file's path."""
 LAST, BEFORE_LAST = "last.ckpt", "before_last.ckpt"
 """Names of the checkpoint from which a training goes on, and of the one before, which serves if that is damaged."""
 

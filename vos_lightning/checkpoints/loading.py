@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import io
 import pkgutil
 import re
 import sys
@@ -27,10 +28,12 @@ from typing import (
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
+from lightning.pytorch import __version__ as lightning_version
 from pydantic import Field, InstanceOf
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from vos_lightning.checkpoints.portable import SUFFIX, read_portable, resolve
 from vos_lightning.io.documents import checked
 from vos_lightning.io.pretrained import weights_are_overwritten
 from vos_lightning.io.tensors import read_tensors
@@ -68,7 +71,8 @@ def load_engine(
     elsewhere therefore neither imports a module of its choice nor runs code of its own; see :func:`describe_model`.
 
     Args:
-        checkpoint: a ``.ckpt`` file of a run that was started from an experiment; it describes its own network.
+        checkpoint: a ``.ckpt`` file of a run that was started from an experiment, or a ``.safetensors`` file that ``vos export``
+            has made of one; it describes its own network. ``"lite"`` stands for the small network that comes with the library.
         device: ``auto`` takes an accelerator if there is one; otherwise the name of a device, as ``cpu`` or ``cuda:1``.
         precision: autocast type (``torch.bfloat16``, ``torch.float16``); None for full precision.
         short_side: short side in pixels at which frames are processed; None for the size of the video, ``checkpoint`` for the
@@ -95,7 +99,7 @@ def load_engine(
 
 def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
     """Load the LightningModule of a checkpoint in evaluation mode, without gradients; see :func:`load_engine`."""
-    path = Path(checkpoint)
+    path = resolve(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     target = resolve_device(device)
@@ -105,7 +109,7 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
         raise ValueError(f"{path}: the checkpoint needs {class_path}, which is no VOSModule of this version of the library")
     try:
         with _quiet(), weights_are_overwritten():
-            module = module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+            module = module_class.load_from_checkpoint(_as_lightning_reads(path), map_location="cpu", weights_only=True)
     except (
         Exception
     ) as error:  # jsonargparse, Lightning and PyTorch each raise their own kinds for a checkpoint that does not fit.
@@ -141,7 +145,7 @@ def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool
 
     Args:
         module: module whose parameters are replaced.
-        checkpoint: a ``.ckpt`` file.
+        checkpoint: a ``.ckpt`` file, or weights as :func:`load_engine` takes them.
         start: whether a training starts from these weights. The checkpoint may then be of the system that this one extends,
             without its ``new_parts``, which keep their initial values.
 
@@ -149,7 +153,7 @@ def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool
         FileNotFoundError: there is no such file.
         ValueError: the file is not a checkpoint, belongs to another network, or holds weights that are not finite.
     """
-    path = Path(checkpoint)
+    path = resolve(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     state = _read(path)["state_dict"]
@@ -178,7 +182,7 @@ def describe_model(checkpoint: str | Path) -> dict[str, Any]:
         ValueError: the file is not a checkpoint, does not describe its module, or names a class of neither kind that
             :func:`load_engine` allows.
     """
-    path = Path(checkpoint)
+    path = resolve(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     hyper_parameters = _read(path).get(_HYPER_PARAMETERS)
@@ -243,7 +247,7 @@ def _without_keys(arguments: Mapping[str, Any], ignored: Collection[str]) -> dic
 
 def checkpoint_step(checkpoint: str | Path) -> int:
     """The optimiser step at which a checkpoint was written; 0 for imported weights."""
-    return int(_read(Path(checkpoint)).get("global_step", 0))
+    return int(_read(resolve(checkpoint)).get("global_step", 0))
 
 
 @contextlib.contextmanager
@@ -257,7 +261,26 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _as_lightning_reads(path: Path) -> Path | io.BytesIO:
+    """The checkpoint itself, or what Lightning would have saved of other weights."""
+    if path.suffix != SUFFIX:
+        return path
+    file = io.BytesIO()
+    torch.save({**_read(path), "pytorch-lightning_version": lightning_version}, file)
+    file.seek(0)
+    return file
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; weights of another form are put into that of a checkpoint."""
+    if path.suffix == SUFFIX:
+        card, state = read_portable(path)
+        arguments = {**(card["model"].get("init_args") or {}), "_class_path": card["model"].get("class_path")}
+        return {
+            "state_dict": state,
+            "global_step": card["step"],
+            _HYPER_PARAMETERS: {**arguments, "_instantiator": _INSTANTIATOR},
+        }
     otherwise = "this is no checkpoint of a run that started from an experiment, or it is damaged or truncated"
     content = read_tensors(path, otherwise, mmap=True)
     if not isinstance(content, dict) or "state_dict" not in content:

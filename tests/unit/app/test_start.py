@@ -32,6 +32,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "doctor --help": HEAVY,
     "submit --help": HEAVY,
     "import-checkpoint --help": HEAVY,
+    "export --help": HEAVY,
     "precompute-proposals --help": HEAVY,
     # Both score files with NumPy alone, so that it is all they wait for.
     "evaluate --help": SLOW,

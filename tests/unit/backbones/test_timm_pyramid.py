@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,7 +23,6 @@ from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
 
-timm = pytest.importorskip("timm")
 LITE = "tf_efficientnet_lite0"
 
 
@@ -223,12 +222,6 @@ def test_checkpoints_load_no_weights_first() -> None:
             TimmPyramid("resnet18", "/nowhere.pth")
         with pytest.raises(ValueError, match="downloads"):
             TimmPyramid("resnet18", "timm")
-
-
-def test_without_timm_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"pip install 'vos_lightning\[timm\]'"):
-        TimmPyramid(LITE, None)
 
 
 def test_a_system_runs_on_it() -> None:
