@@ -136,8 +136,8 @@ class TimmPyramid(StemBackbone):
 class SamePaddedConv2d(nn.Conv2d):
     """A convolution without dilation that pads as TensorFlow does, for sides that are multiples of its stride.
 
-    The output has ``H / stride`` rows. With an odd total, the larger half of the padding comes last. The kernel is padded
-    instead of the input, which would be copied. ``padding`` is ignored.
+    The output has ``H / stride`` rows. With an odd total, the larger half of the padding comes last. Without gradients,
+    the kernel is padded instead of the input, which would be copied. ``padding`` is ignored.
     """
 
     def __init__(
@@ -159,8 +159,14 @@ class SamePaddedConv2d(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 h w"]:
         """Convolve."""
-        weight = F.pad(self.weight, (self.grown[1], 0, self.grown[0], 0)) if any(self.grown) else self.weight
-        return F.conv2d(x, weight, self.bias, self.stride, self.same, groups=self.groups)
+        weight, padding = self.weight, self.same
+        if any(self.grown) and torch.is_grad_enabled():
+            # Kernels of even size have slow gradients on CPUs, so that copying the input costs less.
+            rows, columns = (((size - grown), size) for size, grown in zip(self.same, self.grown, strict=True))
+            x, padding = F.pad(x, (*columns, *rows)), [0, 0]
+        elif any(self.grown):
+            weight = F.pad(weight, (self.grown[1], 0, self.grown[0], 0))
+        return F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
 
 
 def _pad_in_place(module: nn.Module) -> None:

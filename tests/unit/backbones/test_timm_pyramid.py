@@ -48,6 +48,8 @@ def test_features_are_those_of_the_model(name: str, tmp_path: Path) -> None:
     for stride, found in zip((4, 8, 16), (pyramid.s4, pyramid.s8, pyramid.s16), strict=True):
         assert_close(found, expected[stride])
     assert_close(backbone.fine(backbone.stem(image)), pyramid.s4)
+    with torch.enable_grad():
+        assert_close(backbone(image).s16, pyramid.s16)
     assert sum(p.numel() for p in backbone.parameters()) < sum(p.numel() for p in model.parameters())
 
 
