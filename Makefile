@@ -9,7 +9,7 @@ export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
-  test-all test-portable test-gpu bench bench-networks fuzz kills slurm lock audit wandb-sync clean
+  test-all test-portable test-gpu bench bench-networks lite lite-gpu fuzz kills slurm lock audit wandb-sync clean
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -27,7 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP) ## install everything into .venv (every target does this by itself)
 
-demo: $(STAMP) ## train a small EMVOS on synthetic clips and score it beside copying the first mask (about 5 minutes)
+demo: $(STAMP) ## cut a rabbit out of a clip with the network that ships, then train a small EMVOS on synthetic clips (6 minutes)
+	@$(RUN) predict --video "$$($(BIN)/python -m docs.demo.clip)" --masks docs/demo/masks --output runs/demo --overwrite
 	@$(RUN) train emvos_demo $(ARGS)
 	@$(RUN) test emvos_demo --baselines $(ARGS)
 
@@ -47,11 +48,11 @@ else
 	@$(RUN) test $(EXP) $(ARGS)
 endif
 
-predict: $(STAMP) ## segment EXP's videos, or your own: CHECKPOINT=file VIDEO=file-or-folder MASKS=file-or-folder OUTPUT=dir
+predict: $(STAMP) ## segment your own: VIDEO=file-or-folder MASKS=file-or-folder OUTPUT=dir [CHECKPOINT=file]; or EXP's videos
 ifdef VIDEO
-	@$(RUN) predict --checkpoint $(CHECKPOINT) --video $(VIDEO) --masks $(MASKS) --output $(or $(OUTPUT),predictions) $(ARGS)
+	@$(RUN) predict $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) --video $(VIDEO) --masks $(MASKS) --output $(or $(OUTPUT),predictions) $(ARGS)
 else
-	@test -n "$(EXP)" || { echo 'error: which experiment? make predict EXP=emvos_davis17, or CHECKPOINT= VIDEO= MASKS=' >&2; exit 2; }
+	@test -n "$(EXP)" || { echo 'error: which experiment? make predict EXP=emvos_davis17, or VIDEO= MASKS=' >&2; exit 2; }
 	@$(RUN) predict $(EXP) $(ARGS)
 endif
 
@@ -105,6 +106,13 @@ bench: $(STAMP) ## speed of the metrics and of `evaluate` beside a plain impleme
 
 bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_davis17 pmvos_davis17" ARGS="--objects 1 3"
 	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)
+
+lite: $(STAMP) ## train, score and time the small networks of all systems (about 2 hours on 2 cores), and write their table
+	@$(BIN)/python -m benchmarks.lite --table docs/lite.md $(ARGS)
+
+lite-gpu: $(STAMP) ## a first look on a GPU in 8 minutes: each small network for a minute, four at a time, and the best one for three
+	@$(BIN)/python -m benchmarks.lite --runs runs/lite_gpu --seconds 60 --jobs 4 --trainer.accelerator=gpu $(ARGS)
+	@$(BIN)/python -m benchmarks.lite stcn_lite --runs runs/lite_gpu_long --seconds 180 --trainer.accelerator=gpu $(ARGS)
 
 fuzz: $(STAMP) ## give 10,000 broken inputs to every command (about 15 minutes); ARGS="--only 17" repeats one (benchmarks/fuzz)
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
