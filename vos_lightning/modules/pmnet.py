@@ -55,8 +55,8 @@ class PMNetModule(VOSModule):
         point_weight: weight :math:`\lambda` of equation 4, which the paper does not state.
         point_loss: loss of the points: ``binary`` cross-entropy of every object, or the cross-entropy over background and objects
             after aggregation (``aggregated``).
-        truth: true masks at stride 4: by the ``nearest`` neighbour, or where the object covers more than half of the ``area`` of
-            a cell.
+        truth: true masks at stride 4: where the object covers more than half of the ``area`` of a cell, or by the ``nearest``
+            neighbour, which is the first pixel of every cell, so that masks lie 1.5 pixels further down and right than they are.
         target_probability: the probability in equation 1: of the ``object`` by itself at stride 4, or ``aggregated`` at full
             resolution and averaged over cells.
         uncertainty_by: what ranks the cells in equation 1, see :func:`vos_lightning.losses.auxiliary.uncertainty_loss`.
@@ -95,7 +95,7 @@ class PMNetModule(VOSModule):
         switch_fraction: float = 2 / 3,
         point_weight: float = 1.0,
         point_loss: PointLoss = "binary",
-        truth: Downsampling = "nearest",
+        truth: Downsampling = "area",
         target_probability: TargetProbability = "object",
         uncertainty_by: HardestBy = "predicted",
         hardest_from: int = 20_000,

@@ -13,7 +13,7 @@ from tests.tolerances import assert_close
 from vos_lightning.checkpoints.loading import load_weights
 from vos_lightning.decoders.point_refinement import PointRefinement, PointSampling
 from vos_lightning.losses.segmentation import trainable_labels
-from vos_lightning.mask_ops import masks_from_label_map, soft_aggregate
+from vos_lightning.mask_ops import soft_aggregate
 from vos_lightning.matching.points import strided_grid
 from vos_lightning.matching.trajectories import AdaptiveMatching
 from vos_lightning.modules.pmnet import PMNetModule
@@ -105,8 +105,12 @@ def test_frames_that_the_bank_forgets_are_no_longer_followed():
     assert output.aux["positions"].shape[1] == 2 * 20
 
 
-def test_refined_logits_are_written_at_the_chosen_points_only():
+def test_points_are_the_most_uncertain_cells_of_a_box_around_the_first_mask():
+    """Masks of a few cells, so that the boxes are a part of the map; an untrained decoder fills all of it."""
     network = small(sampling=PointSampling(fraction=0.3))
+    first = torch.full((1, 2, 16, 20), -2.0)
+    first[0, 0, 3:9, 2:7], first[0, 1, 12, 19] = 1.0, 1.0
+    network.stcn.decoder.predict = lambda _: first
     _, _, outputs = run(network)
     for output in outputs[1:]:
         aux = output.aux
@@ -116,12 +120,13 @@ def test_refined_logits_are_written_at_the_chosen_points_only():
         assert_close(
             aux["refined"].flatten(2).gather(2, aux["points"])[aux["points_valid"]], aux["point_logits"][aux["points_valid"]]
         )
-        # Points are the most uncertain cells of a box around the first mask.
-        for n in range(2):
-            score, mask = aux["uncertainty"][0, n], aux["coarse"][0, n] > 0
-            region = oracle.box(mask, 1.2)
-            expected = oracle.sample(score, region, max(round(0.3 * len(region)), 1) if region else 0)
-            assert aux["points"][0, n][aux["points_valid"][0, n]].tolist() == expected
+        # 6 x 5 cells and one more on every side, of which a box holds 8 x 7 = 56; one cell.
+        for n, number in enumerate((17, 1)):
+            points = aux["points"][0, n][aux["points_valid"][0, n]].tolist()
+            region = oracle.box(first[0, n] > 0, 1.2)
+            assert len(region) < 16 * 20 / 4
+            assert points == oracle.sample(aux["uncertainty"][0, n], region, number)
+            assert {divmod(point, 20) for point in points} <= region
 
 
 @pytest.mark.parametrize("write_back", ["replace", "add", "replace_pixels"])
@@ -279,7 +284,8 @@ def losses_of(module, batch):
 
 
 @pytest.mark.parametrize(
-    ("point_loss", "truth", "target"), [("binary", "nearest", "object"), ("aggregated", "area", "aggregated")]
+    ("point_loss", "truth", "target"),
+    [("binary", "area", "object"), ("binary", "nearest", "object"), ("aggregated", "area", "aggregated")],
 )
 @pytest.mark.parametrize("size", [SIZE, (56, 72)])
 def test_loss_is_the_formula(point_loss, truth, target, size):
@@ -478,14 +484,47 @@ def test_module_refuses(arguments):
         module_of(**arguments)
 
 
-def test_truth_by_area_prefers_the_later_object_nowhere():
-    """More than half of a cell: two objects cannot share it."""
-    module = module_of(truth="area")
-    labels = torch.zeros(1, 16, 16, dtype=torch.uint8)
-    labels[:, :, :7], labels[:, :, 7:] = 1, 2
-    fine = module._downsample(labels, 2)
-    assert fine.masks.sum(dim=1).max() <= 1
-    assert torch.equal(fine.masks, masks_from_label_map(fine.labels, 2))
+def test_fine_truth_is_where_the_mask_is():
+    """The centre of mass stays; the first pixel of every cell would move it by 1.5 pixels, which is the middle of a cell."""
+    generator = torch.Generator().manual_seed(0)
+    centres, radii = 20 + 24 * torch.rand(100, 2, generator=generator), 5 + 10 * torch.rand(100, generator=generator)
+    y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
+    discs = (y - centres[:, :1, None]) ** 2 + (x - centres[:, 1:, None]) ** 2 < radii[:, None, None] ** 2
+
+    def centre(masks, cell):
+        return torch.stack([cell * (mask.nonzero() + 0.5).mean(dim=0) for mask in masks.float()])
+
+    def shift(module):
+        fine = module._downsample(discs.to(torch.uint8), 1)
+        assert fine.counted.all()
+        return (centre(fine.masks[:, 0], 4) - centre(discs, 1)).mean(dim=0)
+
+    assert shift(module_of()).abs().max() < 0.1
+    assert shift(module_of(truth="nearest")).tolist() == pytest.approx([1.5, 1.5], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "slot"),
+    [
+        ({1: 9}, 1),
+        ({1: 8}, 0),  # half of the cell is not more than half
+        ({2: 9, 1: 7}, 2),
+        ({1: 8, 2: 8}, 0),
+        ({255: 9, 1: 7}, 255),
+        ({255: 8, 2: 8}, 0),
+        ({255: 7, 2: 9}, 2),
+    ],
+)
+def test_truth_by_area_is_what_fills_more_than_half_of_a_cell(pixels, slot):
+    cell = [value for value, number in pixels.items() for _ in range(number)]
+    cell = torch.tensor(cell + [0] * (16 - len(cell)), dtype=torch.uint8)[torch.randperm(16)]
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    labels[0, 4:, :4] = cell.view(4, 4)
+    fine = module_of()._downsample(labels, 2)
+    assert fine.labels.tolist() == [[[0, 0], [slot, 0]]]
+    assert fine.counted.tolist() == [[[True, True], [slot != 255, True]]]
+    if slot != 255:
+        assert fine.masks[0, :, 1, 0].tolist() == [float(slot == 1), float(slot == 2)]
 
 
 def test_a_copier_start_refines_nothing_at_first():
