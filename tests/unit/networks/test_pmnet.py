@@ -267,7 +267,7 @@ def module_of(step=0, max_steps=10, **arguments):
         network, **{"hardest_from": 100, "hardest_until": 200, "uncertain_from": 100, "uncertain_until": 200, **arguments}
     )
     module.train()
-    module._trainer = SimpleNamespace(max_steps=max_steps, global_step=step, loggers=[], logger=None)
+    module._trainer = SimpleNamespace(max_steps=max_steps, global_step=step, loggers=[], logger=None, accumulate_grad_batches=1)
     return module
 
 
@@ -289,7 +289,7 @@ def losses_of(module, batch):
 )
 @pytest.mark.parametrize("size", [SIZE, (56, 72)])
 def test_loss_is_the_formula(point_loss, truth, target, size):
-    module = module_of(point_weight=0.5, point_loss=point_loss, truth=truth, target_probability=target)
+    module = module_of(alternation="joint", point_weight=0.5, point_loss=point_loss, truth=truth, target_probability=target)
     batch = batch_of(size)
     batch.label_maps[0, 1, :9, :9] = 255
     outputs, losses = losses_of(module, batch)
@@ -342,8 +342,14 @@ def test_fractions_fall_by_their_own_schedules():
     assert_close(mixed["uncertainty"], late["uncertainty"])
 
 
+def train_step(module, batch):
+    """A training step outside of a trainer."""
+    module.log_dict = lambda *_, **__: None
+    return module.training_step(batch, 0)
+
+
 def test_gradients_of_the_two_objectives_do_not_meet():
-    module = module_of()
+    module = module_of(alternation="joint")
     _, losses = losses_of(module, batch_of())
     groups = {group["name"]: group["params"] for group in module.parameter_groups()}
     assert sum(len(group) for group in groups.values()) == len(list(module.network.parameters()))
@@ -374,48 +380,65 @@ def test_a_step_takes_the_source_of_points_without_changing_the_network():
     assert module_of(step=149, max_steps=150).training_network().point_source == "learned"
 
 
-def test_two_groups_step_as_two_optimisers():
-    def trained(parameters, clip):
-        module = module_of()
-        optimizers = [torch.optim.Adam(group, lr=1e-2, weight_decay=1e-2) for group in parameters(module)]
-        for step in range(3):
-            _, losses = losses_of(module, batch_of(seed=step))
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            losses["loss"].backward()
-            for optimizer in optimizers:
-                clip(module, optimizer)
-                optimizer.step()
-        return module.state_dict()
-
-    def separate(module):
-        return [[{"params": group["params"]}] for group in module.parameter_groups()]
-
-    def together(module):
-        return [module.parameter_groups()]
-
-    def each(module, optimizer):
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.1)
-
-    def ours(module, optimizer):
-        module.configure_gradient_clipping(optimizer, 0.1, "norm")
-
-    expected, found = trained(separate, each), trained(together, ours)
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-
-
-@pytest.mark.parametrize(("step", "moved"), [(0, "segmentation"), (1, "segmentation"), (2, "uncertainty"), (4, "segmentation")])
-def test_groups_take_turns(step, moved):
-    module = module_of(step=step, alternation="epoch", steps_per_epoch=2)
-    optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-2, weight_decay=1e-2)
+@pytest.mark.parametrize(
+    ("alternation", "step", "moved"),
+    [
+        ("iteration", 0, "segmentation"),
+        ("iteration", 1, "uncertainty"),
+        ("iteration", 2, "segmentation"),
+        ("epoch", 2, "segmentation"),
+        ("epoch", 3, "uncertainty"),
+        ("epoch", 5, "uncertainty"),
+        ("epoch", 6, "segmentation"),
+    ],
+)
+def test_a_turn_updates_its_own_part_by_its_own_loss(alternation, step, moved):
+    """As if there were an optimiser for it alone, on the gradient of its own loss: clipped, and with weight decay."""
+    module = module_of(step=step, alternation=alternation, steps_per_epoch=3, switch_fraction=0.0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    losses_of(module, batch_of())[1]["loss"].backward()
+    both = losses_of(module_of(step=step, alternation="joint"), batch_of())[1]
+    assert both["loss"] == both["coarse"] + both["points"] + both["uncertainty"]
+
+    alone = module_of(step=step, alternation="joint")
+    losses = losses_of(alone, batch_of())[1]
+    own = losses["uncertainty"] if moved == "uncertainty" else losses["coarse"] + losses["points"]
+    parameters = alone.parts()[moved]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(own, parameters), strict=True):
+        parameter.grad = gradient
+    torch.nn.utils.clip_grad_norm_(parameters, 1e-3)
+    torch.optim.Adam(parameters, lr=1e-2, weight_decay=1e-2).step()
+
+    optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-2, weight_decay=1e-2)
+    loss = train_step(module, batch_of())
+    assert_close(loss.detach(), own.detach())
+    loss.backward()
+    # Several processes wait for a gradient of every parameter.
+    assert all(p.grad is not None and p.requires_grad for p in module.parameters())
     module.on_before_optimizer_step(optimizer)
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1e-3)
     optimizer.step()
-    for name, parameter in module.named_parameters():
-        belongs = "uncertainty" if ".detector." in name else "segmentation"
-        assert torch.equal(parameter, before[name]) == (belongs != moved), name
+    for (name, parameter), expected in zip(module.named_parameters(), alone.parameters(), strict=True):
+        assert_close(parameter.detach(), expected.detach())
+        assert torch.equal(parameter, before[name]) == (("detector." in name) != (moved == "uncertainty")), name
+
+
+@pytest.mark.parametrize("alternation", ["iteration", "joint"])
+def test_the_resting_part_has_no_graph(alternation):
+    graphs = []
+    for step in range(2):
+        module = module_of(step=step, alternation=alternation)
+        for part in (module.network.stcn.key_encoder, module.network.stcn.decoder.predictor, module.network.detector):
+            part.register_forward_hook(lambda _, __, out: graphs.append(getattr(out, "s16", out).requires_grad))
+        train_step(module, batch_of())
+        found = (graphs[0], *{(decoded, mapped) for decoded, mapped in zip(graphs[1::2], graphs[2::2], strict=True)})
+        turns = ((True, (True, False)), (False, (False, True)))
+        assert found == (turns[step] if alternation == "iteration" else (True, (True, True)))
+        graphs.clear()
+
+
+def test_without_points_there_are_no_turns():
+    assert module_of(step=1, network=small(sampling=PointSampling(source="none"))).resting() is None
+    assert module_of(step=1, network=small(sampling=PointSampling(source="all"))).resting() == "segmentation"
 
 
 def test_a_network_without_points_trains_the_backbone_alone():
@@ -431,7 +454,7 @@ def test_a_network_without_points_trains_the_backbone_alone():
 
 
 def test_every_parameter_takes_part_when_all_masks_are_empty():
-    module = module_of()
+    module = module_of(alternation="joint")
     module.network.stcn.decoder.predictor.bias.data.fill_(-1e3)
     outputs, losses = losses_of(module, batch_of())
     assert not outputs[1].aux["points_valid"].any()
