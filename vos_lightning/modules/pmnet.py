@@ -40,8 +40,8 @@ class PMNetModule(VOSModule):
 
     Backbone :math:`\theta` and point refinement :math:`\gamma` follow the loss of the first masks and of the refined points
     (equation 4), and the detector :math:`\phi` follows the loss of its map (equation 1). They take turns: one part is frozen
-    while the other follows its own loss. No gradient of one objective reaches the parameters of the other in any case. The parts are
-    two groups of one optimiser. As it keeps the moments of every parameter separately and leaves out parameters without a
+    while the other follows its own loss. No gradient of one objective reaches the parameters of the other in any case. The parts
+    are two groups of one optimiser. As it keeps the moments of every parameter separately and leaves out parameters without a
     gradient, its steps are the same as those of two optimisers.
 
     A network with ``sampling.source`` ``none`` is trained without points: only the backbone, as in the pre-training on still
