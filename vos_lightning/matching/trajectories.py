@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vos_lightning.matching.local_window import LocalMatch
 from vos_lightning.matching.readout import read_memory
-from vos_lightning.matching.similarity import Similarity, at_least_float32, l2_normalize, memory_logits
+from vos_lightning.matching.similarity import Similarity, at_least_float32, memory_logits, memory_part, query_part
 
 SpreadForm = Literal["exponential", "inverse_distance", "inverse_squared_distance", "cosine"]
 
@@ -200,29 +199,26 @@ def read_followed(
     Reference: PMNet equations 6 to 8.
     """
     height, width = query_key.shape[-2:]
-    memory_part, query_part = gaussian_keys(trajectories, height, width, options)
+    gaussian, places = gaussian_keys(trajectories, height, width, options)
     query = query_key.flatten(2)
     if top_k is not None and options.top_k_order == "before":
         logits = memory_logits(memory_key, query, similarity, scale).unsqueeze(1)
         if readable is not None:
             logits = logits.masked_fill(~readable.unsqueeze(2), torch.finfo(logits.dtype).min)
         smallest = logits.topk(min(top_k, logits.shape[3]), dim=3).values[..., -1:]
-        weights = memory_logits(memory_part, query_part.expand(len(memory_part), -1, -1), "dot", 1.0).unsqueeze(1)
+        weights = memory_logits(gaussian, places.expand(len(gaussian), -1, -1), "dot", 1.0).unsqueeze(1)
         # Half of the lowest value, so that its sum with a similarity does not overflow.
         prior = torch.where(logits >= smallest, weights, torch.finfo(logits.dtype).min / 2)
         return read_memory(
             memory_key, query, values, readable, similarity=similarity, scale=scale, log_prior=prior.transpose(2, 3)
         )
-    if similarity == "cosine":
-        memory_key, query = l2_normalize(memory_key), l2_normalize(query)
-    memory_key, query = scale * memory_key.to(memory_part), query.to(memory_part)
-    if similarity == "l2":
-        # 2 <x, y> - |x|^2; the norm of the query cancels.
-        norm = memory_key.square().sum(dim=1, keepdim=True) / scale
-        memory_key, query = torch.cat([2 * memory_key, -norm], dim=1), F.pad(query, (0, 0, 0, 1), value=1.0)
+    # The Gaussian weights are small differences of large numbers, so everything stays in single precision.
+    with torch.autocast(query.device.type, enabled=False):
+        keys = memory_part(memory_key.transpose(1, 2), similarity, scale).transpose(1, 2)
+        own = query_part(query.transpose(1, 2), similarity).transpose(1, 2)
     return read_memory(
-        torch.cat([memory_key, memory_part], dim=1),
-        torch.cat([query, query_part.expand(len(query), -1, -1)], dim=1),
+        torch.cat([keys, gaussian], dim=1),
+        torch.cat([own, places.expand(len(own), -1, -1)], dim=1),
         values,
         readable,
         similarity="dot",

@@ -18,6 +18,7 @@ from vos_lightning.matching.points import (
     enlarged_boxes,
     match_points,
     point_counts,
+    point_memory,
     probability_uncertainty,
     sample_points,
     strided_grid,
@@ -160,16 +161,15 @@ def test_matching_is_the_formula(similarity, window, stride):
     index = torch.tensor([[0, 47, 20, 13], [7, 40, 8, 1], [2, 19, 33, 46]])
     query = torch.randn(3, 4, 4)
     opened = torch.tensor([[True, True, True], [True, False, True]])
-    read = match_points(
-        query, index, rows, strided_grid(first, stride), previous, window=window, similarity=similarity, grid_open=opened
-    )
+    seen = point_memory(strided_grid(first, stride), previous, rows, similarity, grid_open=opened)
+    read = match_points(query, index, seen, window, similarity)
     scale = 1.0 if similarity == "cosine" else 0.5
     for r, row in enumerate(rows.tolist()):
         b, n = divmod(row, 3)
-        seen = [(m.key[b], torch.cat([m.shared[b], m.own[b, n]])) for m in (first, previous)]
+        frames = [(m.key[b], torch.cat([m.shared[b], m.own[b, n]])) for m in (first, previous)]
         for k in range(4):
             expected = oracle.read_point(
-                query[r, k], int(index[r, k]), seen[0], seen[1], window, stride, similarity, scale, bool(opened[b, n])
+                query[r, k], int(index[r, k]), frames[0], frames[1], window, stride, similarity, scale, bool(opened[b, n])
             )
             assert_close(read[r, k], expected)
 
@@ -184,13 +184,13 @@ def test_gradients_of_the_matching():
 
     def read(query, *tensors):
         grid, map_ = strided_grid(PointMap(*tensors[:3]), 2), PointMap(*tensors[3:])
-        return match_points(query, index, torch.tensor([1, 0]), grid, map_, window=3)
+        return match_points(query, index, point_memory(grid, map_, torch.tensor([1, 0])), window=3)
 
     assert torch.autograd.gradcheck(read, (query, *leaves), fast_mode=True)
 
 
 def points_of(index, valid):
-    return Points(torch.tensor(index)[None], torch.tensor(valid)[None])
+    return Points(torch.tensor(index)[None], torch.tensor(valid)[None], tuple(map(sum, valid)))
 
 
 _OPTIONS = {field.name for field in dataclasses.fields(PointRefinement)}
@@ -228,10 +228,11 @@ def test_refined_logits_are_the_formula():
             assert_close(logits[0, n, k], network.prediction(joined)[0].detach())
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 512])
-def test_chunks_and_recomputation_change_nothing(chunk):
+@pytest.mark.parametrize("chunk_bytes", [1, 2500, 2**26])
+def test_chunks_and_recomputation_change_nothing(chunk_bytes):
+    """A point of this size takes 516 bytes: one point of every object at a time, two of one or two objects, all of them."""
     results = []
-    for arguments in ({"chunk": 512, "recompute": False}, {"chunk": chunk, "recompute": True}):
+    for arguments in ({"recompute": False}, {"chunk_bytes": chunk_bytes, "recompute": True}):
         network = refiner(**arguments)
         torch.manual_seed(1)
         features = torch.randn(2, 3, HEIGHT, WIDTH, requires_grad=True)
@@ -269,7 +270,7 @@ def test_parameters_of_the_modules():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"aggregation": (7, 4)}, "aggregation must end"), ({"window": 0}, "window"), ({"chunk": 0}, "chunk")],
+    [({"aggregation": (7, 4)}, "aggregation must end"), ({"window": 0}, "window"), ({"chunk_bytes": 0}, "chunk_bytes")],
 )
 def test_refiner_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):

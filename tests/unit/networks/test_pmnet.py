@@ -1,5 +1,6 @@
 """PMNet as a whole, and its module. Points, trajectories and losses by themselves are in ``test_points.py``."""
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from tests.clips import given_at, random_clip
 from tests.oracles import pmnet as oracle
 from tests.tolerances import assert_close
 from vos_lightning.checkpoints.loading import load_weights
+from vos_lightning.decoders import point_refinement
 from vos_lightning.decoders.point_refinement import PointRefinement, PointSampling
 from vos_lightning.losses.segmentation import trainable_labels
 from vos_lightning.mask_ops import soft_aggregate
@@ -18,6 +20,7 @@ from vos_lightning.matching.points import strided_grid
 from vos_lightning.matching.trajectories import AdaptiveMatching
 from vos_lightning.modules.pmnet import PMNetModule
 from vos_lightning.modules.stcn import STCNModule
+from vos_lightning.networks import pmnet
 from vos_lightning.networks.pmnet import PMNet
 from vos_lightning.networks.stcn import STCN
 from vos_lightning.propagation.policies import All, EveryKth
@@ -190,6 +193,32 @@ def test_values_are_encoded_for_remembered_frames_and_fine_features_for_all():
     assert calls == {"fine": 0, "fine_and_value": 3}
 
 
+def test_a_frame_is_tracked_and_prepared_once_and_asked_for_its_points_once(monkeypatch):
+    """Whatever the number of chunks; and the device is waited for once, for how many points there are."""
+    network = small(chunk_bytes=1)
+    frames, labels = random_clip(1, 4, 2, SIZE)
+    with torch.no_grad():
+        state = _state_after(network, frames, {0: given_at(labels, 0, [1, 2], 2)}, 3)
+        state.memory.bank.readers  # noqa: B018  asks once for a bank, which this frame finds unchanged
+        calls = Counter()
+
+        def counting(name, function):
+            def call(*arguments, **options):
+                calls[name] += 1
+                return function(*arguments, **options)
+
+            return call
+
+        for owner, name in (
+            (pmnet, "best_match"), (point_refinement, "point_memory"), (point_refinement, "match_points"),
+            *((torch.Tensor, name) for name in ("tolist", "item", "__bool__", "__int__", "__float__")),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
+        output, _ = advance(network, MEMORY, state, FrameInput(frames[:, 3]))
+    number = output.aux["points"].shape[2]
+    assert calls == {"best_match": 1, "point_memory": 1, "match_points": number, "tolist": 1}
+
+
 def test_the_first_frame_of_a_late_object_is_its_own():
     network = small(grid_while_previous=False)
     frames, labels = random_clip(1, 4, 2, SIZE)
@@ -230,7 +259,7 @@ def _state_after(network, frames, given, number):
         {"similarity": "dot"},
         {"similarity": "cosine", "cosine_scale": 10.0},
         {"others": None, "adaptive": AdaptiveMatching(window=8, spread_is="variance", exclusion_radius=1), "top_k": None},
-        {"chunk": 3, "grid_stride": 3},
+        {"chunk_bytes": 1, "grid_stride": 3},
     ],
 )
 def test_variants_run(arguments):
