@@ -108,7 +108,12 @@ def test_nothing_is_trained_twice(tmp_path: Path) -> None:
 
 def test_shared_stages_are_trained_once(tmp_path: Path) -> None:
     for stage, users in {
-        "pmnet_static": {"pmnet_davis17", "pmnet_row_adapt", "pmnet_row_all_adapt", *(f"pmnet_switch_{epoch}" for epoch in (0, 50, 100, 120, 150))},
+        "pmnet_static": {
+            "pmnet_davis17",
+            "pmnet_row_adapt",
+            "pmnet_row_all_adapt",
+            *(f"pmnet_switch_{epoch}" for epoch in (0, 50, 100, 120, 150)),
+        },
         "dmn_aoa_coco": {"dmn_aoa_davis17", "dmn_aoa_davis17_youtube_vos18", "dmn_aoa_youtube_vos18"},
         "emvos_coco": {"emvos_davis17", "emvos_youtube_vos18"},
         "munet_static": {"munet_protocol3_1", "munet_protocol3_2"},

@@ -146,8 +146,9 @@ def sample_points(
 
 
 def cells_table(maps: Float[Tensor, "*batch C h w"]) -> Float[Tensor, "cells C"]:
-    """All maps as one table with a row for each cell; maps in channels-last order are not copied."""
-    return maps.movedim(-3, -1).reshape(-1, maps.shape[-3])
+    """All maps as one table with a contiguous row for each cell; maps in channels-last order are not copied."""
+    # Of a single map, a reshape alone would be a view whose rows are scattered over memory, which is slow to gather from.
+    return maps.movedim(-3, -1).contiguous().view(-1, maps.shape[-3])
 
 
 def take_points(table: Float[Tensor, "cells C"], cells: Int64[Tensor, "*points"]) -> Float[Tensor, "*points C"]:

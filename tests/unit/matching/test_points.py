@@ -130,6 +130,11 @@ def test_a_channels_last_map_is_a_table_without_a_copy():
     assert torch.equal(table[20 + 7], maps[1, :, 1, 2])
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rows_of_a_table_are_contiguous(batch):
+    assert cells_table(torch.randn(batch, 3, 4, 5)).is_contiguous()
+
+
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
 def test_windows(window):
     cells, inside = window_cells(torch.tensor([0, 19, 47]), HEIGHT, WIDTH, window)

@@ -527,6 +527,22 @@ def test_training_starts_from_an_stcn_checkpoint(tmp_path):
             load_weights(module, file, start=True)
 
 
+def test_the_main_training_adds_the_channel_of_the_other_objects(tmp_path):
+    """Still images have one object; after the pre-training the new channel has orthogonal weights, and nothing has decayed."""
+    before = PMNetModule(small(sampling=PointSampling(source="none"), others=None))
+    file = tmp_path / "static.ckpt"
+    torch.save({"state_dict": before.state_dict()}, file)
+    module = PMNetModule(small())
+    load_weights(module, file, start=True)
+    old, new = (m.network.stcn.value_encoder.trunk.mask_conv.weight.detach() for m in (before, module))
+    assert old.shape[1] == 1
+    assert torch.equal(new[:, :1], old)
+    added = new[:, 1].flatten(1)
+    assert_close(added @ added.t(), torch.eye(len(added)))
+    others = {name: value for name, value in before.state_dict().items() if "mask_conv" not in name}
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in others.items())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"switch_fraction": 1.5}, {"steps_per_epoch": 0}, {"hardest_from": 300}, {"uncertain_from": 300}],
