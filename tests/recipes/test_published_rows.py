@@ -112,6 +112,7 @@ def test_shared_stages_are_trained_once(tmp_path: Path) -> None:
             "pmnet_davis17",
             "pmnet_row_adapt",
             "pmnet_row_all_adapt",
+            "pmnet_reading_coarse_quarter",
             *(f"pmnet_switch_{epoch}" for epoch in (0, 50, 100, 120, 150)),
         },
         "dmn_aoa_coco": {"dmn_aoa_davis17", "dmn_aoa_davis17_youtube_vos18", "dmn_aoa_youtube_vos18"},

@@ -26,7 +26,7 @@ TopKOrder = Literal["after", "before"]
 
 @dataclass(frozen=True)
 class AdaptiveMatching:
-    """Options that say how memory pixels are followed, and how far from their present place they may be matched.
+    r"""Options that say how memory pixels are followed, and how far from their present place they may be matched.
 
     Attributes:
         window: side of the window in which a pixel is searched in the next frame, in cells.
@@ -35,6 +35,8 @@ class AdaptiveMatching:
         spread_is: whether the spread is the standard deviation ``sigma`` of the Gaussian weights or their ``variance``.
         smallest_sigma: lower bound of the standard deviation, above 0.
         largest_sigma: upper bound of the standard deviation; None for ``beta`` (its square root with ``variance``).
+        normalized: divide the Gaussian weights by :math:`2 \pi \sigma^2`, so that those of a memory pixel sum to 1 over the plane
+            and uncertain pixels weigh less everywhere; otherwise every pixel weighs 1 at its place. Equation 8 says neither.
         exclusion_radius: radius around the best match in which nothing counts as second best, see
             :func:`vos_lightning.matching.local_window.best_match`.
         top_k_order: choose the ``top_k`` of the memory read by similarity and weight together (``after`` weighting) or by
@@ -47,6 +49,7 @@ class AdaptiveMatching:
     spread_is: SpreadIs = "sigma"
     smallest_sigma: float = 1.0
     largest_sigma: float | None = None
+    normalized: bool = False
     exclusion_radius: int = 0
     top_k_order: TopKOrder = "after"
 
@@ -135,7 +138,7 @@ def gaussian_keys(
 ) -> tuple[Float[Tensor, "B 4 S"], Float[Tensor, "1 4 Q"]]:
     r"""Vectors whose inner products are the logarithms of Gaussian weights.
 
-    .. math:: \langle a_p, b_q \rangle = -\frac{\|q - p_Q\|^2}{2 \sigma_p^2}
+    .. math:: \langle a_p, b_q \rangle = -\frac{\|q - p_Q\|^2}{2 \sigma_p^2} \; [\, - 2 \ln \sigma_p \text{ if normalized}]
 
     A memory read by inner products can take them as four more channels of its keys, and never builds a prior of ``S x Q``
     numbers. In float32, and in a map of 80 cells, weights near 1 are exact to about 1e-4.
@@ -144,7 +147,8 @@ def gaussian_keys(
         trajectories: position and spread of each memory pixel.
         height: height of the query's map.
         width: width of the query's map.
-        options: meaning of the spread, and bounds of :math:`\sigma`.
+        options: meaning of the spread, bounds of :math:`\sigma`, and whether the weights are normalised (but for a factor that
+            all pixels share).
 
     Returns:
         Vectors of the memory pixels and of the query pixels, at least float32.
@@ -158,7 +162,10 @@ def gaussian_keys(
     # Positions are relative to the centre of the map: the products stay small, so that their sum stays precise.
     y = trajectories.position.div(width, rounding_mode="floor").to(sigma) - (height - 1) / 2
     x = (trajectories.position % width).to(sigma) - (width - 1) / 2
-    memory = torch.stack([x * precision, y * precision, -0.5 * precision, -0.5 * (x.square() + y.square()) * precision], dim=1)
+    constant = -0.5 * (x.square() + y.square()) * precision
+    if options.normalized:
+        constant = constant + precision.log()
+    memory = torch.stack([x * precision, y * precision, -0.5 * precision, constant], dim=1)
     rows = (torch.arange(height, device=sigma.device).to(sigma) - (height - 1) / 2).repeat_interleave(width)
     columns = (torch.arange(width, device=sigma.device).to(sigma) - (width - 1) / 2).repeat(height)
     query = torch.stack([columns, rows, columns.square() + rows.square(), torch.ones_like(rows)])

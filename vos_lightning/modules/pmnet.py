@@ -28,6 +28,7 @@ Part = Literal["segmentation", "uncertainty"]
 """Backbone and point refinement together, or the detector of uncertainty."""
 PointLoss = Literal["binary", "aggregated"]
 Downsampling = Literal["nearest", "area"]
+CoarseStride = Literal[1, 4]
 TargetProbability = Literal["object", "aggregated"]
 
 
@@ -59,6 +60,8 @@ class PMNetModule(VOSModule):
             after aggregation (``aggregated``).
         truth: true masks at stride 4: where the object covers more than half of the ``area`` of a cell, or by the ``nearest``
             neighbour, which is the first pixel of every cell, so that masks lie 1.5 pixels further down and right than they are.
+        coarse_stride: resolution of the first term of equation 4: that of the frame, after enlargement (1, as STCN), or that of
+            the first masks, with the truth of the points (4: equation 1 has its :math:`M` there).
         target_probability: the probability in equation 1: of the ``object`` by itself at stride 4, or ``aggregated`` at full
             resolution and averaged over cells.
         uncertainty_by: what ranks the cells in equation 1, see :func:`vos_lightning.losses.auxiliary.uncertainty_loss`.
@@ -84,7 +87,16 @@ class PMNetModule(VOSModule):
     base_part = "network.stcn."
     """A checkpoint of STCN holds the parameters under this prefix."""
     training_arguments = VOSModule.training_arguments.union(
-        ("alternation", "steps_per_epoch", "switch_fraction", "point_weight", "point_loss", "truth", "target_probability"),
+        (
+            "alternation",
+            "steps_per_epoch",
+            "switch_fraction",
+            "point_weight",
+            "point_loss",
+            "truth",
+            "coarse_stride",
+            "target_probability",
+        ),
         ("uncertainty_by", "hardest_from", "hardest_until", "hardest_fraction"),
         ("uncertain_from", "uncertain_until", "uncertain_fraction"),
     )
@@ -98,6 +110,7 @@ class PMNetModule(VOSModule):
         point_weight: float = 1.0,
         point_loss: PointLoss = "binary",
         truth: Downsampling = "area",
+        coarse_stride: CoarseStride = 1,
         target_probability: TargetProbability = "object",
         uncertainty_by: HardestBy = "predicted",
         hardest_from: int = 20_000,
@@ -119,6 +132,7 @@ class PMNetModule(VOSModule):
             ("alternation", alternation, get_args(Alternation)),
             ("point_loss", point_loss, get_args(PointLoss)),
             ("truth", truth, get_args(Downsampling)),
+            ("coarse_stride", coarse_stride, get_args(CoarseStride)),
             ("target_probability", target_probability, get_args(TargetProbability)),
         ):
             if value not in allowed:
@@ -143,7 +157,12 @@ class PMNetModule(VOSModule):
         self.alternation: Alternation = alternation
         self.steps_per_epoch, self.switch_fraction = steps_per_epoch, switch_fraction
         self.point_weight, self.point_loss = point_weight, point_loss
-        self.truth, self.target_probability, self.uncertainty_by = truth, target_probability, uncertainty_by
+        self.truth, self.coarse_stride, self.target_probability, self.uncertainty_by = (
+            truth,
+            coarse_stride,
+            target_probability,
+            uncertainty_by,
+        )
         self.hardest = (hardest_from, hardest_until, hardest_fraction)
         self.uncertain = (uncertain_from, uncertain_until, uncertain_fraction)
         if network.sampling.source == "none":
@@ -243,11 +262,15 @@ class PMNetModule(VOSModule):
         network = self.network
         padding = padding_for(labels.shape[1], labels.shape[2], network.stride, network.padding.larger_half_first)
         coarse, probabilities = soft_aggregate(network.stcn.decoder.enlarge(aux["coarse"]), known, mode)
-        losses = {"coarse": bootstrapped_cross_entropy(unpad(coarse, padding), labels, falling_fraction(step, *self.hardest))}
-        if "points" not in aux:
-            return losses
         amounts = (padding.left, padding.right, padding.top, padding.bottom)
         fine = self._downsample(F.pad(labels, amounts, value=IGNORE_LABEL), known.shape[1])
+        if self.coarse_stride == 1:
+            first, truth = unpad(coarse, padding), labels
+        else:
+            first, truth = soft_aggregate(aux["coarse"], known, mode)[0], fine.labels
+        losses = {"coarse": bootstrapped_cross_entropy(first, truth, falling_fraction(step, *self.hardest))}
+        if "points" not in aux:
+            return losses
         predicted = aux["coarse"].sigmoid() if self.target_probability == "object" else pool_to_stride(probabilities[:, 1:], 4)
         target = (predicted.detach() - fine.masks).abs()
         counted = fine.counted.unsqueeze(1) & known[:, :, None, None]

@@ -372,9 +372,10 @@ def test_weighted_read_is_the_formula(similarity, top, order):
 
 @pytest.mark.parametrize(("dtype", "height", "width"), [(torch.float32, 30, 54), (torch.float64, 45, 80)])
 @pytest.mark.parametrize("spread_is", ["sigma", "variance"])
-def test_gaussian_keys_give_the_weight_at_video_size(dtype, height, width, spread_is):
+@pytest.mark.parametrize("normalized", [False, True])
+def test_gaussian_keys_give_the_weight_at_video_size(dtype, height, width, spread_is, normalized):
     positions, spreads = torch.randint(0, height * width, (1, 100)), torch.rand(1, 100, dtype=dtype) * 8
-    options = AdaptiveMatching(spread_is=spread_is)
+    options = AdaptiveMatching(spread_is=spread_is, normalized=normalized)
     memory, query = gaussian_keys(Trajectories(positions, spreads), height, width, options)
     weights = (memory[0].t() @ query[0]).exp()
     sigma = spreads.double().sqrt().clamp(1, 8**0.5) if spread_is == "variance" else spreads.double().clamp(1, 8)
@@ -382,7 +383,17 @@ def test_gaussian_keys_give_the_weight_at_video_size(dtype, height, width, sprea
     v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     squared = (y[:, None] - v.flatten()) ** 2 + (x[:, None] - u.flatten()) ** 2
     expected = (-squared / (2 * sigma[0, :, None] ** 2)).exp()
+    if normalized:  # but for 2 pi, which all pixels share
+        expected = expected / sigma[0, :, None] ** 2
     assert_close(weights, expected.to(dtype))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_only_ratios_of_distances_do_not_depend_on_the_scale_of_keys(scale):
+    first, second = torch.randn(1, 4, 5, 6), torch.randn(1, 4, 5, 6)
+    plain, scaled = (best_match(factor * first, factor * second, 3, "l2") for factor in (1.0, scale))
+    assert_close(step_spread(scaled, 8.0, "inverse_distance"), step_spread(plain, 8.0, "inverse_distance"))
+    assert torch.allclose(step_spread(scaled, 8.0), step_spread(plain, 8.0)) == (scale == 1)
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,40 @@ def test_loss_is_the_formula(point_loss, truth, target, size):
     assert float(losses["loss"]) == pytest.approx(coarse + 0.5 * fine + uncertain, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [SIZE, (56, 72)])
+def test_the_first_term_can_lie_where_the_truth_of_equation_1_does(size):
+    module = module_of(coarse_stride=4)
+    batch = batch_of(size)
+    outputs, losses = losses_of(module, batch)
+    top, left = (-size[0] % 16) // 2, (-size[1] % 16) // 2
+    expected = 0.0
+    for t in (1, 2):
+        padded = torch.full((2, 64, 80), 255, dtype=torch.uint8)
+        padded[:, top : top + size[0], left : left + size[1]] = batch.label_maps[:, t]
+        cells = padded.view(2, 16, 4, 20, 4).transpose(2, 3).flatten(3)
+        one, two, void = ((cells == value).sum(dim=3) > 8 for value in (1, 2, 255))
+        truth = one.long() + 2 * two.long() + 255 * void.long()
+        merged, _ = soft_aggregate(outputs[t].aux["coarse"].detach(), torch.ones(2, 2, dtype=torch.bool), "product")
+        for b in range(2):
+            expected += float(F.cross_entropy(merged[b : b + 1], truth[b : b + 1], ignore_index=255)) / 2
+    assert float(losses["coarse"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_convolution_after_the_mask_encoder():
+    """256 x 256 weights of 3 x 3 cells and 256 biases at the published size; the identity changes nothing."""
+    with torch.device("meta"):
+        assert sum(p.numel() for p in PMNet.published(None, value_convolution=True).parameters()) == 55_774_854 + 590_080
+    plain, more = small(), small(value_convolution=True)
+    more.load_state_dict(plain.state_dict(), strict=False)
+    convolution = more.stcn.value_encoder.convolution
+    torch.nn.init.dirac_(convolution.weight)
+    torch.nn.init.zeros_(convolution.bias)
+    for ours, theirs in zip(run(more)[2], run(plain)[2], strict=True):
+        assert_close(ours.logits, theirs.logits)
+    convolution.bias.data.fill_(1.0)
+    assert not torch.allclose(run(more)[2][1].logits, run(plain)[2][1].logits)
+
+
 def test_fractions_fall_by_their_own_schedules():
     batch = batch_of()
     calm = losses_of(module_of(hardest_until=200), batch)[1]
