@@ -294,20 +294,22 @@ def test_detector_stops_the_gradient(form):
     assert all(p.grad is not None for p in detector.parameters())
 
 
-def test_top_down_detector_is_its_drawing():
+@pytest.mark.parametrize(
+    ("s16", "s8", "s4", "total"), [(2.0, 1.0, 0.5, 3.5), (2.0, -1.0, 0.5, 2.5), (-2.0, 1.0, -1.0, 1.0), (0.0, 0.0, 0.0, 0.0)]
+)
+def test_the_detector_adds_what_every_stride_says(s16, s8, s4, total):
+    """Layers that hand their first channel on: what is negative at a stride does not count, and the rest is a logit."""
     detector = UncertaintyDetector((6, 5, 4), 8)
-    maps = [torch.randn(1, 1, c, 2 * s, 3 * s) for c, s in ((6, 1), (5, 2), (4, 4))]
-
-    def conv(x, layer, padding=0):
-        return F.conv2d(x, layer.weight, layer.bias, padding=padding)
-
-    a, b, c = (
-        F.relu(conv(x[0], d)) for x, d in zip(maps, (detector.lateral16, detector.lateral8, detector.lateral4), strict=True)
-    )
-    b = F.relu(conv(F.interpolate(a, scale_factor=2, mode="bilinear") + b, detector.merge8, 1))
-    c = F.relu(conv(F.interpolate(b, scale_factor=2, mode="bilinear") + c, detector.merge4, 1))
-    expected = conv(F.relu(conv(c, detector.hidden, 1)), detector.predictor).sigmoid()
-    assert_close(detector(*maps), expected)
+    for layer in detector.children():
+        torch.nn.init.dirac_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    maps = [torch.full((1, 2, c, 2 * s, 3 * s), value) for value, c, s in ((s16, 6, 1), (s8, 5, 2), (s4, 4, 4))]
+    assert_close(detector(*maps).detach(), torch.full((1, 2, 8, 12), 1 / (1 + math.exp(-total))))
+    # A cell of stride 16 is enlarged twice by two, bilinearly, and not once by four.
+    maps = [torch.zeros_like(m) for m in maps]
+    maps[0][0, 0, 0, :, 0] = 1.0
+    row = torch.tensor([1.0, 0.9375, 0.8125, 0.625, 0.375, 0.1875, 0.0625, 0, 0, 0, 0, 0])
+    assert_close(detector(*maps)[0, 0].logit().detach(), row.expand(8, 12))
 
 
 # Trajectories ---------------------------------------------------------------------------------------------------------
