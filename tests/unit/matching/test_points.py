@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.oracles import pmnet as oracle
 from tests.tolerances import assert_close
