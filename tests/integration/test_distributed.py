@@ -28,9 +28,9 @@ OPTIONS = (
     [
         ("emvos_smoke", ()),
         ("munet_smoke", ()),
-        # Two groups of parameters that take turns: within a step, and step by step.
+        # Two groups of parameters: step by step, while the other one rests, and both in every step.
         ("pmnet_smoke", ()),
-        ("pmnet_smoke", ("--model.init_args.alternation=epoch", "--model.init_args.steps_per_epoch=1")),
+        ("pmnet_smoke", ("--model.init_args.alternation=joint",)),
     ],
 )
 def test_two_processes_equal_one(tmp_path: Path, experiment: str, extra: tuple[str, ...]) -> None:

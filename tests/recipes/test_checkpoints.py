@@ -355,7 +355,7 @@ CHANGED = {
     "dmn_aoa": {"DMNAOA.copier_start", "DMNAOA.matching.assignment.train_steps"},
     "emvos": {"EMVOS.copier_start", "EMVOS.train_encoder", "DenseNetPyramid.norm"},
     "munet": {"MaskedEncoder.mask_init"},
-    "pmnet": {"MaskedEncoder.mask_init", "PMNet.refinement.chunk"},
+    "pmnet": {"MaskedEncoder.mask_init", "PMNet.refinement.chunk_bytes"},
     "pmvos": {"PMVOS.copier_start"},
     "stcn": {"MaskedEncoder.mask_init"},
     "stm": {"MaskedEncoder.mask_init"},

@@ -107,7 +107,7 @@ def read_points(kind: similarity.Similarity) -> Callable[..., Tensor]:
     def read(query: Tensor, key: Tensor, shared: Tensor, own: Tensor, grid_key: Tensor, grid_value: Tensor) -> Tensor:
         grid, seen = points.PointGrid(grid_key, grid_value), points.PointMap(key, shared, own)
         index, rows = CHOSEN.index.flatten(0, 1), torch.arange(B * N)
-        return points.match_points(query, index, rows, grid, seen, window=3, similarity=kind)
+        return points.match_points(query, index, points.point_memory(grid, seen, rows, kind), 3, kind)
 
     return read
 
@@ -138,6 +138,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "unit length": (similarity.l2_normalize, MAP),
     "unit length of tiny keys": (similarity.l2_normalize, torch.full((1, C, 2), 6e-8).half()),
     **{f"logits {kind}": (lambda m, q, k=kind: similarity.memory_logits(m, q, k, C**-0.5), KEYS, QUERY) for kind in KINDS},
+    **{f"memory part {kind}": (lambda m, k=kind: similarity.memory_part(m, k, C**-0.5), KEYS) for kind in KINDS},
+    **{f"query part {kind}": (lambda q, k=kind: similarity.query_part(q, k), QUERY) for kind in KINDS},
     **{
         f"read {kind} {top}": (
             lambda m, q, v, k=kind, t=top: readout.read_memory(m, q, v, READABLE, similarity=k, top_k=t), KEYS, QUERY, VALUES,

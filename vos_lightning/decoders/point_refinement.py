@@ -16,12 +16,14 @@ from vos_lightning.matching.points import (
     CountBase,
     PointGrid,
     PointMap,
+    PointMemory,
     Points,
     ProbabilityForm,
     cells_table,
     enlarged_boxes,
     match_points,
     point_counts,
+    point_memory,
     probability_uncertainty,
     sample_points,
     take_points,
@@ -163,7 +165,7 @@ class PointRefinement:
         aggregation: widths of the layers that join the read values with the query; the last is the width of the decoder at stride
             4.
         prediction: widths of the hidden layers that predict the new logits.
-        chunk: number of points that are matched at a time.
+        chunk_bytes: memory that the points which are matched at a time may take; it decides how many they are.
         write_back: new logits replace the old ones at stride 4 (``replace``), are added to them (``add``), or replace the pixels
             of a point after enlargement (``replace_pixels``).
         relu_decoded: pass the decoder's features at points through a ReLU before the new ones are added.
@@ -181,7 +183,7 @@ class PointRefinement:
     share_key: bool = False
     aggregation: tuple[int, ...] = (512, 256, 256)
     prediction: tuple[int, ...] = (256, 256)
-    chunk: int = 512
+    chunk_bytes: int = 2**26
     write_back: WriteBack = "replace"
     relu_decoded: bool = False
 
@@ -192,7 +194,7 @@ class PointRefinement:
         ):
             if value not in allowed:
                 raise ValueError(f"refinement.{name} must be one of {allowed}, not {value!r}")
-        for name, number in (("grid_stride", self.grid_stride), ("window", self.window), ("chunk", self.chunk)):
+        for name, number in (("grid_stride", self.grid_stride), ("window", self.window), ("chunk_bytes", self.chunk_bytes)):
             if number < 1:
                 raise ValueError(f"refinement.{name} must be at least 1, not {number}")
 
@@ -218,8 +220,8 @@ class PointRefiner(nn.Module):
         value_channels: number of channels of the values of query and memory.
         options: options; they give the widths of the stacks A (``aggregation``, which ends with ``decoder_channels``) and B
             (``prediction``).
-        similarity: similarity of point keys, see :func:`vos_lightning.matching.points.match_points`.
-        scale: factor of the similarity, see :func:`vos_lightning.matching.points.match_points`.
+        similarity: similarity of point keys, see :func:`vos_lightning.matching.points.point_memory`.
+        scale: factor of the similarity, see :func:`vos_lightning.matching.points.point_memory`.
         recompute: in training, recompute a chunk in the backward pass instead of keeping its gathered keys.
 
     Raises:
@@ -252,8 +254,9 @@ class PointRefiner(nn.Module):
         self.fusion = nn.Linear(feature_channels + own_channels, value_channels)
         self.aggregation = _stack(2 * value_channels, options.aggregation)
         self.prediction = _stack(decoder_channels, (*options.prediction, 1))
-        self.window, self.similarity, self.scale = options.window, similarity, scale
-        self.chunk, self.recompute = options.chunk, recompute
+        self.window, self.scale = options.window, scale
+        self.similarity: Similarity = similarity
+        self.chunk_bytes, self.recompute = options.chunk_bytes, recompute
 
     @torch.no_grad()
     def start_as_copier(self, evidence: float = 6.0) -> None:
@@ -302,49 +305,38 @@ class PointRefiner(nn.Module):
             Logits in float32; values at padding are meaningless.
         """
         batch, num_objects, width = points.index.shape
-        index = points.index.flatten(0, 1)
-        counts: list[int] = points.valid.flatten(0, 1).sum(dim=1).tolist()
-        out = torch.zeros(index.shape, device=index.device)
+        # Objects with more points come first, so that those that have points left are the first rows in every chunk.
+        rows = points.valid.flatten(0, 1).sum(dim=1).sort(descending=True, stable=True).indices
+        numbers = sorted(points.numbers, reverse=True)
+        index = points.index.flatten(0, 1).index_select(0, rows)
+        seen = point_memory(grid, previous, rows, self.similarity, self.scale, grid_open)
         frame_table, decoded_table = cells_table(features), cells_table(decoded)
-        start = 0
+        at_once = max(1, self.chunk_bytes // seen.bytes_of_a_point(self.window))
+        out, start = torch.zeros(index.shape, device=index.device), 0
         while start < width:
-            # Objects with points in this chunk; if there are none, one row is used so that every parameter gets a gradient.
-            alive = [row for row, count in enumerate(counts) if count > start] or [0]
-            stop = min(width, start + max(1, self.chunk // len(alive)))
-            rows = torch.tensor(alive, device=index.device)
-            arguments = (rows, index[rows, start:stop], frame_table, decoded_table, grid, previous, grid_open)
+            # If no object has a point, one row is used, so that every parameter gets a gradient.
+            alive = max(1, sum(number > start for number in numbers))
+            stop = min(width, start + max(1, at_once // alive))
+            arguments = (index[:alive, start:stop], seen, frame_table, decoded_table)
             if self.recompute and torch.is_grad_enabled():
                 refined = checkpoint(self._refine, *arguments, use_reentrant=False)
             else:
                 refined = self._refine(*arguments)
-            out[rows, start:stop] = refined
+            out[:alive, start:stop] = refined
             start = stop
-        return out.unflatten(0, (batch, num_objects))
+        return torch.zeros_like(out).index_copy(0, rows, out).unflatten(0, (batch, num_objects))
 
     def _refine(
         self,
-        rows: Int64[Tensor, " R"],
         index: Int64[Tensor, "R K"],
+        seen: PointMemory,
         frame_table: Float[Tensor, "frame_cells C"],
         decoded_table: Float[Tensor, "object_cells C4"],
-        grid: PointGrid,
-        previous: PointMap,
-        grid_open: Bool[Tensor, "B N"] | None,
     ) -> Float[Tensor, "R K"]:
-        num_objects, cells = previous.own.shape[1], previous.key.shape[-2] * previous.key.shape[-1]
-        sample = rows.div(num_objects, rounding_mode="floor")
+        rows, cells = seen.rows[: len(index)], seen.size[0] * seen.size[1]
+        sample = rows.div(seen.num_objects, rounding_mode="floor")
         x = take_points(frame_table, index + sample[:, None] * cells)
-        read = match_points(
-            self.query_key(x),
-            index,
-            rows,
-            grid,
-            previous,
-            window=self.window,
-            similarity=self.similarity,
-            scale=self.scale,
-            grid_open=grid_open,
-        )
+        read = match_points(self.query_key(x), index, seen, self.window, self.similarity)
         joined = self.aggregation(torch.cat([self.fusion(read), self.query_value(x)], dim=2))
         return self.prediction(joined + take_points(decoded_table, index + rows[:, None] * cells)).squeeze(2).float()
 

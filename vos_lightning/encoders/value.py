@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vos_lightning.attention.cbam import CBAM
-from vos_lightning.backbones.residual import ResidualBlock
+from vos_lightning.backbones.residual import ResidualBlock, hand_through
 from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder
 
 
@@ -24,6 +24,7 @@ class ValueEncoder(nn.Module):
         value_channels: number of channels of the value.
         attention: use the CBAM; without it, :math:`v = R_2(x)` (a variant of STCN).
         reduction: factor by which the channel gate of the CBAM narrows.
+        convolution: put a 3 x 3 convolution between the trunk and the fusion, as PMNet (2022, section 4.1) says of its ResNet-18.
 
     Reference: STCN (Cheng et al., NeurIPS 2021) section 3.1 and its released code.
     """
@@ -36,9 +37,12 @@ class ValueEncoder(nn.Module):
         *,
         attention: bool = True,
         reduction: int = 16,
+        convolution: bool = False,
     ) -> None:
         super().__init__()
         self.trunk = trunk
+        coarse = trunk.channels[2]
+        self.convolution = nn.Conv2d(coarse, coarse, 3, padding=1) if convolution else None
         self.fine_channels = self.trunk.channels[0]
         """Number of channels of :meth:`fine`."""
         self.block1 = ResidualBlock(self.trunk.channels[2] + shared_channels, value_channels)
@@ -77,6 +81,8 @@ class ValueEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "B N C4 H4 W4"], Float[Tensor, "B N CV h w"]]:
         """Features of frame and masks at stride 4, and the values; see :meth:`forward`."""
         fine, coarse = self.trunk.fine_and_coarse(image, masks)
+        if self.convolution is not None:
+            coarse = self.convolution(coarse.flatten(0, 1)).unflatten(0, fine.shape[:2])
         x = self.block1.fuse(coarse, shared).flatten(0, 1)
         if self.attention is not None:
             x = x + self.attention(x)
@@ -89,6 +95,8 @@ class ValueEncoder(nn.Module):
         See :meth:`MaskedEncoder.start_as_copier`.
         """
         self.trunk.start_as_copier()
+        if self.convolution is not None:
+            hand_through(self.convolution, CARRIERS)
         self.block1.start_as_copier(CARRIERS)
         self.block2.start_as_copier(CARRIERS)
         if self.attention is not None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vos_lightning.mask_ops import Aggregation, soft_aggregate
-from vos_lightning.matching.similarity import Similarity, l2_normalize, memory_logits
+from vos_lightning.matching.similarity import Similarity, memory_part, query_part
 from vos_lightning.structures import per_object
 
 CountBase = Literal["box", "mask"]
@@ -114,6 +114,8 @@ class Points:
 
     index: Int64[Tensor, "B N K"]
     valid: Bool[Tensor, "B N K"]
+    numbers: tuple[int, ...]
+    """How many points are valid, for every row ``b * N + n``, known to the host."""
 
 
 def sample_points(
@@ -121,7 +123,8 @@ def sample_points(
 ) -> Points:
     """Choose the cells of a region with the largest scores, a separate number of them for each object.
 
-    Equal scores are taken from top to bottom and left to right, so that the choice does not depend on the batch.
+    Equal scores are taken from top to bottom and left to right, so that the choice does not depend on the batch. The numbers of
+    points go to the host, once: what is computed for points would otherwise be computed for the largest possible number of them.
 
     Args:
         score: score of every cell, ``(B, N, h, w)``; only the order matters.
@@ -133,17 +136,19 @@ def sample_points(
         Points, the largest score first. Padding consists of other cells of the map, so that no cell occurs twice.
     """
     flat = score.detach().masked_fill(~region, float("-inf")).flatten(2)
-    width = max(int(counts.max()) if counts.numel() else 0, at_least)
-    index = flat.sort(dim=2, descending=True, stable=True).indices[..., :width]
-    return Points(index, torch.arange(width, device=index.device) < counts[..., None])
+    order = flat.sort(dim=2, descending=True, stable=True).indices
+    numbers: tuple[int, ...] = tuple(counts.flatten().tolist())
+    width = max(*numbers, at_least, 0)
+    return Points(order[..., :width], torch.arange(width, device=order.device) < counts[..., None], numbers)
 
 
 # Values at points -----------------------------------------------------------------------------------------------------
 
 
 def cells_table(maps: Float[Tensor, "*batch C h w"]) -> Float[Tensor, "cells C"]:
-    """All maps as one table with a row for each cell; maps in channels-last order are not copied."""
-    return maps.movedim(-3, -1).reshape(-1, maps.shape[-3])
+    """All maps as one table with a contiguous row for each cell; maps in channels-last order are not copied."""
+    # Of a single map, a reshape alone would be a view whose rows are scattered over memory, which is slow to gather from.
+    return maps.movedim(-3, -1).contiguous().view(-1, maps.shape[-3])
 
 
 def take_points(table: Float[Tensor, "cells C"], cells: Int64[Tensor, "*points"]) -> Float[Tensor, "*points C"]:
@@ -230,35 +235,81 @@ def window_cells(
     return cells.flatten(-2), inside.flatten(-2)
 
 
-def match_points(
-    query: Float[Tensor, "R K CK"],
-    index: Int64[Tensor, "R K"],
-    rows: Int64[Tensor, " R"],
+@dataclass(frozen=True)
+class PointMemory:
+    """What points of ``R`` objects read, prepared once a frame for all chunks of its points, see :func:`point_memory`."""
+
+    rows: Int64[Tensor, " R"]
+    """Object slot ``b * N + n`` of each row."""
+    num_objects: int
+    grid_key: Float[Tensor, "R S C1"]
+    grid_value: Float[Tensor, "R S E"]
+    key: Float[Tensor, "frame_cells C1"]
+    """Keys of the previous frame, a row for each cell; keys have the form of :func:`memory_part`."""
+    shared: Float[Tensor, "frame_cells C"]
+    own: Float[Tensor, "object_cells D"]
+    size: tuple[int, int]
+    """Height and width of the previous frame in cells."""
+
+    def bytes_of_a_point(self, window: int) -> int:
+        """Memory that a point takes while it is matched: its window's keys, and four times its affinities."""
+        seen, channels = self.grid_key.shape[1] + window**2, self.key.shape[1]
+        return self.key.element_size() * (window**2 * channels + 4 * seen)
+
+
+def point_memory(
     grid: PointGrid,
     previous: PointMap,
-    *,
-    window: int = 15,
+    rows: Int64[Tensor, " R"],
     similarity: Similarity = "l2",
     scale: float | None = None,
     grid_open: Bool[Tensor, "B N"] | None = None,
+) -> PointMemory:
+    """Prepare two earlier frames for the matching of points.
+
+    Args:
+        grid: grid of the first frame of each object.
+        previous: the previous frame, with the size of the points' map.
+        rows: object slot ``b * N + n`` of each row of points.
+        similarity: ``l2``, the negative squared distance, ``dot`` or ``cosine``.
+        scale: factor of the similarity; None for ``CK ** -0.5``, or 1 with ``cosine``.
+        grid_open: objects that read the grid; the others read only their window. None for all objects.
+    """
+    if scale is None:
+        scale = 1.0 if similarity == "cosine" else previous.key.shape[1] ** -0.5
+    with torch.autocast(rows.device.type, enabled=False):
+        far = memory_part(grid.key.flatten(0, 1).index_select(0, rows).transpose(1, 2), similarity, scale)
+        if grid_open is not None:
+            # Half of the lowest value, so that its sum with a similarity does not overflow.
+            closed = ~grid_open.flatten()[rows, None]
+            far = torch.cat([far[..., :-1], far[..., -1].masked_fill(closed, torch.finfo(far.dtype).min / 2)[..., None]], dim=2)
+        near = memory_part(cells_table(previous.key), similarity, scale)
+    values = grid.value.flatten(0, 1).index_select(0, rows).transpose(1, 2)
+    shared, own = (cells_table(maps).to(values.dtype) for maps in (previous.shared, previous.own))
+    height, width = previous.key.shape[-2:]
+    return PointMemory(rows, previous.own.shape[1], far, values, near, shared, own, (height, width))
+
+
+def match_points(
+    query: Float[Tensor, "R K CK"],
+    index: Int64[Tensor, "R K"],
+    seen: PointMemory,
+    window: int = 15,
+    similarity: Similarity = "l2",
 ) -> Float[Tensor, "R K E"]:
     r"""Values that points read from the grid of the first and a window of the previous frame, in one softmax.
 
     .. math:: r_k = \sum_j \mathrm{softmax}_j(c\, s(q_k, m_{kj}))\, v_{kj}, \quad j \in \text{grid} \cup \text{window}(k)
 
     A linear layer on the values may be applied after the readout as well, because the weights sum to 1. Keys of the windows are
-    gathered, which are ``R * K * window^2 * CK`` numbers; values are not. Callers should therefore bound ``R * K``.
+    gathered, values are not. Callers should bound ``R * K``, see :meth:`PointMemory.bytes_of_a_point`.
 
     Args:
         query: keys of the points.
         index: cells of the points.
-        rows: object slot ``b * N + n`` that each row of points belongs to.
-        grid: grid of the first frame of each object.
-        previous: the previous frame, with the size of the points' map.
+        seen: what is read; its first ``R`` rows are those of the points.
         window: side of the window in cells.
-        similarity: ``l2``, the negative squared distance, ``dot`` or ``cosine``.
-        scale: factor of the similarity; None for ``CK ** -0.5``, or 1 with ``cosine``.
-        grid_open: objects that read the grid; the others read only their window. None for all objects.
+        similarity: similarity for which ``seen`` is prepared.
 
     Returns:
         ``(R, K, E)`` with ``E = C + D`` channels, shared ones first, in the type of the values; the weights are at least float32.
@@ -266,46 +317,22 @@ def match_points(
     Reference: PMNet equations 2 and 3. Equation 2 prints the distance itself, by which the least similar value would win. Its
     text and the tensor product of STCN that it refers to mean the negative distance.
     """
-    if scale is None:
-        scale = 1.0 if similarity == "cosine" else query.shape[-1] ** -0.5
-    num_objects, (height, width) = previous.own.shape[1], previous.key.shape[-2:]
-    size = grid.key.shape[-1]
-    sample = rows.div(num_objects, rounding_mode="floor")
-    logits = memory_logits(grid.key.flatten(0, 1)[rows], query.transpose(1, 2), similarity, scale)
-    lowest = torch.finfo(logits.dtype).min
-    if grid_open is not None:
-        logits = logits.masked_fill(~grid_open.flatten()[rows][:, None, None], lowest)
-
+    (height, width), count = seen.size, index.shape[0]
+    rows, size = seen.rows[:count], seen.grid_key.shape[1]
     cells, inside = window_cells(index, height, width, window)
-    shared_cells = cells + (sample * height * width)[:, None, None]
+    shared_cells = cells + (rows.div(seen.num_objects, rounding_mode="floor") * height * width)[:, None, None]
     with torch.autocast(query.device.type, enabled=False):
-        near = _window_logits(previous.key.to(logits.dtype), query.to(logits.dtype), shared_cells, similarity, scale)
-    weights = torch.cat([logits, near.masked_fill(~inside, lowest)], dim=2).softmax(dim=2)
+        keys = query_part(query, similarity)
+        far = keys @ seen.grid_key[:count].transpose(1, 2)
+        near = (take_points(seen.key, shared_cells.flatten(0, 1)) @ keys.flatten(0, 1).unsqueeze(2)).view(cells.shape)
+    lowest = torch.finfo(near.dtype).min
+    weights = torch.cat([far, near.masked_fill(~inside, lowest)], dim=2).softmax(dim=2).to(seen.own.dtype)
 
-    values = grid.value.flatten(0, 1)[rows]
-    far = weights[..., :size].to(values.dtype) @ values.transpose(1, 2)
-    near_weights = weights[..., size:].to(values.dtype).flatten(0, 1)
+    read = weights[..., :size] @ seen.grid_value[:count]
+    near_weights = weights[..., size:].flatten(0, 1)
     own_cells = cells + (rows * height * width)[:, None, None]
     parts = [
-        F.embedding_bag(where.flatten(0, 1), cells_table(maps).to(values.dtype), per_sample_weights=near_weights, mode="sum")
-        for where, maps in ((shared_cells, previous.shared), (own_cells, previous.own))
+        F.embedding_bag(where.flatten(0, 1), table, per_sample_weights=near_weights, mode="sum")
+        for where, table in ((shared_cells, seen.shared), (own_cells, seen.own))
     ]
-    return far + torch.cat(parts, dim=1).view_as(far)
-
-
-def _window_logits(
-    keys: Float[Tensor, "B CK h w"],
-    query: Float[Tensor, "R K CK"],
-    cells: Int64[Tensor, "R K W"],
-    similarity: Similarity,
-    scale: float,
-) -> Float[Tensor, "R K W"]:
-    """As :func:`vos_lightning.matching.similarity.memory_logits`, for each point and the cells of its own window."""
-    if similarity == "cosine":
-        keys, query = l2_normalize(keys), F.normalize(query, dim=-1, eps=1e-12)
-    table = cells_table(keys)
-    gathered = take_points(table, cells.flatten(0, 1))
-    product = (gathered @ query.flatten(0, 1).unsqueeze(2)).view(cells.shape)
-    if similarity != "l2":
-        return scale * product
-    return scale * (2 * product - table.square().sum(dim=1)[cells])
+    return read + torch.cat(parts, dim=1).view_as(read)

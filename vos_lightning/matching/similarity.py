@@ -109,6 +109,24 @@ def memory_logits(
         return torch.baddbmm(norm.expand(-1, query_key.shape[2], -1), query_key.transpose(1, 2), memory_key, alpha=2 * scale)
 
 
+def memory_part(memory_key: Float[Tensor, "*cells C"], kind: Similarity, scale: float) -> Float[Tensor, "*cells C1"]:
+    """Keys of the memory, with one more channel, whose inner products with :func:`query_part` are those of :func:`memory_logits`.
+
+    A memory that is compared many times, or whose cells are gathered, is so prepared once. The last channel is added to every
+    similarity of the cell: minus the norm with ``l2``, else 0. Channels are last here.
+    """
+    key = at_least_float32(memory_key)
+    if kind == "l2":
+        return torch.cat([2 * scale * key, -scale * key.square().sum(dim=-1, keepdim=True)], dim=-1)
+    return F.pad(scale * (F.normalize(key, dim=-1, eps=1e-12) if kind == "cosine" else key), (0, 1))
+
+
+def query_part(query_key: Float[Tensor, "*cells C"], kind: Similarity) -> Float[Tensor, "*cells C1"]:
+    """Keys of the query for :func:`memory_part`."""
+    key = at_least_float32(query_key)
+    return F.pad(F.normalize(key, dim=-1, eps=1e-12) if kind == "cosine" else key, (0, 1), value=1.0)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """The tensor in float32; one of higher precision stays as it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vos_lightning.matching.local_window import LocalMatch
 from vos_lightning.matching.readout import read_memory
-from vos_lightning.matching.similarity import Similarity, at_least_float32, l2_normalize, memory_logits
+from vos_lightning.matching.similarity import Similarity, at_least_float32, memory_logits, memory_part, query_part
 
 SpreadForm = Literal["exponential", "inverse_distance", "inverse_squared_distance", "cosine"]
 
@@ -27,7 +26,7 @@ TopKOrder = Literal["after", "before"]
 
 @dataclass(frozen=True)
 class AdaptiveMatching:
-    """Options that say how memory pixels are followed, and how far from their present place they may be matched.
+    r"""Options that say how memory pixels are followed, and how far from their present place they may be matched.
 
     Attributes:
         window: side of the window in which a pixel is searched in the next frame, in cells.
@@ -36,6 +35,8 @@ class AdaptiveMatching:
         spread_is: whether the spread is the standard deviation ``sigma`` of the Gaussian weights or their ``variance``.
         smallest_sigma: lower bound of the standard deviation, above 0.
         largest_sigma: upper bound of the standard deviation; None for ``beta`` (its square root with ``variance``).
+        normalized: divide the Gaussian weights by :math:`2 \pi \sigma^2`, so that those of a memory pixel sum to 1 over the plane
+            and uncertain pixels weigh less everywhere; otherwise every pixel weighs 1 at its place. Equation 8 says neither.
         exclusion_radius: radius around the best match in which nothing counts as second best, see
             :func:`vos_lightning.matching.local_window.best_match`.
         top_k_order: choose the ``top_k`` of the memory read by similarity and weight together (``after`` weighting) or by
@@ -48,6 +49,7 @@ class AdaptiveMatching:
     spread_is: SpreadIs = "sigma"
     smallest_sigma: float = 1.0
     largest_sigma: float | None = None
+    normalized: bool = False
     exclusion_radius: int = 0
     top_k_order: TopKOrder = "after"
 
@@ -136,7 +138,7 @@ def gaussian_keys(
 ) -> tuple[Float[Tensor, "B 4 S"], Float[Tensor, "1 4 Q"]]:
     r"""Vectors whose inner products are the logarithms of Gaussian weights.
 
-    .. math:: \langle a_p, b_q \rangle = -\frac{\|q - p_Q\|^2}{2 \sigma_p^2}
+    .. math:: \langle a_p, b_q \rangle = -\frac{\|q - p_Q\|^2}{2 \sigma_p^2} \; [\, - 2 \ln \sigma_p \text{ if normalized}]
 
     A memory read by inner products can take them as four more channels of its keys, and never builds a prior of ``S x Q``
     numbers. In float32, and in a map of 80 cells, weights near 1 are exact to about 1e-4.
@@ -145,7 +147,8 @@ def gaussian_keys(
         trajectories: position and spread of each memory pixel.
         height: height of the query's map.
         width: width of the query's map.
-        options: meaning of the spread, and bounds of :math:`\sigma`.
+        options: meaning of the spread, bounds of :math:`\sigma`, and whether the weights are normalised (but for a factor that
+            all pixels share).
 
     Returns:
         Vectors of the memory pixels and of the query pixels, at least float32.
@@ -159,7 +162,10 @@ def gaussian_keys(
     # Positions are relative to the centre of the map: the products stay small, so that their sum stays precise.
     y = trajectories.position.div(width, rounding_mode="floor").to(sigma) - (height - 1) / 2
     x = (trajectories.position % width).to(sigma) - (width - 1) / 2
-    memory = torch.stack([x * precision, y * precision, -0.5 * precision, -0.5 * (x.square() + y.square()) * precision], dim=1)
+    constant = -0.5 * (x.square() + y.square()) * precision
+    if options.normalized:
+        constant = constant + precision.log()
+    memory = torch.stack([x * precision, y * precision, -0.5 * precision, constant], dim=1)
     rows = (torch.arange(height, device=sigma.device).to(sigma) - (height - 1) / 2).repeat_interleave(width)
     columns = (torch.arange(width, device=sigma.device).to(sigma) - (width - 1) / 2).repeat(height)
     query = torch.stack([columns, rows, columns.square() + rows.square(), torch.ones_like(rows)])
@@ -200,29 +206,26 @@ def read_followed(
     Reference: PMNet equations 6 to 8.
     """
     height, width = query_key.shape[-2:]
-    memory_part, query_part = gaussian_keys(trajectories, height, width, options)
+    gaussian, places = gaussian_keys(trajectories, height, width, options)
     query = query_key.flatten(2)
     if top_k is not None and options.top_k_order == "before":
         logits = memory_logits(memory_key, query, similarity, scale).unsqueeze(1)
         if readable is not None:
             logits = logits.masked_fill(~readable.unsqueeze(2), torch.finfo(logits.dtype).min)
         smallest = logits.topk(min(top_k, logits.shape[3]), dim=3).values[..., -1:]
-        weights = memory_logits(memory_part, query_part.expand(len(memory_part), -1, -1), "dot", 1.0).unsqueeze(1)
+        weights = memory_logits(gaussian, places.expand(len(gaussian), -1, -1), "dot", 1.0).unsqueeze(1)
         # Half of the lowest value, so that its sum with a similarity does not overflow.
         prior = torch.where(logits >= smallest, weights, torch.finfo(logits.dtype).min / 2)
         return read_memory(
             memory_key, query, values, readable, similarity=similarity, scale=scale, log_prior=prior.transpose(2, 3)
         )
-    if similarity == "cosine":
-        memory_key, query = l2_normalize(memory_key), l2_normalize(query)
-    memory_key, query = scale * memory_key.to(memory_part), query.to(memory_part)
-    if similarity == "l2":
-        # 2 <x, y> - |x|^2; the norm of the query cancels.
-        norm = memory_key.square().sum(dim=1, keepdim=True) / scale
-        memory_key, query = torch.cat([2 * memory_key, -norm], dim=1), F.pad(query, (0, 0, 0, 1), value=1.0)
+    # The Gaussian weights are small differences of large numbers, so everything stays in single precision.
+    with torch.autocast(query.device.type, enabled=False):
+        keys = memory_part(memory_key.transpose(1, 2), similarity, scale).transpose(1, 2)
+        own = query_part(query.transpose(1, 2), similarity).transpose(1, 2)
     return read_memory(
-        torch.cat([memory_key, memory_part], dim=1),
-        torch.cat([query, query_part.expand(len(query), -1, -1)], dim=1),
+        torch.cat([keys, gaussian], dim=1),
+        torch.cat([own, places.expand(len(own), -1, -1)], dim=1),
         values,
         readable,
         similarity="dot",

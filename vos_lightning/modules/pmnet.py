@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vos_lightning.decoders.point_refinement import PointSource
@@ -24,8 +24,11 @@ from vos_lightning.propagation.step import Propagation, StepOutput
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch
 
 Alternation = Literal["iteration", "epoch", "joint"]
+Part = Literal["segmentation", "uncertainty"]
+"""Backbone and point refinement together, or the detector of uncertainty."""
 PointLoss = Literal["binary", "aggregated"]
 Downsampling = Literal["nearest", "area"]
+CoarseStride = Literal[1, 4]
 TargetProbability = Literal["object", "aggregated"]
 
 
@@ -37,26 +40,28 @@ class PMNetModule(VOSModule):
     r"""Training and evaluation of :class:`vos_lightning.networks.pmnet.PMNet`.
 
     Backbone :math:`\theta` and point refinement :math:`\gamma` follow the loss of the first masks and of the refined points
-    (equation 4), and the detector :math:`\phi` follows the loss of its map (equation 1). No gradient of one objective reaches the
-    parameters of the other, so both go through one backward pass. They are two groups of one optimiser. As it keeps the moments
-    of every parameter separately, its steps are the same as those of two optimisers.
+    (equation 4), and the detector :math:`\phi` follows the loss of its map (equation 1). They take turns: one part is frozen
+    while the other follows its own loss. No gradient of one objective reaches the parameters of the other in any case. The parts
+    are two groups of one optimiser. As it keeps the moments of every parameter separately and leaves out parameters without a
+    gradient, its steps are the same as those of two optimisers.
 
     A network with ``sampling.source`` ``none`` is trained without points: only the backbone, as in the pre-training on still
     images. The parameters of points are then fixed. See :class:`VOSModule` for the arguments that are not listed here.
 
     Args:
         network: the network with its own options.
-        alternation: ``iteration``: every step updates each group by its own loss while the other is fixed; ``epoch``: the groups
-            take turns of ``steps_per_epoch`` steps; ``joint``: like ``iteration``, but gradient clipping takes both groups
-            together.
-        steps_per_epoch: length of a turn for ``alternation`` ``epoch``; the default is 3,764 videos in batches of 4.
+        alternation: how long a turn is: one optimiser step (``iteration``) or ``steps_per_epoch`` of them (``epoch``), and
+            backbone and point refinement begin; ``joint``: no turns, every step updates both parts in one backward pass.
+        steps_per_epoch: length of a turn for ``alternation`` ``epoch``; the default is 3,764 videos in batches of 8.
         switch_fraction: share of the training in which points come from the predicted probabilities; after it, they come from the
             network's ``sampling.source``. The detector is trained all the time. 2/3 means epoch 100 of 150.
         point_weight: weight :math:`\lambda` of equation 4, which the paper does not state.
         point_loss: loss of the points: ``binary`` cross-entropy of every object, or the cross-entropy over background and objects
             after aggregation (``aggregated``).
-        truth: true masks at stride 4: by the ``nearest`` neighbour, or where the object covers more than half of the ``area`` of
-            a cell.
+        truth: true masks at stride 4: where the object covers more than half of the ``area`` of a cell, or by the ``nearest``
+            neighbour, which is the first pixel of every cell, so that masks lie 1.5 pixels further down and right than they are.
+        coarse_stride: resolution of the first term of equation 4: that of the frame, after enlargement (1, as STCN), or that of
+            the first masks, with the truth of the points (4: equation 1 has its :math:`M` there).
         target_probability: the probability in equation 1: of the ``object`` by itself at stride 4, or ``aggregated`` at full
             resolution and averaged over cells.
         uncertainty_by: what ranks the cells in equation 1, see :func:`vos_lightning.losses.auxiliary.uncertainty_loss`.
@@ -82,7 +87,16 @@ class PMNetModule(VOSModule):
     base_part = "network.stcn."
     """A checkpoint of STCN holds the parameters under this prefix."""
     training_arguments = VOSModule.training_arguments.union(
-        ("alternation", "steps_per_epoch", "switch_fraction", "point_weight", "point_loss", "truth", "target_probability"),
+        (
+            "alternation",
+            "steps_per_epoch",
+            "switch_fraction",
+            "point_weight",
+            "point_loss",
+            "truth",
+            "coarse_stride",
+            "target_probability",
+        ),
         ("uncertainty_by", "hardest_from", "hardest_until", "hardest_fraction"),
         ("uncertain_from", "uncertain_until", "uncertain_fraction"),
     )
@@ -91,11 +105,12 @@ class PMNetModule(VOSModule):
         self,
         network: PMNet,
         alternation: Alternation = "iteration",
-        steps_per_epoch: int = 941,
+        steps_per_epoch: int = 470,
         switch_fraction: float = 2 / 3,
         point_weight: float = 1.0,
         point_loss: PointLoss = "binary",
-        truth: Downsampling = "nearest",
+        truth: Downsampling = "area",
+        coarse_stride: CoarseStride = 1,
         target_probability: TargetProbability = "object",
         uncertainty_by: HardestBy = "predicted",
         hardest_from: int = 20_000,
@@ -117,6 +132,7 @@ class PMNetModule(VOSModule):
             ("alternation", alternation, get_args(Alternation)),
             ("point_loss", point_loss, get_args(PointLoss)),
             ("truth", truth, get_args(Downsampling)),
+            ("coarse_stride", coarse_stride, get_args(CoarseStride)),
             ("target_probability", target_probability, get_args(TargetProbability)),
         ):
             if value not in allowed:
@@ -141,7 +157,12 @@ class PMNetModule(VOSModule):
         self.alternation: Alternation = alternation
         self.steps_per_epoch, self.switch_fraction = steps_per_epoch, switch_fraction
         self.point_weight, self.point_loss = point_weight, point_loss
-        self.truth, self.target_probability, self.uncertainty_by = truth, target_probability, uncertainty_by
+        self.truth, self.coarse_stride, self.target_probability, self.uncertainty_by = (
+            truth,
+            coarse_stride,
+            target_probability,
+            uncertainty_by,
+        )
         self.hardest = (hardest_from, hardest_until, hardest_fraction)
         self.uncertain = (uncertain_from, uncertain_until, uncertain_fraction)
         if network.sampling.source == "none":
@@ -151,15 +172,47 @@ class PMNetModule(VOSModule):
 
     # Which parameters move, and where points come from ----------------------------------------------------------------
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Backbone and point refinement as one group, and the detector as another if it is trained."""
+    def parts(self) -> dict[Part, list[nn.Parameter]]:
+        """The trainable parameters of either part; empty for a detector that is not trained."""
         detector = {id(p) for p in self.network.detector.parameters()}
         trained = trainable(self.parameters())
-        groups = {
+        return {
             "segmentation": [p for p in trained if id(p) not in detector],
             "uncertainty": [p for p in trained if id(p) in detector],
         }
-        return [{"params": parameters, "name": name} for name, parameters in groups.items() if parameters]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Backbone and point refinement as one group, and the detector as another if it is trained."""
+        return [{"params": parameters, "name": name} for name, parameters in self.parts().items() if parameters]
+
+    def resting(self) -> Part | None:
+        """The part whose turn it is not in this optimiser step; None if there are no turns."""
+        if self.alternation == "joint" or self.network.sampling.source == "none":
+            return None
+        length = self.steps_per_epoch if self.alternation == "epoch" else 1
+        return "segmentation" if self.global_step // length % 2 else "uncertainty"
+
+    def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
+        """As that of all modules; the resting part is frozen, so that it has no graph and no backward pass."""
+        resting = self.resting()
+        frozen = [] if resting is None else self.parts()[resting]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            loss = super().training_step(batch, batch_idx)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        # A gradient of zero: several processes wait for one of every parameter.
+        return loss + sum(0.0 * parameter.sum() for parameter in frozen)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Remove the zeros of the resting part: Adam leaves parameters without a gradient, and their moments, as they are."""
+        resting = self.resting()
+        for group in optimizer.param_groups:
+            if group["name"] == resting:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def training_source(self, step: int) -> PointSource | None:
         """Source of points in training; None for the network's own ``sampling.source``."""
@@ -173,30 +226,13 @@ class PMNetModule(VOSModule):
         source = self.training_source(self.global_step)
         return self.network if source is None else self.network.with_points_from(source)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """With turns, remove the gradients of the group whose turn it is not: Adam then leaves its parameters unchanged."""
-        if self.alternation != "epoch":
-            return
-        resting = ("uncertainty", "segmentation")[self.global_step // self.steps_per_epoch % 2]
-        for group in optimizer.param_groups:
-            if group["name"] == resting:
-                for parameter in group["params"]:
-                    parameter.grad = None
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip each group separately, as two optimisers would, unless they are ``joint``."""
-        if self.alternation == "joint" or not gradient_clip_val or gradient_clip_algorithm == "value":
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        for group in optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
-
     # Loss -------------------------------------------------------------------------------------------------------------
 
     def clip_loss(self, outputs: list[StepOutput], batch: ClipBatch) -> dict[str, Tensor]:
-        """Losses summed over the predicted frames and averaged over the clips in which an object was given; and their parts."""
+        """Losses summed over the predicted frames and averaged over the clips in which an object was given.
+
+        ``loss`` is what the part in turn follows; ``coarse``, ``points`` and ``uncertainty`` are there in every turn.
+        """
         parts: dict[str, list[Tensor]] = {"coarse": [], "points": [], "uncertainty": []}
         for t in range(1, len(outputs)):
             # An object that is given in this frame was not predicted in it.
@@ -210,9 +246,13 @@ class PMNetModule(VOSModule):
             for name, values in parts.items()
             if values
         }
-        loss = summed["coarse"]
+        loss, resting = summed["coarse"], self.resting()
         if "points" in summed:
-            loss = loss + self.point_weight * summed["points"] + summed["uncertainty"]
+            loss = loss + self.point_weight * summed["points"]
+            if resting == "segmentation":
+                loss = summed["uncertainty"]
+            elif resting is None:
+                loss = loss + summed["uncertainty"]
         return {"loss": loss, **summed}
 
     def _frame_losses(
@@ -222,11 +262,15 @@ class PMNetModule(VOSModule):
         network = self.network
         padding = padding_for(labels.shape[1], labels.shape[2], network.stride, network.padding.larger_half_first)
         coarse, probabilities = soft_aggregate(network.stcn.decoder.enlarge(aux["coarse"]), known, mode)
-        losses = {"coarse": bootstrapped_cross_entropy(unpad(coarse, padding), labels, falling_fraction(step, *self.hardest))}
-        if "points" not in aux:
-            return losses
         amounts = (padding.left, padding.right, padding.top, padding.bottom)
         fine = self._downsample(F.pad(labels, amounts, value=IGNORE_LABEL), known.shape[1])
+        if self.coarse_stride == 1:
+            first, truth = unpad(coarse, padding), labels
+        else:
+            first, truth = soft_aggregate(aux["coarse"], known, mode)[0], fine.labels
+        losses = {"coarse": bootstrapped_cross_entropy(first, truth, falling_fraction(step, *self.hardest))}
+        if "points" not in aux:
+            return losses
         predicted = aux["coarse"].sigmoid() if self.target_probability == "object" else pool_to_stride(probabilities[:, 1:], 4)
         target = (predicted.detach() - fine.masks).abs()
         counted = fine.counted.unsqueeze(1) & known[:, :, None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,6 +45,11 @@ class Tracking:
     """Trajectories of the pixels of these frames, frame after frame."""
     key: Float[Tensor, "B CK h w"]
     """Key of the latest frame."""
+
+    @cached_property
+    def next(self) -> dict[tuple[int, ...], tuple[Tensor, Trajectories]]:
+        """Key of the next frame and the trajectories in it, by remembered frames; reading and remembering a frame share them."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
     """
 
     reads_previous = False
-    training_arguments = VOSNetwork.training_arguments | {"refinement.chunk"}
+    training_arguments = VOSNetwork.training_arguments | {"refinement.chunk_bytes"}
 
     def __init__(
         self,
@@ -250,22 +256,24 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         return Tracking(frames, Trajectories(position, torch.cat([part.spread for part in parts], dim=1)), key)
 
     def _follow(self, tracking: Tracking, key: Float[Tensor, "B CK h w"], frames: tuple[int, ...]) -> Trajectories:
-        """Trajectories of the pixels of some remembered frames, continued to a frame with this key."""
-        assert self.adaptive is not None
-        step, spread = self._step(tracking.key, key)
-        kept = tracking.trajectories
-        if frames != tracking.frames:
-            rows = torch.tensor([tracking.frames.index(t) for t in frames], device=key.device)
-            position, widest = (
-                x.unflatten(1, (len(tracking.frames), -1))[:, rows].flatten(1) for x in (kept.position, kept.spread)
-            )
-            kept = Trajectories(position, widest)
-        return kept.follow(step, spread)
+        """Trajectories of the pixels of some remembered frames, continued to the frame with this key; computed once a frame."""
+        found = tracking.next.get(frames)
+        if found is None or found[0] is not key:
+            kept = tracking.trajectories
+            if frames != tracking.frames:
+                rows = [tracking.frames.index(t) for t in frames]
+                position, widest = (
+                    torch.stack([x.unflatten(1, (len(tracking.frames), -1))[:, row] for row in rows], dim=1).flatten(1)
+                    for x in (kept.position, kept.spread)
+                )
+                kept = Trajectories(position, widest)
+            found = tracking.next[frames] = key, kept.follow(*self._step(tracking.key, key))
+        return found[1]
 
     def _step(
         self, before: Float[Tensor, "B CK h w"], now: Float[Tensor, "B CK h w"]
     ) -> tuple[Int64[Tensor, "B q"], Float[Tensor, "B q"]]:
-        """The position of every pixel of a frame in the next one, and its spread."""
+        """The position of every pixel of a frame in the next one, and its spread (equation 9)."""
         options = self.adaptive
         assert options is not None
         measure: Similarity = "cosine" if options.spread_form == "cosine" else self.stcn.similarity
@@ -285,11 +293,11 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         present = self.refiner.remember(features.pyramid.s4, own)
         if known is None or known.fine is None:
             return Fine(strided_grid(present, self.refinement.grid_stride), present, introduced)
+        if introduced is known.introduced:  # a frame without annotations passes it on, which no device has to be asked for
+            return Fine(known.fine.grid, present, torch.zeros_like(introduced))
         fresh, grid = introduced & ~known.introduced, known.fine.grid
-        if bool(fresh.any()):
-            new, fill = strided_grid(present, self.refinement.grid_stride), fresh[:, :, None, None]
-            grid = PointGrid(torch.where(fill, new.key, grid.key), torch.where(fill, new.value, grid.value))
-        return Fine(grid, present, fresh)
+        new, fill = strided_grid(present, self.refinement.grid_stride), fresh[:, :, None, None]
+        return Fine(PointGrid(torch.where(fill, new.key, grid.key), torch.where(fill, new.value, grid.value)), present, fresh)
 
     def _refine(
         self,

@@ -68,6 +68,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
         top_k: number of memory pixels that a query pixel reads in evaluation mode; None for all. In training it always reads all.
         attention: use the CBAM in the value encoder.
         reduction: factor by which the channel gate of the CBAM narrows.
+        value_convolution: put a 3 x 3 convolution after the ResNet-18 of the value encoder (not STCN's).
         key_channels: number of channels of the keys.
         value_channels: number of channels of the memory values and of the query value.
         decoder_channels: numbers of channels of the decoder at strides 16, 8 and 4.
@@ -94,6 +95,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
         top_k: int | None = 20,
         attention: bool = True,
         reduction: int = 16,
+        value_convolution: bool = False,
         key_channels: int = 64,
         value_channels: int = 512,
         decoder_channels: tuple[int, int, int] = (512, 256, 256),
@@ -113,7 +115,9 @@ class STCN(VOSNetwork[Features, Entry, None]):
         self.feature_norm = PyramidNorm(backbone.channels) if normalize_features else nn.Identity()
         s16 = backbone.channels[-1]
         self.projection = KeyValueProjection(s16, key_channels, value_channels, orthogonal_key=True)
-        self.value_encoder = ValueEncoder(mask_encoder, s16, value_channels, attention=attention, reduction=reduction)
+        self.value_encoder = ValueEncoder(
+            mask_encoder, s16, value_channels, attention=attention, reduction=reduction, convolution=value_convolution
+        )
         self.decoder = RefineDecoder(backbone.channels, value_channels, value_channels, decoder_channels)
         if copier_start:
             self.key_encoder.start_smooth()

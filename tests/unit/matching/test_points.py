@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.oracles import pmnet as oracle
 from tests.tolerances import assert_close
@@ -18,6 +17,7 @@ from vos_lightning.matching.points import (
     enlarged_boxes,
     match_points,
     point_counts,
+    point_memory,
     probability_uncertainty,
     sample_points,
     strided_grid,
@@ -129,6 +129,11 @@ def test_a_channels_last_map_is_a_table_without_a_copy():
     assert torch.equal(table[20 + 7], maps[1, :, 1, 2])
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rows_of_a_table_are_contiguous(batch):
+    assert cells_table(torch.randn(batch, 3, 4, 5)).is_contiguous()
+
+
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
 def test_windows(window):
     cells, inside = window_cells(torch.tensor([0, 19, 47]), HEIGHT, WIDTH, window)
@@ -160,16 +165,15 @@ def test_matching_is_the_formula(similarity, window, stride):
     index = torch.tensor([[0, 47, 20, 13], [7, 40, 8, 1], [2, 19, 33, 46]])
     query = torch.randn(3, 4, 4)
     opened = torch.tensor([[True, True, True], [True, False, True]])
-    read = match_points(
-        query, index, rows, strided_grid(first, stride), previous, window=window, similarity=similarity, grid_open=opened
-    )
+    seen = point_memory(strided_grid(first, stride), previous, rows, similarity, grid_open=opened)
+    read = match_points(query, index, seen, window, similarity)
     scale = 1.0 if similarity == "cosine" else 0.5
     for r, row in enumerate(rows.tolist()):
         b, n = divmod(row, 3)
-        seen = [(m.key[b], torch.cat([m.shared[b], m.own[b, n]])) for m in (first, previous)]
+        frames = [(m.key[b], torch.cat([m.shared[b], m.own[b, n]])) for m in (first, previous)]
         for k in range(4):
             expected = oracle.read_point(
-                query[r, k], int(index[r, k]), seen[0], seen[1], window, stride, similarity, scale, bool(opened[b, n])
+                query[r, k], int(index[r, k]), frames[0], frames[1], window, stride, similarity, scale, bool(opened[b, n])
             )
             assert_close(read[r, k], expected)
 
@@ -184,13 +188,13 @@ def test_gradients_of_the_matching():
 
     def read(query, *tensors):
         grid, map_ = strided_grid(PointMap(*tensors[:3]), 2), PointMap(*tensors[3:])
-        return match_points(query, index, torch.tensor([1, 0]), grid, map_, window=3)
+        return match_points(query, index, point_memory(grid, map_, torch.tensor([1, 0])), window=3)
 
     assert torch.autograd.gradcheck(read, (query, *leaves), fast_mode=True)
 
 
 def points_of(index, valid):
-    return Points(torch.tensor(index)[None], torch.tensor(valid)[None])
+    return Points(torch.tensor(index)[None], torch.tensor(valid)[None], tuple(map(sum, valid)))
 
 
 _OPTIONS = {field.name for field in dataclasses.fields(PointRefinement)}
@@ -228,10 +232,11 @@ def test_refined_logits_are_the_formula():
             assert_close(logits[0, n, k], network.prediction(joined)[0].detach())
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 512])
-def test_chunks_and_recomputation_change_nothing(chunk):
+@pytest.mark.parametrize("chunk_bytes", [1, 2500, 2**26])
+def test_chunks_and_recomputation_change_nothing(chunk_bytes):
+    """A point of this size takes 516 bytes: one point of every object at a time, two of one or two objects, all of them."""
     results = []
-    for arguments in ({"chunk": 512, "recompute": False}, {"chunk": chunk, "recompute": True}):
+    for arguments in ({"recompute": False}, {"chunk_bytes": chunk_bytes, "recompute": True}):
         network = refiner(**arguments)
         torch.manual_seed(1)
         features = torch.randn(2, 3, HEIGHT, WIDTH, requires_grad=True)
@@ -269,7 +274,7 @@ def test_parameters_of_the_modules():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"aggregation": (7, 4)}, "aggregation must end"), ({"window": 0}, "window"), ({"chunk": 0}, "chunk")],
+    [({"aggregation": (7, 4)}, "aggregation must end"), ({"window": 0}, "window"), ({"chunk_bytes": 0}, "chunk_bytes")],
 )
 def test_refiner_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -288,20 +293,22 @@ def test_detector_stops_the_gradient(form):
     assert all(p.grad is not None for p in detector.parameters())
 
 
-def test_top_down_detector_is_its_drawing():
+@pytest.mark.parametrize(
+    ("s16", "s8", "s4", "total"), [(2.0, 1.0, 0.5, 3.5), (2.0, -1.0, 0.5, 2.5), (-2.0, 1.0, -1.0, 1.0), (0.0, 0.0, 0.0, 0.0)]
+)
+def test_the_detector_adds_what_every_stride_says(s16, s8, s4, total):
+    """Layers that hand their first channel on: what is negative at a stride does not count, and the rest is a logit."""
     detector = UncertaintyDetector((6, 5, 4), 8)
-    maps = [torch.randn(1, 1, c, 2 * s, 3 * s) for c, s in ((6, 1), (5, 2), (4, 4))]
-
-    def conv(x, layer, padding=0):
-        return F.conv2d(x, layer.weight, layer.bias, padding=padding)
-
-    a, b, c = (
-        F.relu(conv(x[0], d)) for x, d in zip(maps, (detector.lateral16, detector.lateral8, detector.lateral4), strict=True)
-    )
-    b = F.relu(conv(F.interpolate(a, scale_factor=2, mode="bilinear") + b, detector.merge8, 1))
-    c = F.relu(conv(F.interpolate(b, scale_factor=2, mode="bilinear") + c, detector.merge4, 1))
-    expected = conv(F.relu(conv(c, detector.hidden, 1)), detector.predictor).sigmoid()
-    assert_close(detector(*maps), expected)
+    for layer in detector.children():
+        torch.nn.init.dirac_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    maps = [torch.full((1, 2, c, 2 * s, 3 * s), value) for value, c, s in ((s16, 6, 1), (s8, 5, 2), (s4, 4, 4))]
+    assert_close(detector(*maps).detach(), torch.full((1, 2, 8, 12), 1 / (1 + math.exp(-total))))
+    # A cell of stride 16 is enlarged twice by two, bilinearly, and not once by four.
+    maps = [torch.zeros_like(m) for m in maps]
+    maps[0][0, 0, 0, :, 0] = 1.0
+    row = torch.tensor([1.0, 0.9375, 0.8125, 0.625, 0.375, 0.1875, 0.0625, 0, 0, 0, 0, 0])
+    assert_close(detector(*maps)[0, 0].logit().detach(), row.expand(8, 12))
 
 
 # Trajectories ---------------------------------------------------------------------------------------------------------
@@ -366,9 +373,10 @@ def test_weighted_read_is_the_formula(similarity, top, order):
 
 @pytest.mark.parametrize(("dtype", "height", "width"), [(torch.float32, 30, 54), (torch.float64, 45, 80)])
 @pytest.mark.parametrize("spread_is", ["sigma", "variance"])
-def test_gaussian_keys_give_the_weight_at_video_size(dtype, height, width, spread_is):
+@pytest.mark.parametrize("normalized", [False, True])
+def test_gaussian_keys_give_the_weight_at_video_size(dtype, height, width, spread_is, normalized):
     positions, spreads = torch.randint(0, height * width, (1, 100)), torch.rand(1, 100, dtype=dtype) * 8
-    options = AdaptiveMatching(spread_is=spread_is)
+    options = AdaptiveMatching(spread_is=spread_is, normalized=normalized)
     memory, query = gaussian_keys(Trajectories(positions, spreads), height, width, options)
     weights = (memory[0].t() @ query[0]).exp()
     sigma = spreads.double().sqrt().clamp(1, 8**0.5) if spread_is == "variance" else spreads.double().clamp(1, 8)
@@ -376,7 +384,17 @@ def test_gaussian_keys_give_the_weight_at_video_size(dtype, height, width, sprea
     v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     squared = (y[:, None] - v.flatten()) ** 2 + (x[:, None] - u.flatten()) ** 2
     expected = (-squared / (2 * sigma[0, :, None] ** 2)).exp()
+    if normalized:  # but for 2 pi, which all pixels share
+        expected = expected / sigma[0, :, None] ** 2
     assert_close(weights, expected.to(dtype))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_only_ratios_of_distances_do_not_depend_on_the_scale_of_keys(scale):
+    first, second = torch.randn(1, 4, 5, 6), torch.randn(1, 4, 5, 6)
+    plain, scaled = (best_match(factor * first, factor * second, 3, "l2") for factor in (1.0, scale))
+    assert_close(step_spread(scaled, 8.0, "inverse_distance"), step_spread(plain, 8.0, "inverse_distance"))
+    assert torch.allclose(step_spread(scaled, 8.0), step_spread(plain, 8.0)) == (scale == 1)
 
 
 @pytest.mark.parametrize(

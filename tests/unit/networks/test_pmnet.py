@@ -1,5 +1,6 @@
 """PMNet as a whole, and its module. Points, trajectories and losses by themselves are in ``test_points.py``."""
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,13 +12,15 @@ from tests.clips import given_at, random_clip
 from tests.oracles import pmnet as oracle
 from tests.tolerances import assert_close
 from vos_lightning.checkpoints.loading import load_weights
+from vos_lightning.decoders import point_refinement
 from vos_lightning.decoders.point_refinement import PointRefinement, PointSampling
 from vos_lightning.losses.segmentation import trainable_labels
-from vos_lightning.mask_ops import masks_from_label_map, soft_aggregate
+from vos_lightning.mask_ops import soft_aggregate
 from vos_lightning.matching.points import strided_grid
 from vos_lightning.matching.trajectories import AdaptiveMatching
 from vos_lightning.modules.pmnet import PMNetModule
 from vos_lightning.modules.stcn import STCNModule
+from vos_lightning.networks import pmnet
 from vos_lightning.networks.pmnet import PMNet
 from vos_lightning.networks.stcn import STCN
 from vos_lightning.propagation.policies import All, EveryKth
@@ -105,8 +108,12 @@ def test_frames_that_the_bank_forgets_are_no_longer_followed():
     assert output.aux["positions"].shape[1] == 2 * 20
 
 
-def test_refined_logits_are_written_at_the_chosen_points_only():
+def test_points_are_the_most_uncertain_cells_of_a_box_around_the_first_mask():
+    """Masks of a few cells, so that the boxes are a part of the map; an untrained decoder fills all of it."""
     network = small(sampling=PointSampling(fraction=0.3))
+    first = torch.full((1, 2, 16, 20), -2.0)
+    first[0, 0, 3:9, 2:7], first[0, 1, 12, 19] = 1.0, 1.0
+    network.stcn.decoder.predict = lambda _: first
     _, _, outputs = run(network)
     for output in outputs[1:]:
         aux = output.aux
@@ -116,12 +123,13 @@ def test_refined_logits_are_written_at_the_chosen_points_only():
         assert_close(
             aux["refined"].flatten(2).gather(2, aux["points"])[aux["points_valid"]], aux["point_logits"][aux["points_valid"]]
         )
-        # Points are the most uncertain cells of a box around the first mask.
-        for n in range(2):
-            score, mask = aux["uncertainty"][0, n], aux["coarse"][0, n] > 0
-            region = oracle.box(mask, 1.2)
-            expected = oracle.sample(score, region, max(round(0.3 * len(region)), 1) if region else 0)
-            assert aux["points"][0, n][aux["points_valid"][0, n]].tolist() == expected
+        # 6 x 5 cells and one more on every side, of which a box holds 8 x 7 = 56; one cell.
+        for n, number in enumerate((17, 1)):
+            points = aux["points"][0, n][aux["points_valid"][0, n]].tolist()
+            region = oracle.box(first[0, n] > 0, 1.2)
+            assert len(region) < 16 * 20 / 4
+            assert points == oracle.sample(aux["uncertainty"][0, n], region, number)
+            assert {divmod(point, 20) for point in points} <= region
 
 
 @pytest.mark.parametrize("write_back", ["replace", "add", "replace_pixels"])
@@ -185,6 +193,32 @@ def test_values_are_encoded_for_remembered_frames_and_fine_features_for_all():
     assert calls == {"fine": 0, "fine_and_value": 3}
 
 
+def test_a_frame_is_tracked_and_prepared_once_and_asked_for_its_points_once(monkeypatch):
+    """Whatever the number of chunks; and the device is waited for once, for how many points there are."""
+    network = small(chunk_bytes=1)
+    frames, labels = random_clip(1, 4, 2, SIZE)
+    with torch.no_grad():
+        state = _state_after(network, frames, {0: given_at(labels, 0, [1, 2], 2)}, 3)
+        state.memory.bank.readers  # noqa: B018  asks once for a bank, which this frame finds unchanged
+        calls = Counter()
+
+        def counting(name, function):
+            def call(*arguments, **options):
+                calls[name] += 1
+                return function(*arguments, **options)
+
+            return call
+
+        for owner, name in (
+            (pmnet, "best_match"), (point_refinement, "point_memory"), (point_refinement, "match_points"),
+            *((torch.Tensor, name) for name in ("tolist", "item", "__bool__", "__int__", "__float__")),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
+        output, _ = advance(network, MEMORY, state, FrameInput(frames[:, 3]))
+    number = output.aux["points"].shape[2]
+    assert calls == {"best_match": 1, "point_memory": 1, "match_points": number, "tolist": 1}
+
+
 def test_the_first_frame_of_a_late_object_is_its_own():
     network = small(grid_while_previous=False)
     frames, labels = random_clip(1, 4, 2, SIZE)
@@ -225,7 +259,7 @@ def _state_after(network, frames, given, number):
         {"similarity": "dot"},
         {"similarity": "cosine", "cosine_scale": 10.0},
         {"others": None, "adaptive": AdaptiveMatching(window=8, spread_is="variance", exclusion_radius=1), "top_k": None},
-        {"chunk": 3, "grid_stride": 3},
+        {"chunk_bytes": 1, "grid_stride": 3},
     ],
 )
 def test_variants_run(arguments):
@@ -262,7 +296,7 @@ def module_of(step=0, max_steps=10, **arguments):
         network, **{"hardest_from": 100, "hardest_until": 200, "uncertain_from": 100, "uncertain_until": 200, **arguments}
     )
     module.train()
-    module._trainer = SimpleNamespace(max_steps=max_steps, global_step=step, loggers=[], logger=None)
+    module._trainer = SimpleNamespace(max_steps=max_steps, global_step=step, loggers=[], logger=None, accumulate_grad_batches=1)
     return module
 
 
@@ -279,11 +313,12 @@ def losses_of(module, batch):
 
 
 @pytest.mark.parametrize(
-    ("point_loss", "truth", "target"), [("binary", "nearest", "object"), ("aggregated", "area", "aggregated")]
+    ("point_loss", "truth", "target"),
+    [("binary", "area", "object"), ("binary", "nearest", "object"), ("aggregated", "area", "aggregated")],
 )
 @pytest.mark.parametrize("size", [SIZE, (56, 72)])
 def test_loss_is_the_formula(point_loss, truth, target, size):
-    module = module_of(point_weight=0.5, point_loss=point_loss, truth=truth, target_probability=target)
+    module = module_of(alternation="joint", point_weight=0.5, point_loss=point_loss, truth=truth, target_probability=target)
     batch = batch_of(size)
     batch.label_maps[0, 1, :9, :9] = 255
     outputs, losses = losses_of(module, batch)
@@ -325,6 +360,40 @@ def test_loss_is_the_formula(point_loss, truth, target, size):
     assert float(losses["loss"]) == pytest.approx(coarse + 0.5 * fine + uncertain, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [SIZE, (56, 72)])
+def test_the_first_term_can_lie_where_the_truth_of_equation_1_does(size):
+    module = module_of(coarse_stride=4)
+    batch = batch_of(size)
+    outputs, losses = losses_of(module, batch)
+    top, left = (-size[0] % 16) // 2, (-size[1] % 16) // 2
+    expected = 0.0
+    for t in (1, 2):
+        padded = torch.full((2, 64, 80), 255, dtype=torch.uint8)
+        padded[:, top : top + size[0], left : left + size[1]] = batch.label_maps[:, t]
+        cells = padded.view(2, 16, 4, 20, 4).transpose(2, 3).flatten(3)
+        one, two, void = ((cells == value).sum(dim=3) > 8 for value in (1, 2, 255))
+        truth = one.long() + 2 * two.long() + 255 * void.long()
+        merged, _ = soft_aggregate(outputs[t].aux["coarse"].detach(), torch.ones(2, 2, dtype=torch.bool), "product")
+        for b in range(2):
+            expected += float(F.cross_entropy(merged[b : b + 1], truth[b : b + 1], ignore_index=255)) / 2
+    assert float(losses["coarse"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_convolution_after_the_mask_encoder():
+    """256 x 256 weights of 3 x 3 cells and 256 biases at the published size; the identity changes nothing."""
+    with torch.device("meta"):
+        assert sum(p.numel() for p in PMNet.published(None, value_convolution=True).parameters()) == 55_774_854 + 590_080
+    plain, more = small(), small(value_convolution=True)
+    more.load_state_dict(plain.state_dict(), strict=False)
+    convolution = more.stcn.value_encoder.convolution
+    torch.nn.init.dirac_(convolution.weight)
+    torch.nn.init.zeros_(convolution.bias)
+    for ours, theirs in zip(run(more)[2], run(plain)[2], strict=True):
+        assert_close(ours.logits, theirs.logits)
+    convolution.bias.data.fill_(1.0)
+    assert not torch.allclose(run(more)[2][1].logits, run(plain)[2][1].logits)
+
+
 def test_fractions_fall_by_their_own_schedules():
     batch = batch_of()
     calm = losses_of(module_of(hardest_until=200), batch)[1]
@@ -336,8 +405,14 @@ def test_fractions_fall_by_their_own_schedules():
     assert_close(mixed["uncertainty"], late["uncertainty"])
 
 
+def train_step(module, batch):
+    """A training step outside of a trainer."""
+    module.log_dict = lambda *_, **__: None
+    return module.training_step(batch, 0)
+
+
 def test_gradients_of_the_two_objectives_do_not_meet():
-    module = module_of()
+    module = module_of(alternation="joint")
     _, losses = losses_of(module, batch_of())
     groups = {group["name"]: group["params"] for group in module.parameter_groups()}
     assert sum(len(group) for group in groups.values()) == len(list(module.network.parameters()))
@@ -368,48 +443,65 @@ def test_a_step_takes_the_source_of_points_without_changing_the_network():
     assert module_of(step=149, max_steps=150).training_network().point_source == "learned"
 
 
-def test_two_groups_step_as_two_optimisers():
-    def trained(parameters, clip):
-        module = module_of()
-        optimizers = [torch.optim.Adam(group, lr=1e-2, weight_decay=1e-2) for group in parameters(module)]
-        for step in range(3):
-            _, losses = losses_of(module, batch_of(seed=step))
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            losses["loss"].backward()
-            for optimizer in optimizers:
-                clip(module, optimizer)
-                optimizer.step()
-        return module.state_dict()
-
-    def separate(module):
-        return [[{"params": group["params"]}] for group in module.parameter_groups()]
-
-    def together(module):
-        return [module.parameter_groups()]
-
-    def each(module, optimizer):
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.1)
-
-    def ours(module, optimizer):
-        module.configure_gradient_clipping(optimizer, 0.1, "norm")
-
-    expected, found = trained(separate, each), trained(together, ours)
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-
-
-@pytest.mark.parametrize(("step", "moved"), [(0, "segmentation"), (1, "segmentation"), (2, "uncertainty"), (4, "segmentation")])
-def test_groups_take_turns(step, moved):
-    module = module_of(step=step, alternation="epoch", steps_per_epoch=2)
-    optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-2, weight_decay=1e-2)
+@pytest.mark.parametrize(
+    ("alternation", "step", "moved"),
+    [
+        ("iteration", 0, "segmentation"),
+        ("iteration", 1, "uncertainty"),
+        ("iteration", 2, "segmentation"),
+        ("epoch", 2, "segmentation"),
+        ("epoch", 3, "uncertainty"),
+        ("epoch", 5, "uncertainty"),
+        ("epoch", 6, "segmentation"),
+    ],
+)
+def test_a_turn_updates_its_own_part_by_its_own_loss(alternation, step, moved):
+    """As if there were an optimiser for it alone, on the gradient of its own loss: clipped, and with weight decay."""
+    module = module_of(step=step, alternation=alternation, steps_per_epoch=3, switch_fraction=0.0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    losses_of(module, batch_of())[1]["loss"].backward()
+    both = losses_of(module_of(step=step, alternation="joint"), batch_of())[1]
+    assert both["loss"] == both["coarse"] + both["points"] + both["uncertainty"]
+
+    alone = module_of(step=step, alternation="joint")
+    losses = losses_of(alone, batch_of())[1]
+    own = losses["uncertainty"] if moved == "uncertainty" else losses["coarse"] + losses["points"]
+    parameters = alone.parts()[moved]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(own, parameters), strict=True):
+        parameter.grad = gradient
+    torch.nn.utils.clip_grad_norm_(parameters, 1e-3)
+    torch.optim.Adam(parameters, lr=1e-2, weight_decay=1e-2).step()
+
+    optimizer = torch.optim.Adam(module.parameter_groups(), lr=1e-2, weight_decay=1e-2)
+    loss = train_step(module, batch_of())
+    assert_close(loss.detach(), own.detach())
+    loss.backward()
+    # Several processes wait for a gradient of every parameter.
+    assert all(p.grad is not None and p.requires_grad for p in module.parameters())
     module.on_before_optimizer_step(optimizer)
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1e-3)
     optimizer.step()
-    for name, parameter in module.named_parameters():
-        belongs = "uncertainty" if ".detector." in name else "segmentation"
-        assert torch.equal(parameter, before[name]) == (belongs != moved), name
+    for (name, parameter), expected in zip(module.named_parameters(), alone.parameters(), strict=True):
+        assert_close(parameter.detach(), expected.detach())
+        assert torch.equal(parameter, before[name]) == (("detector." in name) != (moved == "uncertainty")), name
+
+
+@pytest.mark.parametrize("alternation", ["iteration", "joint"])
+def test_the_resting_part_has_no_graph(alternation):
+    graphs = []
+    for step in range(2):
+        module = module_of(step=step, alternation=alternation)
+        for part in (module.network.stcn.key_encoder, module.network.stcn.decoder.predictor, module.network.detector):
+            part.register_forward_hook(lambda _, __, out: graphs.append(getattr(out, "s16", out).requires_grad))
+        train_step(module, batch_of())
+        found = (graphs[0], *{(decoded, mapped) for decoded, mapped in zip(graphs[1::2], graphs[2::2], strict=True)})
+        turns = ((True, (True, False)), (False, (False, True)))
+        assert found == (turns[step] if alternation == "iteration" else (True, (True, True)))
+        graphs.clear()
+
+
+def test_without_points_there_are_no_turns():
+    assert module_of(step=1, network=small(sampling=PointSampling(source="none"))).resting() is None
+    assert module_of(step=1, network=small(sampling=PointSampling(source="all"))).resting() == "segmentation"
 
 
 def test_a_network_without_points_trains_the_backbone_alone():
@@ -425,7 +517,7 @@ def test_a_network_without_points_trains_the_backbone_alone():
 
 
 def test_every_parameter_takes_part_when_all_masks_are_empty():
-    module = module_of()
+    module = module_of(alternation="joint")
     module.network.stcn.decoder.predictor.bias.data.fill_(-1e3)
     outputs, losses = losses_of(module, batch_of())
     assert not outputs[1].aux["points_valid"].any()
@@ -469,6 +561,22 @@ def test_training_starts_from_an_stcn_checkpoint(tmp_path):
             load_weights(module, file, start=True)
 
 
+def test_the_main_training_adds_the_channel_of_the_other_objects(tmp_path):
+    """Still images have one object; after the pre-training the new channel has orthogonal weights, and nothing has decayed."""
+    before = PMNetModule(small(sampling=PointSampling(source="none"), others=None))
+    file = tmp_path / "static.ckpt"
+    torch.save({"state_dict": before.state_dict()}, file)
+    module = PMNetModule(small())
+    load_weights(module, file, start=True)
+    old, new = (m.network.stcn.value_encoder.trunk.mask_conv.weight.detach() for m in (before, module))
+    assert old.shape[1] == 1
+    assert torch.equal(new[:, :1], old)
+    added = new[:, 1].flatten(1)
+    assert_close(added @ added.t(), torch.eye(len(added)))
+    others = {name: value for name, value in before.state_dict().items() if "mask_conv" not in name}
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in others.items())
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"switch_fraction": 1.5}, {"steps_per_epoch": 0}, {"hardest_from": 300}, {"uncertain_from": 300}],
@@ -478,14 +586,47 @@ def test_module_refuses(arguments):
         module_of(**arguments)
 
 
-def test_truth_by_area_prefers_the_later_object_nowhere():
-    """More than half of a cell: two objects cannot share it."""
-    module = module_of(truth="area")
-    labels = torch.zeros(1, 16, 16, dtype=torch.uint8)
-    labels[:, :, :7], labels[:, :, 7:] = 1, 2
-    fine = module._downsample(labels, 2)
-    assert fine.masks.sum(dim=1).max() <= 1
-    assert torch.equal(fine.masks, masks_from_label_map(fine.labels, 2))
+def test_fine_truth_is_where_the_mask_is():
+    """The centre of mass stays; the first pixel of every cell would move it by 1.5 pixels, which is the middle of a cell."""
+    generator = torch.Generator().manual_seed(0)
+    centres, radii = 20 + 24 * torch.rand(100, 2, generator=generator), 5 + 10 * torch.rand(100, generator=generator)
+    y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
+    discs = (y - centres[:, :1, None]) ** 2 + (x - centres[:, 1:, None]) ** 2 < radii[:, None, None] ** 2
+
+    def centre(masks, cell):
+        return torch.stack([cell * (mask.nonzero() + 0.5).mean(dim=0) for mask in masks.float()])
+
+    def shift(module):
+        fine = module._downsample(discs.to(torch.uint8), 1)
+        assert fine.counted.all()
+        return (centre(fine.masks[:, 0], 4) - centre(discs, 1)).mean(dim=0)
+
+    assert shift(module_of()).abs().max() < 0.1
+    assert shift(module_of(truth="nearest")).tolist() == pytest.approx([1.5, 1.5], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "slot"),
+    [
+        ({1: 9}, 1),
+        ({1: 8}, 0),  # half of the cell is not more than half
+        ({2: 9, 1: 7}, 2),
+        ({1: 8, 2: 8}, 0),
+        ({255: 9, 1: 7}, 255),
+        ({255: 8, 2: 8}, 0),
+        ({255: 7, 2: 9}, 2),
+    ],
+)
+def test_truth_by_area_is_what_fills_more_than_half_of_a_cell(pixels, slot):
+    cell = [value for value, number in pixels.items() for _ in range(number)]
+    cell = torch.tensor(cell + [0] * (16 - len(cell)), dtype=torch.uint8)[torch.randperm(16)]
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    labels[0, 4:, :4] = cell.view(4, 4)
+    fine = module_of()._downsample(labels, 2)
+    assert fine.labels.tolist() == [[[0, 0], [slot, 0]]]
+    assert fine.counted.tolist() == [[[True, True], [slot != 255, True]]]
+    if slot != 255:
+        assert fine.masks[0, :, 1, 0].tolist() == [float(slot == 1), float(slot == 2)]
 
 
 def test_a_copier_start_refines_nothing_at_first():
