@@ -119,7 +119,8 @@ def draw_affine_matrices(rng: np.random.Generator, num_frames: int, recipe: Affi
         rng: random generator of the sample.
         num_frames: number ``T`` of frames.
         recipe: ranges of the parameters. With ``accumulate``, angles and shears are summed and scales multiplied over the frames,
-            the first frame included unless ``keep_first`` is set; with ``shared``, all frames have the parameters of the first one.
+            the first frame included unless ``keep_first`` is set; with ``shared``, all frames have the parameters of the first
+            one.
 
     Returns:
         Matrices ``(T, 2, 2)``, by which positions relative to the image centre are multiplied.

@@ -99,7 +99,9 @@ class Facts:
 def read_facts(paper: str) -> Facts:
     """The facts of ``tests/facts/<paper>.yaml``."""
     content = yaml.safe_load((FOLDER / f"{paper}.yaml").read_text(encoding="utf-8"))
-    experiments: dict[str, dict[str, Any]] = {f"{paper}_{name}": _run(paper, run or {}) for name, run in content["trains"].items()}
+    experiments: dict[str, dict[str, Any]] = {
+        f"{paper}_{name}": _run(paper, run or {}) for name, run in content["trains"].items()
+    }
     for table, datasets in content["published"].items():
         for dataset, rows in datasets.items():
             for name, row in rows.items():
@@ -138,7 +140,11 @@ def _run(paper: str, run: Mapping[str, Any]) -> dict[str, Any]:
 def differences(facts: Facts) -> list[str]:
     """What the experiments of a paper do otherwise than its facts say, each beginning with the name of an experiment."""
     names = [name for name, path in experiment_files().items() if path.parent.name == facts.name]
-    found = [f"{name}: is no experiment, but tests/facts/{facts.name}.yaml states it" for name in facts.experiments if name not in names]
+    found = [
+        f"{name}: is no experiment, but tests/facts/{facts.name}.yaml states it"
+        for name in facts.experiments
+        if name not in names
+    ]
     found += [f"{name}: is no experiment, but stands in not_of_the_paper" for name in facts.not_of_the_paper if name not in names]
     for experiment in load_experiments(names):
         if experiment.name in facts.experiments:

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.facts.facts import PAPERS, ROOT, Facts, read_facts
+from tests.facts.facts import PAPERS, PENDING, ROOT, Facts, read_facts
 
 PAGE = ROOT / "docs" / "faithfulness.md"
 INTRODUCTION = """\
 # What the papers say, and what the experiments do
 
-`python -m tests.facts.faithfulness` writes this page from `tests/facts/<paper>.yaml`, which was transcribed from the papers and not
-from the experiments. `tests/facts/test_facts.py` compares every option and every published number with the experiments, and fails by
-name where they differ, where an experiment has no facts, and where one sets an option of which no fact speaks. The last column names
-further tests, which notice if the code does something else under these options. Of two lines about one option the lower one holds, for
-the experiments that it names.
+`python -m tests.facts.faithfulness` writes this page from `tests/facts/<paper>.yaml`, which was transcribed from the papers and
+not from the experiments. `tests/facts/test_facts.py` compares every option and every published number with the experiments, and
+fails by name where they differ, where an experiment has no facts, and where one sets an option of which no fact speaks. The last
+column names further tests, which notice if the code does something else under these options. Of two lines about one option the
+lower one holds, for the experiments that it names.
 """
 
 
@@ -35,6 +35,8 @@ def _lines(facts: Facts) -> Iterator[str]:
         experiments = "all" if one.of == ("*",) else ", ".join(f"`{pattern}`" for pattern in one.of)
         guard = f"`{one.guard.rpartition('/')[2]}`" if one.guard else ""
         yield f"| {one.says} | {one.source} | {experiments} | {options} | {guard} |"
+    if PENDING.get(facts.name):
+        yield from ("", f"Not compared yet: {', '.join(f'`{option}`' for option in PENDING[facts.name])}.")
     yield from ("", "| table | data set | row | published | experiment |", "| --- | --- | --- | --- | --- |")
     for name, run in facts.experiments.items():
         published = run.get("published")

@@ -16,8 +16,8 @@ D16, D17, TEST_DEV = "DAVIS 2016 val", "DAVIS 2017 val", "DAVIS 2017 test-dev"
 Y18, Y19 = "YouTube-VOS 2018 val", "YouTube-VOS 2019 val"
 
 OWN_ROWS: dict[str, dict[tuple[int | str, str], int]] = {
-    # Tables 1 to 4: with and without static images. Table 5: baseline, five kernels, five top K, EM, SM + EM. All of them again as
-    # the authors' code computes them, and the kernels with the other unit.
+    # Tables 1 to 4: with and without static images. Table 5: baseline, five kernels, five top K, EM, SM + EM. All of them again
+    # as the authors' code computes them, and the kernels with the other unit.
     "emvos": {
         (1, D16): 2, (2, D17): 2, (3, TEST_DEV): 2, (4, Y18): 2, (5, D17): 13, ("5, standard deviation in pixels", D17): 5,
         ("1, released code", D16): 2, ("2, released code", D17): 2, ("3, released code", TEST_DEV): 2,
