@@ -1,7 +1,7 @@
 """Every clip recipe that an experiment trains on, drawn 1,000 times.
 
-The pictures are small, and sizes of crops are made as small, so that a draw takes a millisecond; boxes, warps and choices of frames
-are drawn as for the real ones. Colours and the pixels of resized frames are left out.
+The pictures are small, and sizes of crops are made as small, so that a draw takes a millisecond; boxes, warps and choices of
+frames are drawn as for the real ones. Colours and the pixels of resized frames are left out.
 """
 
 from __future__ import annotations
