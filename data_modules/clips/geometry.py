@@ -119,12 +119,13 @@ def draw_affine_matrices(rng: np.random.Generator, num_frames: int, recipe: Affi
         rng: random generator of the sample.
         num_frames: number ``T`` of frames.
         recipe: ranges of the parameters. With ``accumulate``, angles and shears are summed and scales multiplied over the frames,
-            the first frame included; with ``shared``, all frames have the parameters of the first one.
+            the first frame included unless ``keep_first`` is set; with ``shared``, all frames have the parameters of the first
+            one.
 
     Returns:
         Matrices ``(T, 2, 2)``, by which positions relative to the image centre are multiplied.
 
-    Reference: EMVOS released code; the matrix is torchvision's ``affine``.
+    Reference: EMVOS section 3.7 and released code; the matrix is torchvision's ``affine``.
     """
     num_draws = 1 if recipe.shared else num_frames
     angle: np.ndarray = rng.uniform(-recipe.degrees, recipe.degrees, size=num_draws)
@@ -132,6 +133,8 @@ def draw_affine_matrices(rng: np.random.Generator, num_frames: int, recipe: Affi
     shear: np.ndarray = rng.uniform(-recipe.shear, recipe.shear, size=(num_draws, 2))
     if recipe.shear_axes == "x":
         shear[:, 1] = 0
+    if recipe.keep_first:
+        angle[0], scale[0], shear[0] = 0, 1, 0
     if recipe.accumulate:
         angle, scale, shear = np.cumsum(angle), np.cumprod(scale), np.cumsum(shear, axis=0)
     angle, shear = np.deg2rad(angle), np.deg2rad(shear)
@@ -156,6 +159,8 @@ def random_warp(
     if recipe.translate > 0:
         largest = recipe.translate * np.array([frames.shape[2], frames.shape[1]])
         shifts[:] = np.rint(rng.uniform(-largest, largest, size=(1 if recipe.shared else len(frames), 2)))
+        if recipe.keep_first:
+            shifts[0] = 0
     frames, label_maps = warp(
         frames, label_maps, matrices, recipe.fill, shifts, recipe.image_interpolation, recipe.mask_interpolation
     )

@@ -23,6 +23,8 @@ class AffineRecipe:
         shear: largest shear angle along x and y in degrees; each angle is uniform in ``[-shear, shear]``.
         accumulate: add angles and shears and multiply scales from frame to frame, so that a clip moves away from its first frame
             (EMVOS); False draws every frame independently (STCN).
+        keep_first: leave the first frame as it is (EMVOS's paper: a source image and sequentially augmented ones); False warps it
+            too (EMVOS's released code).
         fill: RGB of image pixels that come from outside the image; masks get 0.
         shared: one draw for all frames of a clip, instead of ``accumulate``.
         shear_axes: ``xy``: both angles are drawn (EMVOS); ``x``: the second angle is 0 (STCN, which passes torchvision a single
@@ -31,18 +33,26 @@ class AffineRecipe:
         image_interpolation: interpolation of the frames.
         mask_interpolation: interpolation of the masks: ``nearest``, or ``soft``: every object's mask is interpolated bicubically
             and cut at one half.
+
+    Raises:
+        ValueError: the first frame is to be kept and to be warped as all others.
     """
 
     degrees: float = 10.0
     scale: tuple[float, float] = (0.9, 1.1)
     shear: float = 10.0
     accumulate: bool = True
+    keep_first: bool = False
     fill: tuple[int, int, int] = FILL
     shared: bool = False
     shear_axes: Literal["xy", "x"] = "xy"
     translate: float = 0.0
     image_interpolation: Literal["nearest", "bicubic"] = "nearest"
     mask_interpolation: Literal["nearest", "soft"] = "nearest"
+
+    def __post_init__(self) -> None:
+        if self.keep_first and self.shared:
+            raise ValueError("affine.keep_first leaves the first frame as it is, and affine.shared warps all alike: unset one")
 
 
 @dataclass(frozen=True)

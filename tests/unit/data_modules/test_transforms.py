@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.clips.geometry import draw_affine_matrices, random_resized_box, resize_box, short_side_size, warp
+from data_modules.clips.geometry import draw_affine_matrices, random_resized_box, random_warp, resize_box, short_side_size, warp
 from data_modules.clips.recipe import AffineRecipe, ClipRecipe, ColorRecipe
 from data_modules.clips.sampling import choose_frames, choose_objects, sample_generator
 from data_modules.clips.transforms import ClipTransform, RawClip
@@ -227,6 +227,29 @@ def test_accumulating_affine_equals_torchvision_on_accumulated_parameters() -> N
         assert (image != warped_frames[t]).any(-1).mean() < 0.005
         assert (mask != warped_maps[t]).mean() < 0.005
     assert (warped_frames[-1] == recipe.fill).all(-1).any()
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_the_first_frame_can_stay_the_source_image(accumulate: bool) -> None:
+    """A source image and sequentially augmented ones: the second frame has moved by its own draw alone."""
+    recipe = AffineRecipe(translate=0.1, accumulate=accumulate)
+    clip = painted_clip(num_frames=1)
+    frames, label_maps = np.repeat(clip.frames, 4, 0), np.repeat(clip.label_maps, 4, 0)
+    moved, moved_maps, matrices = random_warp(
+        sample_generator(0, 0, 7), frames, label_maps, dataclasses.replace(recipe, keep_first=True)
+    )
+    assert np.array_equal(moved[0], clip.frames[0])
+    assert np.array_equal(moved_maps[0], clip.label_maps[0])
+    rng = sample_generator(0, 0, 7)
+    angle, scale, shear = rng.uniform(-10, 10, 4), rng.uniform(0.9, 1.1, 4), rng.uniform(-10, 10, (4, 2))
+    draws = list(zip(angle, scale, shear[:, 0], shear[:, 1], strict=True))[1:]
+    shifts = np.rint(rng.uniform((-20, -12), (20, 12), (4, 2)))
+    for t, (a, s, x, y) in enumerate(accumulated(draws) if accumulate else draws, start=1):
+        image = warp_with_torchvision(clip.frames[0], a, s, (x, y), recipe.fill, translate=tuple(shifts[t].astype(int)))
+        assert (image != moved[t]).any(-1).mean() < 0.005
+    assert np.array_equal(matrices[0], np.eye(2))
+    with pytest.raises(ValueError, match=r"affine\.keep_first"):
+        AffineRecipe(keep_first=True, shared=True)
 
 
 def test_accumulated_parameters_spread_as_in_the_released_code() -> None:

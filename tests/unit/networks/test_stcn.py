@@ -7,6 +7,7 @@ from torch import nn
 from tests.oracles import stcn as oracle
 from tests.tolerances import assert_close
 from tests.unit.decoders.test_refine import count, normalized, randomize
+from vos_lightning.mask_ops import IMAGENET_MEAN
 from vos_lightning.modules.stcn import STCNModule
 from vos_lightning.modules.stm import STMModule
 from vos_lightning.networks.stcn import STCN
@@ -121,21 +122,52 @@ def test_top_k_is_for_evaluation():
     assert_close(last(), trained)
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"others": "inverse", "shared_projection": True}, {"others": None}, {"pad_colour": "mean"}]
-)
-def test_variants_of_stm_run(arguments):
-    network = STM.published(
+def variant_of_stm(**arguments) -> STM:
+    torch.manual_seed(0)
+    return STM.published(
         None, key_channels=8, value_channels=8, decoder_channels=8, blocks=(1, 1, 1), width=4, **arguments
-    ).train()
-    outputs = unroll(
-        network,
-        Propagation(All(), "product"),
-        torch.rand(1, 3, 3, *SIZE),
-        {0: Given(MASKS, torch.ones(1, 3, dtype=torch.bool))},
-    )
-    outputs[-1].logits.square().mean().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
+    ).eval()
+
+
+def last_of(network: STM, frames: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    given = {0: Given(masks, torch.ones(1, masks.shape[1], dtype=torch.bool))}
+    with torch.no_grad():
+        return unroll(network, Propagation(All(), "product"), frames, given)[-1].probabilities
+
+
+def test_the_second_mask_of_stm_holds_the_others_or_the_inverse():
+    clamped, inverse, alone = (variant_of_stm(others=others).memory_encoder for others in ("clamped", "inverse", None))
+    inverse.load_state_dict(clamped.state_dict())
+    alone.load_state_dict({**clamped.state_dict(), "mask_conv.weight": clamped.mask_conv.weight[:, :1]})
+    image, own = torch.rand(1, 3, 48, 64), torch.rand(1, 1, 48, 64)
+    # Two objects that fill the frame are each other's inverse; one object has no others.
+    assert_close(inverse(image, own)[:, 0], clamped(image, torch.cat([own, 1 - own], dim=1))[:, 0])
+    assert_close(alone(image, own), clamped(image, own))
+    # More than one object in a pixel counts once.
+    three = torch.cat([own, torch.ones(1, 2, 48, 64)], dim=1)
+    assert_close(clamped(image, three)[:, 0], clamped(image, three[:, :2])[:, 0])
+    assert not torch.allclose(inverse(image, own), alone(image, own))
+
+
+def test_a_shared_projection_is_the_projection_of_both():
+    shared, separate = variant_of_stm(shared_projection=True), variant_of_stm()
+    separate.load_state_dict(shared.state_dict(), strict=False)
+    separate.memory_projection.load_state_dict(shared.query_projection.state_dict())
+    frames = torch.rand(1, 3, 3, *SIZE)
+    assert_close(last_of(shared, frames, MASKS), last_of(separate, frames, MASKS))
+    nn.init.normal_(separate.memory_projection.key.weight)
+    assert not torch.allclose(last_of(shared, frames, MASKS), last_of(separate, frames, MASKS))
+
+
+def test_a_border_of_the_mean_is_that_of_a_frame_with_such_a_border():
+    network = variant_of_stm(pad_colour="mean")
+    frames = torch.rand(1, 3, 3, *SIZE)
+    framed = torch.tensor(IMAGENET_MEAN).view(1, 1, 3, 1, 1).repeat(1, 3, 1, 48, 64)
+    framed[..., 4:44, 4:60] = frames
+    masks = nn.functional.pad(MASKS, (4, 4, 4, 4))
+    plain = last_of(network, frames[:, :2], MASKS)
+    assert_close(plain, last_of(network, framed[:, :2], masks)[..., 4:44, 4:60])
+    assert not torch.allclose(plain, last_of(variant_of_stm(), frames[:, :2], MASKS))
 
 
 @pytest.mark.parametrize("kind", [STCN, STM])

@@ -1,0 +1,90 @@
+"""Every experiment of a paper does what the paper says, and publishes the numbers that it prints; a sabotaged one is named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.facts import faithfulness
+from tests.facts.facts import PAPERS, ROOT, differences, is_pending, read_facts
+from tests.networks import NETWORKS
+from vos_lightning.app.experiments import experiments_folder
+
+WITHOUT_FACTS = ("dmn_aoa", "munet", "pmnet")
+"""Papers whose facts are still to be written."""
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_experiments_are_what_the_paper_says(paper: str) -> None:
+    found = [one for one in differences(read_facts(paper)) if not is_pending(paper, one)]
+    assert not found, "\n".join(found)
+
+
+def test_every_paper_has_facts() -> None:
+    assert sorted([*PAPERS, *WITHOUT_FACTS]) == sorted(NETWORKS)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_statement_is_about_an_experiment_and_guarded_by_a_test_that_exists(paper: str) -> None:
+    facts = read_facts(paper)
+    names = [name.removeprefix(f"{paper}_") for name in facts.experiments]
+    for statement in facts.statements:
+        assert any(statement.holds_for(name) for name in names), f"no experiment is one of {statement.of}: {statement.says}"
+        if statement.guard:
+            file, _, test = statement.guard.partition("::")
+            assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), statement.guard
+
+
+SABOTAGES = [
+    # file, what is there, what is put there, the experiment that is named first
+    ("emvos/_emvos.yaml", "learning_rate: 1.0e-4", "learning_rate: 1.0e-3", "emvos_coco: model.optimisation.learning_rate"),
+    ("emvos/_emvos.yaml", "weights: IMAGENET1K_V1", "weights: null", "emvos_coco: model.network.backbone.weights"),
+    ("emvos/_emvos.yaml", "norm: frozen", "norm: batch", "emvos_coco: model.network.backbone.norm"),
+    ("emvos/_emvos.yaml", "trainer:", "trainer:\n  gradient_clip_val: 1.0", "emvos_coco: trainer.gradient_clip_val"),
+    ("emvos/coco.yaml", "keep_first: true", "keep_first: false", "emvos_coco: data.recipe.affine.keep_first"),
+    ("emvos/davis17_main.yaml", "num_frames: 10", "num_frames: 10, crop: released", "emvos_davis17_main: data.recipe.crop"),
+    ("emvos/davis17_main.yaml", "frames: 10", "frames: 10, late_objects: true", "emvos_davis17_main: data.recipe.late_objects"),
+    ("emvos/tables.yaml", "J&F: 79.0, J: 76.9", "J&F: 50.0, J: 76.9", "emvos_davis17: published metrics"),
+    ("emvos/tables.yaml", "[emvos_coco, emvos_davis17_main]", "[emvos_davis17_main]", "emvos_davis17: stages"),
+    ("emvos/tables.yaml", "filter.std: 16.0", "filter.std: 8.0", "emvos_sm_kernel_16_32: model.network.reference_filter.std"),
+    ("emvos/tables.yaml", "  sm_coco:", "  smm_coco:", "emvos_sm_coco: is no experiment"),
+    ("emvos/tables.yaml", "  sm_coco:", "  new:\n    extends: [emvos/coco]\n  sm_coco:", "emvos_new: has no facts"),
+    ("pmvos/_stage1.yaml", "factor: 0.975", "factor: 0.95", "pmvos_released_stage1: model.optimisation.schedule.factor"),
+    ("pmvos/_clips.yaml", "frame_choice: inside", "frame_choice: repeat_last", "pmvos_released_stage1: data.recipe.frame_choice"),
+    ("pmvos/stage1.yaml", "youtube_vos19", "youtube_vos18", "pmvos_released_stage1: data.train"),
+    ("_shared/youtube_vos19.yaml", "YouTube-VOS/2019", "YouTube-VOS/2018", "pmvos_row_i_youtube_vos19: data.root"),
+    ("stcn/_stcn.yaml", "top_k: 20", "top_k: 50", "stcn_main: model.network.top_k"),
+    ("stcn/tables.yaml", "memory_stride: 3", "memory_stride: 5", "stcn_testdev: model.memory_stride"),
+    ("_shared/stcn_main.yaml", "crop_area: [0.36, 1.0]", "crop_area: [0.9, 1.0]", "stcn_main: data.recipe.crop_area"),
+    ("_shared/stcn_main.yaml", "repeats: [5, 1]", "repeats: [1, 1]", "stcn_main: data.repeats"),
+    ("stm/_stm.yaml", "memory_stride: 5", "memory_stride: 1", "stm_davis16: model.memory_stride"),
+    ("stm/static.yaml", "degrees: 20.0", "degrees: 90.0", "stm_static: data.recipe.frame_affine.degrees"),
+    ("stm/tables.yaml", "J&F: 43.0", "J&F: 50.0", "stm_davis17_only: published metrics"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(experiments_folder(), tmp_path_factory.mktemp("sabotaged") / "experiments"))
+
+
+@pytest.mark.parametrize(("file", "before", "after", "named"), SABOTAGES)
+def test_a_sabotaged_file_is_named(
+    file: str, before: str, after: str, named: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOS_EXPERIMENTS", str(copied))
+    facts = read_facts(named.partition("_")[0])
+    path = copied / file
+    text = path.read_text(encoding="utf-8")
+    assert before in text, "there is nothing to sabotage"
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    try:
+        assert any(difference.startswith(named) for difference in differences(facts))
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert faithfulness.PAGE.read_text(encoding="utf-8") == faithfulness.page(), "run `python -m tests.facts.faithfulness`"
