@@ -1,4 +1,4 @@
-"""The clips of DMN-AOA, drawn: four frames in order with gaps of 1 to 5, and images that are warped smoothly and never turned over."""
+"""The clips of DMN-AOA, drawn: four frames in order with gaps of 1 to 5; images are warped smoothly and never turned over."""
 
 from __future__ import annotations
 

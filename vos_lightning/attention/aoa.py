@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vos_lightning.matching.alignment import PositionPool, aligned_similarity, in_place_similarity, pooled_similarity
 
 Comparison = Literal["aligned", "in_place", "pooled"]
-"""How a template and a proposal are compared. ``aligned``: the proposal is aligned to the template first; ``in_place``: position by
-position, as they lie in their boxes; ``pooled``: by their spatial means, as in DMM-Net."""
+"""How a template and a proposal are compared. ``aligned``: the proposal is aligned to the template first; ``in_place``: position
+by position, as they lie in their boxes; ``pooled``: by their spatial means, as in DMM-Net."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ class ProposalMatching:
     """Options of the matching of objects with proposals.
 
     Attributes:
-        comparison: how proposals are compared with a template, see :data:`vos_lightning.attention.aoa.Comparison`. The paper's rows
-            A1 and A2 are without alignment: ``in_place`` changes nothing else, ``pooled`` is the comparison of DMM-Net.
+        comparison: how proposals are compared with a template, see :data:`vos_lightning.attention.aoa.Comparison`. The paper's
+            rows A1 and A2 are without alignment: ``in_place`` changes nothing else, ``pooled`` is the comparison of DMM-Net.
         pool: how the positions of an aligned pair become one similarity, see
             :func:`vos_lightning.matching.alignment.aligned_similarity`.
         iou_weight: weight in [0, 1] of the overlap with the previous mask in a similarity; DMM-Net has 0.3.

@@ -36,8 +36,8 @@ class AssignmentOptions:
     Raises:
         ValueError: a value is unknown or out of range.
 
-    Reference: DMM-Net (Zeng et al., ICCV 2019), released code, for all but ``null_column`` and ``eval_kept`` ``all``; DMN-AOA (Liang
-    et al., ICCV 2021), section 3.1: "a summation (weighted by A) of masks of all the object proposals".
+    Reference: DMM-Net (Zeng et al., ICCV 2019), released code, for all but ``null_column`` and ``eval_kept`` ``all``; DMN-AOA
+    (Liang et al., ICCV 2021), section 3.1: "a summation (weighted by A) of masks of all the object proposals".
     """
 
     train_steps: int = 10

@@ -86,8 +86,8 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
 
     Args:
         backbone: encoder of frames; in the paper a ResNet-50 or ResNet-101 up to stride 16 with frozen batch normalisation.
-        reduced_channels: numbers of channels to which the features at strides 4, 8 and 16 are reduced (the "bottleneck layers"). The
-            paper does not state them; the default is a quarter of ResNet-50's, as inside its bottleneck blocks.
+        reduced_channels: numbers of channels to which the features at strides 4, 8 and 16 are reduced (the "bottleneck layers").
+            The paper does not state them; the default is a quarter of ResNet-50's, as inside its bottleneck blocks.
         groups: number of groups of every group normalisation.
         objects: options of the encoding of objects and proposals inside their boxes.
         alignment: options of the spaces in which proposals are aligned to templates, and reference frames to the current one.

@@ -10,6 +10,7 @@ from data_modules.clips.recipe import AffineRecipe, ClipRecipe
 from data_modules.datasets.synthetic import SyntheticDataModule
 from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth, StoredProposals
 from tests.clips import given_at, random_clip
+from tests.dmn_aoa import PAPER, SMALL, small
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
 from vos_lightning.attention.aoa import AlignmentOptions
@@ -31,24 +32,6 @@ from vos_lightning.proposals.truth import EXACT, TruthNoise
 from vos_lightning.structures import ClipBatch, Given, Proposals
 
 SIZE = (48, 64)
-SMALL = {
-    "blocks": (1, 1, 1, 1),
-    "width": 4,
-    "reduced_channels": (4, 6, 8),
-    "groups": 2,
-    "objects": ObjectOptions(channels=16, grid=3),
-    "alignment": AlignmentOptions(channels=8, sharpness=6.0),
-    "refinement": ReferenceRefinement(width=8),
-}
-
-
-def small(**arguments) -> DMNAOA:
-    torch.manual_seed(0)
-    network = DMNAOA.published(None, **{**SMALL, **arguments}).eval()
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.3)
-    return network
 
 
 def some_proposals(rows: int, count: int, size: tuple[int, int] = SIZE) -> Proposals:
@@ -83,16 +66,6 @@ def test_parameter_counts():
     assert count(network.refiner.decoder) == blends + 5 * residual + 2 * 256 + 2
 
 
-PAPER = {
-    "F0": {},
-    "A1": {"template": "first_frame", "matching": ProposalMatching(comparison="in_place")},
-    "A2": {"matching": ProposalMatching(comparison="in_place")},
-    "A3": {"template": "first_frame"},
-    "A4": {"memory_features": "frame"},
-    "A5": {"coarse": "template"},
-    "A6": {"refinement": None},
-}
-"""Rows of the paper's Table 3 that differ in their architecture."""
 VARIANTS = {
     **PAPER,
     "best": {"matching": ProposalMatching(assignment=AssignmentOptions(eval_kept="best"))},
