@@ -7,6 +7,7 @@ every iterate is kept in a list.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 # The relaxed matching layer -------------------------------------------------------------------------------------------
 
@@ -82,11 +83,25 @@ def align(target: Tensor, source: Tensor, alpha: float) -> tuple[Tensor, Tensor]
 
 
 def aligned_similarity(template: Tensor, proposal: Tensor, alpha: float, pool: str, weights: Tensor | None = None) -> Tensor:
-    _, aligned = align(template, proposal, alpha)
+    return pooled_cosines(template, align(template, proposal, alpha)[1], pool, weights)
+
+
+def pooled_cosines(template: Tensor, proposal: Tensor, pool: str, weights: Tensor | None = None) -> Tensor:
+    """``(C, P)`` maps, compared position by position."""
     if pool == "flat":
-        return cosine(template.flatten(), aligned.flatten())
-    cosines = torch.stack([cosine(template[:, i], aligned[:, i]) for i in range(template.shape[1])])
+        return cosine(template.flatten(), proposal.flatten())
+    cosines = torch.stack([cosine(template[:, i], proposal[:, i]) for i in range(template.shape[1])])
     return cosines.mean() if weights is None else (cosines * weights).sum() / weights.sum()
+
+
+def strongest(weights: Tensor, count: int | None) -> Tensor:
+    """``(P target, P source)`` weights: in every row, all but the largest ``count`` become 0, and the rest sums to 1."""
+    kept = torch.zeros_like(weights)
+    for i, row in enumerate(weights):
+        chosen = sorted(range(len(row)), key=lambda j: -float(row[j]))[:count]
+        for j in chosen:
+            kept[i, j] = row[j] / sum(row[k] for k in chosen)
+    return kept
 
 
 def move_blocks(weights: Tensor, source: Tensor, block: int) -> Tensor:
@@ -177,13 +192,52 @@ def object_features(network, pyramid: list[Tensor], box: Tensor) -> Tensor:
     return normed(torch.cat(parts), network.objects.fuse)
 
 
+def frame_features(network, pyramid: list[Tensor]) -> Tensor:
+    parts = [pool(x, size) for x, size in zip(pyramid, (4, 2, 1), strict=True)]
+    return normed(torch.cat(parts), network.objects.fuse)
+
+
+def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """``(K, m, m)`` masks inside boxes -> ``(K, H, W)``, as torchvision pastes them, one after the other."""
+    if len(boxes) == 0:
+        return torch.zeros(0, height, width)
+    return paste_masks_in_image(masks[:, None], boxes, (height, width), padding=1)[:, 0]
+
+
+def template_of(network, state: dict, pyramid: list[Tensor], offset: float) -> Tensor:
+    """``(C, g, g)``: what an object should look like now."""
+    store, channels, grid = network.dynamic_memory, network.objects.options.channels, network.objects.options.grid
+    if network.template == "first_frame":
+        return state["template"]
+    query = conv(object_features(network, pyramid, state["box"]) + embedding(offset, channels), store.query).flatten(1)
+    keys = torch.cat([key.flatten(1) for key, _ in state["memory"]], 1)
+    values = torch.cat([value.flatten(1) for _, value in state["memory"]], 1)
+    weights = torch.softmax(query.t() @ keys / (channels / 4) ** 0.5, dim=1)
+    return (values @ weights.t()).view(channels, grid, grid)
+
+
+def weights_of_proposals(network, similarity: Tensor) -> Tensor:
+    """``(n, m)`` similarities -> the weights of the proposals in the coarse masks."""
+    solver = network.coarse_masks.options.assignment
+    steps = solver.train_steps if network.training else solver.eval_steps
+    weights = relaxed_matching(similarity, steps, solver.sweeps, solver.step_size)[solver.output]
+    kept = torch.zeros_like(weights)
+    for row, of_object in enumerate(weights):
+        for j, weight in enumerate(of_object):
+            if not network.training and solver.eval_kept == "best":
+                kept[row, j] = weight if j == int(of_object.argmax()) else 0
+            else:
+                kept[row, j] = weight if weight > 0.01 else 0
+    return kept
+
+
 def refine(network, pyramid: list[Tensor], references: list[dict], coarse: Tensor) -> Tensor:
     refiner, decoder = network.refiner, network.refiner.decoder
     query = project(pyramid[2], refiner.query)
     moved = []
     for reference in references:
         source = project(reference["pyramid"][2], refiner.reference)
-        weights, _ = align(query.flatten(1), source.flatten(1), refiner.sharpness.value)
+        weights = strongest(align(query.flatten(1), source.flatten(1), refiner.sharpness.value)[0], refiner.top_k)
         levels = [move_blocks(weights, x, block) for x, block in zip(reference["pyramid"], (4, 2, 1), strict=True)]
         moved.append((levels, move_blocks(weights, reference["mask"][None], 4)))
     masks = torch.cat([moved[0][1], moved[1][1], coarse[None]])
@@ -192,60 +246,72 @@ def refine(network, pyramid: list[Tensor], references: list[dict], coarse: Tenso
         joined = torch.cat([pyramid[level], moved[0][0][level], moved[1][0][level], pool(masks, size)])
         fused[level] = residual(norm(conv(joined, fusion.blend), fusion.norm), fusion.block)
 
-    def double(x: Tensor) -> Tensor:
-        return F.interpolate(x[None], scale_factor=2, mode="bilinear", align_corners=False)[0]
-
-    x = residual(fused[1] + double(fused[2]), decoder.block8)
-    x = residual(fused[0] + double(x), decoder.block4)
-    logits = F.interpolate(conv(F.relu(x), decoder.predictor)[None], scale_factor=4, mode="bilinear", align_corners=False)[0]
-    return logits.softmax(0)[1]
+    x = residual(fused[1] + enlarge(fused[2], 2), decoder.block8)
+    x = residual(fused[0] + enlarge(x, 2), decoder.block4)
+    return enlarge(conv(F.relu(x), decoder.predictor), 4).softmax(0)[1]
 
 
-def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], pasted: list[Tensor], boxes: list[Tensor]) -> dict:
-    """Foreground ``(H, W)`` after aggregation of every (frame, object) that is predicted; every frame is remembered.
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    return F.interpolate(x[None], scale_factor=factor, mode="bilinear", align_corners=False)[0]
+
+
+def propagate(
+    network, frames: Tensor, given: dict[int, dict[int, Tensor]], masks: list[Tensor], boxes: list[Tensor]
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """What is computed of every object in every frame that is predicted; every frame is remembered.
 
     Args:
         frames: ``(T, 3, H, W)``, sides multiples of 16.
         given: frame -> object -> binary mask ``(H, W)``.
-        pasted: ``(K, H, W)`` masks of the proposals of every frame.
+        masks: ``(K, m, m)`` masks of the proposals of every frame, inside their boxes.
         boxes: ``(K, 4)`` of every frame.
+
+    Returns:
+        (frame, object) -> ``foreground`` ``(H, W)`` after aggregation, ``coarse`` ``(H / 4, W / 4)``, ``template``, and with
+        proposals ``similarity`` and ``assignment`` ``(K,)`` and ``pasted`` ``(K, H / 4, W / 4)``.
     """
-    objects, store, matcher = network.objects.options, network.dynamic_memory, network.coarse_masks.matcher
-    solver = network.coarse_masks.options.assignment
-    channels = objects.channels
+    objects, store, head = network.objects.options, network.dynamic_memory, network.coarse_masks
     height, width = frames.shape[2:]
     states: dict[int, dict] = {}
-    predicted = {}
+    predicted: dict[tuple[int, int], dict[str, Tensor]] = {}
     last = None
     for t, image in enumerate(frames):
         raw = network.backbone(image[None])
         pyramid = [normed(x[0], layer) for x, layer in zip((raw.s4, raw.s8, raw.s16), network.reduce, strict=True)]
-        proposals = [project(object_features(network, pyramid, box), matcher.proposal) for box in boxes[t]]
-        names = list(states)
-        similarity = torch.zeros(len(names), len(proposals))
-        for row, n in enumerate(names):
-            state = states[n]
-            seen = object_features(network, pyramid, state["box"]) + embedding(float(t - state["start"]), channels)
-            query = conv(seen, store.query).flatten(1)
-            keys = torch.cat([key.flatten(1) for key, _ in state["memory"]], 1)
-            values = torch.cat([value.flatten(1) for _, value in state["memory"]], 1)
-            weights = torch.softmax(query.t() @ keys / (channels / 4) ** 0.5, dim=1)
-            template = (values @ weights.t()).view(channels, objects.grid, objects.grid)
-            target = project(template, matcher.template).flatten(1)
-            for j, proposal in enumerate(proposals):
-                similarity[row, j] = aligned_similarity(target, proposal.flatten(1), matcher.sharpness.value, "mean")
+        found: dict[int, dict[str, Tensor]] = {n: {} for n in states}
+        fine: dict[int, Tensor] = {}
+        for n, state in states.items():
+            template = template_of(network, state, pyramid, float(t - state["start"]))
+            if network.needs_proposals:
+                found[n]["template"] = project(template, head.matcher.template)
+            else:
+                inner = conv(normed(template, head.decode[0]), head.decode[1]).sigmoid()
+                fine[n] = paste(inner, state["box"][None], height, width)[0]
+        if network.needs_proposals and states:
+            pasted = paste(masks[t], boxes[t], height, width)
+            small = torch.stack([pool(mask[None], 4)[0] for mask in pasted]) if len(pasted) else pasted
+            proposals = [project(object_features(network, pyramid, box), head.matcher.proposal) for box in boxes[t]]
+            similarity = torch.zeros(len(states), len(proposals))
+            for row, n in enumerate(states):
+                for j, proposal in enumerate(proposals):
+                    similarity[row, j] = compare(network, found[n]["template"].flatten(1), proposal.flatten(1))
+            assignment = weights_of_proposals(network, similarity)
+            for row, n in enumerate(states):
+                found[n] |= {"similarity": similarity[row], "assignment": assignment[row], "pasted": small}
+                weighted = sum((w * mask for w, mask in zip(assignment[row], pasted, strict=True)), torch.zeros(height, width))
+                fine[n] = weighted if len(proposals) else enlarge(states[n]["mask"][None], 4)[0]
         odds = {}
-        if names:
-            assignment = relaxed_matching(similarity, solver.eval_steps, solver.sweeps, solver.step_size)["mean_pre"]
-            for row, n in enumerate(names):
-                if len(proposals):
-                    j = int(assignment[row].argmax())
-                    coarse = (assignment[row, j] * pool(pasted[t][j][None], 4)[0]).clamp(0, 1)
-                else:
-                    coarse = states[n]["mask"]
-                first = states[n]["first"]
-                previous = {"pyramid": last, "mask": states[n]["mask"]}
-                odds[n] = refine(network, pyramid, [first, previous], coarse)
+        for n, state in states.items():
+            coarse = pool(fine[n][None], 4)[0]
+            if network.needs_proposals and len(boxes[t]) == 0:
+                coarse = state["mask"]
+            found[n]["coarse"] = coarse.clamp(0, 1)
+            previous = {"pyramid": last, "mask": state["mask"]}
+            odds[n] = (
+                fine[n].clamp(0.01, 0.99)
+                if network.refiner is None
+                else refine(network, pyramid, [state["first"], previous], found[n]["coarse"])
+            )
         new = given.get(t, {})
         soft = aggregate(odds)
         if new:
@@ -254,7 +320,7 @@ def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], past
             soft = aggregate(again)
         for n, mask in soft.items():
             if n in odds:
-                predicted[t, n] = mask
+                predicted[t, n] = {**found[n], "foreground": mask}
             if n in new:
                 states[n] = {"start": t, "memory": [], "box": torch.tensor([0.0, 0, width, height])}
             state = states[n]
@@ -263,12 +329,30 @@ def propagate(network, frames: Tensor, given: dict[int, dict[int, Tensor]], past
                 state["first"] = {"pyramid": pyramid, "mask": state["mask"]}
             box = box_of(mask)
             state["box"] = state["box"] if box is None else box
-            if box is not None:
-                seen = object_features(network, pyramid, state["box"]) + embedding(float(t - state["start"]), channels)
-                joint = torch.cat([seen, roi(state["mask"][None], state["box"], objects.grid, 4)])
+            if box is None:
+                continue
+            time = embedding(float(t - state["start"]), objects.channels)
+            if network.memory_features == "frame":
+                joint = torch.cat([frame_features(network, pyramid) + time, pool(state["mask"][None], 4)])
+            else:
+                inner = roi(state["mask"][None], state["box"], objects.grid, 4)
+                joint = torch.cat([object_features(network, pyramid, state["box"]) + time, inner])
+            if network.template == "first_frame":
+                state.setdefault("template", conv(joint, store.value))
+            else:
                 state["memory"].append((conv(joint, store.key), conv(joint, store.value)))
         last = pyramid
     return predicted
+
+
+def compare(network, template: Tensor, proposal: Tensor) -> Tensor:
+    """Similarity of a projected template and a projected proposal, both ``(C, P)``."""
+    options, matcher = network.coarse_masks.options, network.coarse_masks.matcher
+    if options.comparison == "pooled":
+        return cosine(template.mean(1), proposal.mean(1))
+    if options.comparison == "in_place":
+        return pooled_cosines(template, proposal, options.pool)
+    return aligned_similarity(template, proposal, matcher.sharpness.value, options.pool)
 
 
 def aggregate(foreground: dict[int, Tensor]) -> dict[int, Tensor]:

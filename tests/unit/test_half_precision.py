@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "pooled": (alignment.pooled_similarity, TEMPLATES, PATCHES),
     "assignment": (lambda s: assignment.relaxed_assignment(s, ALL, PROPOSALS), probabilities(B, N, K)),
     "assignment, large": (lambda s: assignment.relaxed_assignment(s, ALL, PROPOSALS), volume(B, N, K)),
-    "pruning": (lambda a: assignment.prune(a, hard=False), probabilities(B, N, K)),
+    "pruning": (lambda a: assignment.prune(a, "all"), probabilities(B, N, K)),
     **{f"window {kind}": (lambda a, b, k=kind: local_window.local_similarity(a, b, 3, k), MAP, QUERY_MAP) for kind in KINDS},
     **{f"best match {kind}": (lambda a, b, k=kind: local_window.best_match(a, b, 3, k), MAP, QUERY_MAP) for kind in KINDS},
     **{f"weights {sign}": (lambda v, s=sign: local_window.match_weights(v, s, 0.05), MOTION) for sign in (1, -1)},

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.matching.alignment import PositionPool, aligned_similarity, pooled_similarity
+from vos_lightning.matching.alignment import PositionPool, aligned_similarity, in_place_similarity, pooled_similarity
+
+Comparison = Literal["aligned", "in_place", "pooled"]
+"""How a template and a proposal are compared. ``aligned``: the proposal is aligned to the template first; ``in_place``: position
+by position, as they lie in their boxes; ``pooled``: by their spatial means, as in DMM-Net."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,14 @@ class Sharpness(nn.Module):
 
 
 class AdaptiveObjectAlignment(nn.Module):
-    """Compares object templates with proposals in a common space, where proposals are first aligned to the template.
+    """Compares object templates with proposals in a common space, where proposals are aligned to the template.
 
     Args:
         channels: number of channels of templates and proposals.
         options: options of the common space and of the alignment.
-        pool: how the cosines of all positions become one number, see :func:`vos_lightning.matching.alignment.aligned_similarity`.
-        align: align proposals; otherwise spatial means are compared.
+        pool: how the cosines of all positions become one number, see :func:`vos_lightning.matching.alignment.aligned_similarity`;
+            not used by ``pooled``.
+        comparison: how the two are compared, see :data:`Comparison`; only ``aligned`` is adaptive object alignment.
         groups: number of groups of the group normalisation.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.3.
@@ -87,16 +93,16 @@ class AdaptiveObjectAlignment(nn.Module):
         options: AlignmentOptions = DEFAULT_ALIGNMENT,
         *,
         pool: PositionPool = "mean",
-        align: bool = True,
+        comparison: Comparison = "aligned",
         groups: int = 32,
     ) -> None:
         super().__init__()
         self.template = projector(channels, options.channels, groups=groups)
         self.proposal = projector(channels, options.channels, groups=groups)
         # Without the alignment, the factor is not used.
-        self.sharpness = Sharpness(options.sharpness, learned=options.learned_sharpness and align)
+        self.sharpness = Sharpness(options.sharpness, learned=options.learned_sharpness and comparison == "aligned")
         self.pool: PositionPool = pool
-        self.align = align
+        self.comparison: Comparison = comparison
 
     def project_proposals(self, features: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K CD h w"]:
         """Proposals in the common space; computed once a frame, for all objects."""
@@ -120,7 +126,9 @@ class AdaptiveObjectAlignment(nn.Module):
             position_weights: weights of the template's positions, for ``pool="masked"``.
         """
         templates, proposals = templates.flatten(3), proposals.flatten(3)
-        if not self.align:
+        if self.comparison == "pooled":
             return pooled_similarity(templates, proposals)
         weights = None if position_weights is None else position_weights.flatten(2)
+        if self.comparison == "in_place":
+            return in_place_similarity(templates, proposals, self.pool, weights)
         return aligned_similarity(templates, proposals, self.sharpness(), self.pool, weights)

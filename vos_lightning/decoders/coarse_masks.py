@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vos_lightning.attention.aoa import DEFAULT_ALIGNMENT, AdaptiveObjectAlignment, AlignmentOptions
+from vos_lightning.attention.aoa import DEFAULT_ALIGNMENT, AdaptiveObjectAlignment, AlignmentOptions, Comparison
 from vos_lightning.backbones.normalization import normed_conv
 from vos_lightning.matching.alignment import PositionPool
 from vos_lightning.matching.assignment import AssignmentOptions, prune, relaxed_assignment
@@ -25,8 +25,8 @@ class ProposalMatching:
     """Options of the matching of objects with proposals.
 
     Attributes:
-        align: whether proposals are aligned to a template before the two are compared; otherwise spatial means are compared (the
-            paper's rows A1 and A2).
+        comparison: how proposals are compared with a template, see :data:`vos_lightning.attention.aoa.Comparison`. The paper's
+            rows A1 and A2 are without alignment: ``in_place`` changes nothing else, ``pooled`` is the comparison of DMM-Net.
         pool: how the positions of an aligned pair become one similarity, see
             :func:`vos_lightning.matching.alignment.aligned_similarity`.
         iou_weight: weight in [0, 1] of the overlap with the previous mask in a similarity; DMM-Net has 0.3.
@@ -38,14 +38,15 @@ class ProposalMatching:
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.3; DMM-Net (Zeng et al., ICCV 2019), section 3.3.
     """
 
-    align: bool = True
+    comparison: Comparison = "aligned"
     pool: PositionPool = "mean"
     iou_weight: float = 0.0
     assignment: AssignmentOptions = field(default_factory=AssignmentOptions)
 
     def __post_init__(self) -> None:
-        if self.pool not in get_args(PositionPool):
-            raise ValueError(f"matching.pool must be one of {get_args(PositionPool)}, not {self.pool!r}")
+        for name, allowed in (("comparison", get_args(Comparison)), ("pool", get_args(PositionPool))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"matching.{name} must be one of {allowed}, not {getattr(self, name)!r}")
         if not 0 <= self.iou_weight <= 1:
             raise ValueError(f"matching.iou_weight must be in [0, 1], not {self.iou_weight}")
 
@@ -93,7 +94,9 @@ class ProposalMasks(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options
-        self.matcher = AdaptiveObjectAlignment(channels, alignment, pool=options.pool, align=options.align, groups=groups)
+        self.matcher = AdaptiveObjectAlignment(
+            channels, alignment, pool=options.pool, comparison=options.comparison, groups=groups
+        )
 
     def see(self, proposals: Proposals, features: Float[Tensor, "B K C g g"], size: tuple[int, int]) -> SeenProposals:
         """Prepare the proposals of a frame; done once, for all objects.
@@ -117,7 +120,7 @@ class ProposalMasks(nn.Module):
         previous: Float[Tensor, "B N h4 w4"],
         strides: Sequence[int] = (4,),
     ) -> tuple[list[Float[Tensor, "B N h w"]], dict[str, Tensor]]:
-        """Coarse masks in [0, 1].
+        """Coarse masks in [0, 1], with the gradients of the sums before they are clamped.
 
         Args:
             templates: expected appearance of every object.
@@ -169,7 +172,7 @@ class ProposalMasks(nn.Module):
             output=form.output,
             null_column=form.null_column,
         )
-        return prune(assignment, hard=not self.training)
+        return prune(assignment, "all" if self.training else form.eval_kept)
 
     @staticmethod
     def _weigh(
@@ -181,8 +184,15 @@ class ProposalMasks(nn.Module):
             height, width = (4 * side for side in previous.shape[-2:])
             masks = paste_masks(seen.proposals.masks, seen.proposals.boxes, height, width, stride)
             before = F.interpolate(previous, size=masks.shape[-2:], mode="bilinear", align_corners=False)
-        coarse = (assignment @ masks.flatten(2)).unflatten(2, masks.shape[2:]).clamp(0, 1)
+        # The weight of the best proposal is about 1.08. A clamp would stop the gradient of all pixels where its mask is 1.
+        coarse = bounded((assignment @ masks.flatten(2)).unflatten(2, masks.shape[2:]), 0.0, 1.0)
         return torch.where(seen.exist.any(dim=1)[:, None, None, None], coarse, before.float())
+
+
+def bounded(values: Float[Tensor, "*size"], low: float, high: float) -> Float[Tensor, "*size"]:
+    """Values clamped to a range; gradients pass as if they were not clamped (straight-through)."""
+    # The difference is exactly 0, so that the result is the clamped value to the last bit.
+    return values.detach().clamp(low, high) + (values - values.detach())
 
 
 class TemplateMasks(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vos_lightning.attention.aoa import DEFAULT_ALIGNMENT, AlignmentOptions, Sharpness, projector
 from vos_lightning.mask_ops import pool_to_stride
-from vos_lightning.matching.alignment import correspondence, move_blocks
+from vos_lightning.matching.alignment import Moves, correspondence, move_blocks
 from vos_lightning.structures import FeaturePyramid, per_object
 
 LastKernel = Literal[1, 3]
@@ -28,6 +28,8 @@ class ReferenceRefinement:
         width: number of channels of every block of the decoder.
         kernel: side of the kernel of the decoder's last convolution: 1 in the paper, 3 in STM.
         move_masks: move the masks of the reference frames together with their features; otherwise the masks stay in place.
+        top_k: number of positions of a reference frame from which a position of the current frame is composed; None for all, as
+            in equation 3. With few, their blocks are gathered instead of multiplied with everything.
 
     Raises:
         ValueError: a value is out of range.
@@ -38,8 +40,11 @@ class ReferenceRefinement:
     width: int = 256
     kernel: LastKernel = 1
     move_masks: bool = True
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"refinement.top_k must be at least 1 or null, not {self.top_k}")
         if self.width <= 0:
             raise ValueError(f"refinement.width must be positive, not {self.width}")
         if self.kernel not in get_args(LastKernel):
@@ -133,7 +138,7 @@ class ReferenceRefineDecoder(nn.Module):
     before and refine the sum, like the skip connections of STM's decoder. Every convolution but the last is group-normalised.
 
     Args:
-        channels: number of channels of the pyramid, the same at every stride.
+        channels: numbers of channels of the pyramid at strides 4, 8 and 16.
         width: number of channels of every block.
         kernel: side of the kernel of the last convolution.
         groups: number of groups of the group normalisation.
@@ -141,11 +146,14 @@ class ReferenceRefineDecoder(nn.Module):
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.1; STM (Oh et al., ICCV 2019), section 3.3.
     """
 
-    def __init__(self, channels: int = 256, width: int = 256, kernel: LastKernel = 1, *, groups: int = 32) -> None:
+    def __init__(
+        self, channels: tuple[int, int, int] = (64, 128, 256), width: int = 256, kernel: LastKernel = 1, *, groups: int = 32
+    ) -> None:
         super().__init__()
-        self.fuse16 = ReferenceFusion(channels, width, groups)
-        self.fuse8 = ReferenceFusion(channels, width, groups)
-        self.fuse4 = ReferenceFusion(channels, width, groups)
+        at4, at8, at16 = channels
+        self.fuse16 = ReferenceFusion(at16, width, groups)
+        self.fuse8 = ReferenceFusion(at8, width, groups)
+        self.fuse4 = ReferenceFusion(at4, width, groups)
         self.block8 = ResidualNormBlock(width, groups)
         self.block4 = ResidualNormBlock(width, groups)
         self.predictor = nn.Conv2d(width, 2, kernel, padding=kernel // 2)
@@ -204,7 +212,7 @@ class ReferenceRefiner(nn.Module):
     objects share it.
 
     Args:
-        channels: number of channels of the pyramid, the same at every stride.
+        channels: numbers of channels of the pyramid at strides 4, 8 and 16.
         alignment: options of the space in which frames are aligned.
         options: options of the refinement.
         groups: number of groups of the group normalisation.
@@ -214,7 +222,7 @@ class ReferenceRefiner(nn.Module):
 
     def __init__(
         self,
-        channels: int = 256,
+        channels: tuple[int, int, int] = (64, 128, 256),
         alignment: AlignmentOptions = DEFAULT_ALIGNMENT,
         options: ReferenceRefinement = DEFAULT_REFINEMENT,
         *,
@@ -222,8 +230,9 @@ class ReferenceRefiner(nn.Module):
     ) -> None:
         super().__init__()
         self.move_masks = options.move_masks
-        self.query = projector(channels, alignment.channels, groups=groups)
-        self.reference = projector(channels, alignment.channels, groups=groups)
+        self.top_k = options.top_k
+        self.query = projector(channels[2], alignment.channels, groups=groups)
+        self.reference = projector(channels[2], alignment.channels, groups=groups)
         self.sharpness = Sharpness(alignment.sharpness, learned=alignment.learned_sharpness)
         self.decoder = ReferenceRefineDecoder(channels, options.width, options.kernel, groups=groups)
 
@@ -252,14 +261,14 @@ class ReferenceRefiner(nn.Module):
         batch = coarse.shape[0]
         # All reference frames are rows of one batch.
         source = torch.cat([frame.projected for frame in frames]).flatten(2)
-        weights = correspondence(query.flatten(2).repeat(len(frames), 1, 1), source, self.sharpness())
+        moves = Moves.of(correspondence(query.flatten(2).repeat(len(frames), 1, 1), source, self.sharpness()), self.top_k)
         levels = [
-            move_blocks(weights, torch.cat([getattr(frame.pyramid, name) for frame in frames]), block)
+            move_blocks(moves, torch.cat([getattr(frame.pyramid, name) for frame in frames]), block)
             for name, block in (("s4", 4), ("s8", 2), ("s16", 1))
         ]
         masks = torch.cat([frame.masks for frame in frames])
         if self.move_masks:
-            masks = move_blocks(weights, masks, 4)
+            masks = move_blocks(moves, masks, 4)
         owner = None if len(first) == 1 else torch.stack([frame.owner for frame in first]).float()
         first_masks = masks[:-batch].unflatten(0, (-1, batch))
         own = first_masks[0] if owner is None else torch.einsum("rbn,rbnyx->bnyx", owner, first_masks)

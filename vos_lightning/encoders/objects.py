@@ -51,17 +51,17 @@ class ObjectEncoder(nn.Module):
     """Encodes the inside of a box with features of all scales on a fixed grid.
 
     Args:
-        in_channels: number of channels of the pyramid, the same at every stride.
+        in_channels: numbers of channels of the pyramid at strides 4, 8 and 16.
         options: options of the encoding.
         groups: number of groups of the group normalisation.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), sections 3.2 and 3.3.
     """
 
-    def __init__(self, in_channels: int, options: ObjectOptions = DEFAULT_OBJECTS, *, groups: int = 32) -> None:
+    def __init__(self, in_channels: tuple[int, int, int], options: ObjectOptions = DEFAULT_OBJECTS, *, groups: int = 32) -> None:
         super().__init__()
         self.options = options
-        self.fuse = normed_conv(len(STRIDES) * in_channels, options.channels, 1, groups=groups)
+        self.fuse = normed_conv(sum(in_channels), options.channels, 1, groups=groups)
 
     def forward(self, pyramid: FeaturePyramid, boxes: Float[Tensor, "B K 4"]) -> Float[Tensor, "B K C g g"]:
         """Features inside boxes.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vos_lightning.matching.similarity import cosine, l2_normalize
@@ -36,14 +37,37 @@ def correspondence(
     return (cosine(source, query) * sharpness).softmax(dim=1)
 
 
-def move_blocks(weights: Float[Tensor, "B S Q"], source: Float[Tensor, "B C H W"], block: int) -> Float[Tensor, "B C H W"]:
+@dataclass(frozen=True)
+class Moves:
+    """From which source positions every query position is composed, and with which weights."""
+
+    weights: Float[Tensor, "B K Q"]
+    index: Int64[Tensor, "B K Q"] | None
+    """Source position of every weight; None if all source positions take part, in their order."""
+
+    @classmethod
+    def of(cls, weights: Float[Tensor, "B S Q"], top_k: int | None = None) -> Moves:
+        """The moves of a correspondence, with its ``top_k`` largest weights for every query position or with all of them.
+
+        Args:
+            weights: weights of the source positions, see :func:`correspondence`.
+            top_k: number of weights that are kept, at least 1; they are divided by their sum, which is the softmax over the kept
+                positions. None keeps all.
+        """
+        if top_k is None or top_k >= weights.shape[1]:
+            return cls(weights, None)
+        largest, index = weights.topk(top_k, dim=1, sorted=False)
+        return cls(largest / largest.sum(dim=1, keepdim=True), index)
+
+
+def move_blocks(moves: Moves, source: Float[Tensor, "B C H W"], block: int) -> Float[Tensor, "B C H W"]:
     """Move blocks of ``block x block`` pixels by the weights of coarse positions.
 
     A correspondence between maps at stride 16 would be too large at stride 4, as its size grows with the fourth power. Here every
     coarse position passes on its pixels in their order.
 
     Args:
-        weights: weights of the coarse positions, ``S = Q = (H / block) * (W / block)``.
+        moves: weights of the coarse positions, of which there are ``S = Q = (H / block) * (W / block)``.
         source: map to move.
         block: side in source pixels of the block that belongs to one position of the weights.
 
@@ -53,8 +77,18 @@ def move_blocks(weights: Float[Tensor, "B S Q"], source: Float[Tensor, "B C H W"
     Reference: DMN-AOA (Liang et al., ICCV 2021), equation 3, for features that are finer than the correspondence.
     """
     blocks = F.pixel_unshuffle(source, block)
-    moved = (blocks.flatten(2) @ weights.to(source.dtype)).view_as(blocks)
-    return F.pixel_shuffle(moved, block)
+    flat, weights = blocks.flatten(2), moves.weights.to(source.dtype)
+    if moves.index is None:
+        moved = flat @ weights
+    else:
+        # One table holds the blocks of all clips, and each clip reads its own part.
+        batch, kept, queries = weights.shape
+        first = torch.arange(batch, device=source.device).view(-1, 1, 1) * flat.shape[2]
+        rows, share = ((x.transpose(1, 2).reshape(-1, kept)) for x in (moves.index + first, weights))
+        table = flat.transpose(1, 2).reshape(-1, flat.shape[1])
+        read = F.embedding_bag(rows, table, per_sample_weights=share, mode="sum")
+        moved = read.view(batch, queries, -1).transpose(1, 2)
+    return F.pixel_shuffle(moved.reshape(blocks.shape), block)
 
 
 def aligned_similarity(
@@ -83,8 +117,6 @@ def aligned_similarity(
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), equations 2 and 3; they do not state the pooling.
     """
-    if pool not in get_args(PositionPool):
-        raise ValueError(f"pool must be one of {get_args(PositionPool)}, not {pool!r}")
     batch, num_objects, _, cells = template.shape
     num_proposals = proposals.shape[1]
     with torch.autocast(template.device.type, enabled=False):
@@ -96,21 +128,65 @@ def aligned_similarity(
         weights = (angles * sharpness).softmax(dim=2)
         moved = source @ weights  # (B, K, C, N*P)
         inner = (moved * unit[:, None]).sum(dim=2).unflatten(2, (num_objects, cells))
-        lengths = moved.square().sum(dim=2).unflatten(2, (num_objects, cells))
-        if pool == "flat":
-            # The template is not normalised here, so its cells are weighted by their length.
-            size = template.float().norm(dim=2)[:, None]
-            norms = size.square().sum(dim=3).sqrt() * lengths.sum(dim=3).sqrt()
-            similarity = (inner * size).sum(dim=3) / norms.clamp_min(1e-6)
+        squares = moved.square().sum(dim=2).unflatten(2, (num_objects, cells))
+        return _pool(inner, squares, template, pool, position_weights)
+
+
+def in_place_similarity(
+    template: Float[Tensor, "B N C P"],
+    proposals: Float[Tensor, "B K C P"],
+    pool: PositionPool = "mean",
+    position_weights: Float[Tensor, "B N P"] | None = None,
+) -> Float[Tensor, "B N K"]:
+    r"""Cosine similarity of object templates and proposals, position by position: :func:`aligned_similarity` without alignment.
+
+    .. math:: s = \frac{1}{HW} \sum_i \cos(T'_i, P'_i)
+
+    Args:
+        template: projected templates of ``N`` objects at ``P`` positions.
+        proposals: projected features of ``K`` proposals.
+        pool: as in :func:`aligned_similarity`.
+        position_weights: as in :func:`aligned_similarity`.
+
+    Returns:
+        Similarities in [-1, 1], float32.
+
+    Raises:
+        ValueError: ``pool`` is unknown, or is ``masked`` without weights.
+
+    Reference: DMN-AOA (Liang et al., ICCV 2021), section 3.1 without section 3.3 (rows A1 and A2).
+    """
+    with torch.autocast(template.device.type, enabled=False):
+        source = proposals.float()
+        inner = torch.einsum("bkcp,bncp->bknp", source, l2_normalize(template.flatten(0, 1)).view_as(template))
+        squares = source.square().sum(dim=2).unsqueeze(2).expand_as(inner)
+        return _pool(inner, squares, template, pool, position_weights)
+
+
+def _pool(
+    inner: Float[Tensor, "B K N P"],
+    squares: Float[Tensor, "B K N P"],
+    template: Float[Tensor, "B N C P"],
+    pool: PositionPool,
+    position_weights: Float[Tensor, "B N P"] | None,
+) -> Float[Tensor, "B N K"]:
+    """One similarity for each pair, from inner products with normalised templates and from squared lengths of proposals."""
+    if pool not in get_args(PositionPool):
+        raise ValueError(f"pool must be one of {get_args(PositionPool)}, not {pool!r}")
+    if pool == "flat":
+        # The template is not normalised here, so its cells are weighted by their length.
+        size = template.float().norm(dim=2)[:, None]
+        norms = size.square().sum(dim=3).sqrt() * squares.sum(dim=3).sqrt()
+        similarity = (inner * size).sum(dim=3) / norms.clamp_min(1e-6)
+    else:
+        cosines = inner / squares.clamp_min(1e-12).sqrt()
+        if pool == "masked":
+            if position_weights is None:
+                raise ValueError("pool 'masked' needs position_weights")
+            share = position_weights.float() / position_weights.float().sum(dim=2, keepdim=True).clamp_min(1e-6)
+            similarity = (cosines * share[:, None]).sum(dim=3)
         else:
-            cosines = inner / lengths.clamp_min(1e-12).sqrt()
-            if pool == "masked":
-                if position_weights is None:
-                    raise ValueError("pool 'masked' needs position_weights")
-                share = position_weights.float() / position_weights.float().sum(dim=2, keepdim=True).clamp_min(1e-6)
-                similarity = (cosines * share[:, None]).sum(dim=3)
-            else:
-                similarity = cosines.mean(dim=3)
+            similarity = cosines.mean(dim=3)
     return similarity.transpose(1, 2)
 
 

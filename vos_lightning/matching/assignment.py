@@ -13,8 +13,10 @@ from torch import Tensor
 AssignmentOutput = Literal["mean_pre", "mean_post", "last"]
 """``mean_pre``: mean of the iterates before projection; ``mean_post``: mean of the projected iterates; ``last``: the last
 projected iterate."""
+Kept = Literal["all", "best"]
+"""``all``: all weights above :data:`PRUNED`; ``best``: only the largest weight of every object."""
 PRUNED = 0.01
-"""Smallest weight that pruning keeps in training."""
+"""Weights up to this one are dropped, as are negative ones."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,14 @@ class AssignmentOptions:
         step_size: size of a gradient step, positive.
         output: which iterate, or mean of iterates, is the result.
         null_column: let objects stay without a proposal.
+        eval_kept: the proposals that make up a coarse mask at inference, see :data:`Kept`: ``all``, as in training and as DMN-AOA
+            describes it, or the ``best`` one (DMM-Net).
 
     Raises:
         ValueError: a value is unknown or out of range.
 
-    Reference: DMM-Net (Zeng et al., ICCV 2019), released code, for all but ``null_column``.
+    Reference: DMM-Net (Zeng et al., ICCV 2019), released code, for all but ``null_column`` and ``eval_kept`` ``all``; DMN-AOA
+    (Liang et al., ICCV 2021), section 3.1: "a summation (weighted by A) of masks of all the object proposals".
     """
 
     train_steps: int = 10
@@ -41,10 +46,12 @@ class AssignmentOptions:
     step_size: float = 0.1
     output: AssignmentOutput = "mean_pre"
     null_column: bool = False
+    eval_kept: Kept = "all"
 
     def __post_init__(self) -> None:
-        if self.output not in get_args(AssignmentOutput):
-            raise ValueError(f"assignment.output must be one of {get_args(AssignmentOutput)}, not {self.output!r}")
+        for name, allowed in (("output", get_args(AssignmentOutput)), ("eval_kept", get_args(Kept))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"assignment.{name} must be one of {allowed}, not {getattr(self, name)!r}")
         for name in ("train_steps", "eval_steps", "sweeps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"assignment.{name} must not be negative, not {getattr(self, name)}")
@@ -132,20 +139,19 @@ def relaxed_assignment(
     return x[:, :, :num_proposals] * proposal_valid[:, None]
 
 
-def prune(assignment: Float[Tensor, "B N K"], hard: bool) -> Float[Tensor, "B N K"]:
+def prune(assignment: Float[Tensor, "B N K"], kept: Kept) -> Float[Tensor, "B N K"]:
     """Drop weak assignments.
 
     Args:
         assignment: weights of the proposals, see :func:`relaxed_assignment`.
-        hard: keep only the largest weight of every object (at inference); otherwise keep all weights above 0.01 (training).
-            Weights keep their value.
+        kept: which weights are kept, with their values; DMM-Net keeps ``all`` in training and the ``best`` at inference.
 
     Returns:
         The assignment with dropped weights set to 0.
 
     Reference: DMM-Net (Zeng et al., ICCV 2019), released code.
     """
-    if hard:
+    if kept == "best":
         largest = assignment.amax(dim=2, keepdim=True) if assignment.shape[2] else assignment
         return assignment * (assignment == largest)
     return assignment * (assignment > PRUNED)

@@ -16,6 +16,8 @@ from vos_lightning.proposals.detector import ProposalDetector, Selection, read_w
 from vos_lightning.proposals.options import Pretrained
 from vos_lightning.structures import IGNORE_LABEL, ClipBatch, VideoSample
 
+FINE_TUNING = 1e-4
+"""Learning rates below this one change trained weights a little; random weights would stay random."""
 SMALLEST = 4.0
 """Side of the smallest true box that is used in training, in pixels."""
 
@@ -32,6 +34,9 @@ class ProposalDetectorModule(LightningModule):
         network: the detector, with ``num_classes=2``; with another number, class 1 stands for "object".
         learning_rate: learning rate of Adam; the paper has 1e-6, starting from trained weights.
         every_nth_frame: validation uses every n-th frame of a video.
+
+    Raises:
+        ValueError: ``every_nth_frame`` is out of range, or, when a training starts, random weights would be fine-tuned.
 
     Reference: DMN-AOA (Liang et al., ICCV 2021), section 4.1; DMM-Net (Zeng et al., ICCV 2019).
     """
@@ -58,6 +63,15 @@ class ProposalDetectorModule(LightningModule):
             if isinstance(layer, nn.BatchNorm2d):
                 layer.eval()
         return self
+
+    def setup(self, stage: str) -> None:
+        """Refuse to fine-tune random weights before any data are read."""
+        if stage == "fit" and self.network.starts_random and self.learning_rate < FINE_TUNING:
+            raise ValueError(
+                f"a random {self.network.architecture} learns nothing at learning_rate {self.learning_rate}: name trained "
+                "weights (--model.init_args.network.init_args.weights=FILE), or architecture resnet50 with pretrained COCO_V1, "
+                "or raise learning_rate"
+            )
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Losses of region proposals, boxes, classes and masks."""

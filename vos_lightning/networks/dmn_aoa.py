@@ -15,10 +15,17 @@ from vos_lightning.attention.dynamic_memory import DynamicMemory, Entry, Templat
 from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import Norm, normed_conv
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights, TrainFrom
-from vos_lightning.decoders.coarse_masks import DEFAULT_MATCHING, ProposalMasks, ProposalMatching, SeenProposals, TemplateMasks
+from vos_lightning.decoders.coarse_masks import (
+    DEFAULT_MATCHING,
+    ProposalMasks,
+    ProposalMatching,
+    SeenProposals,
+    TemplateMasks,
+    bounded,
+)
 from vos_lightning.decoders.reference_refine import DEFAULT_REFINEMENT, ReferenceFrame, ReferenceRefinement, ReferenceRefiner
 from vos_lightning.encoders.objects import DEFAULT_OBJECTS, ObjectEncoder, ObjectOptions
-from vos_lightning.mask_ops import MAX_LOGIT, PaddingRule, pool_to_stride
+from vos_lightning.mask_ops import PaddingRule, pool_to_stride
 from vos_lightning.propagation.memory import Memory
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.proposals.boxes import tight_boxes
@@ -26,6 +33,9 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 MemoryFeatures = Literal["object", "frame"]
 Coarse = Literal["proposals", "template"]
+CERTAIN = 0.99
+"""Largest probability of a coarse mask that is not refined: its weights exceed 1, and at 1 one wrong pixel would have all of the
+gradient."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Features:
     """Features of a frame and its proposals, independent of objects."""
 
     pyramid: FeaturePyramid
-    """Reduced features, with the same number of channels at every stride."""
+    """Reduced features."""
     as_query: Float[Tensor, "B CD h w"] | None
     """Projections of this frame as the current one and as a reference frame; both are None without refinement."""
     as_reference: Float[Tensor, "B CD h w"] | None
@@ -76,7 +86,8 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
 
     Args:
         backbone: encoder of frames; in the paper a ResNet-50 or ResNet-101 up to stride 16 with frozen batch normalisation.
-        reduced_channels: number of channels to which the features at strides 4, 8 and 16 are reduced (the "bottleneck layers").
+        reduced_channels: numbers of channels to which the features at strides 4, 8 and 16 are reduced (the "bottleneck layers").
+            The paper does not state them; the default is a quarter of ResNet-50's, as inside its bottleneck blocks.
         groups: number of groups of every group normalisation.
         objects: options of the encoding of objects and proposals inside their boxes.
         alignment: options of the spaces in which proposals are aligned to templates, and reference frames to the current one.
@@ -100,7 +111,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         self,
         backbone: Backbone,
         *,
-        reduced_channels: int = 256,
+        reduced_channels: tuple[int, int, int] = (64, 128, 256),
         groups: int = 32,
         objects: ObjectOptions = DEFAULT_OBJECTS,
         alignment: AlignmentOptions = DEFAULT_ALIGNMENT,
@@ -118,7 +129,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {value!r}")
-        others = [reduced_channels, alignment.channels, *([] if refinement is None else [refinement.width])]
+        others = [*reduced_channels, alignment.channels, *([] if refinement is None else [refinement.width])]
         if objects.channels % (4 * groups) or any(count % groups for count in others):
             raise ValueError(
                 f"objects.channels must be a multiple of 4 * groups; reduced_channels, alignment.channels and refinement.width "
@@ -131,7 +142,9 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         self.needs_proposals = coarse == "proposals"
 
         self.backbone = backbone
-        self.reduce = nn.ModuleList(normed_conv(count, reduced_channels, 1, groups=groups) for count in backbone.channels)
+        self.reduce = nn.ModuleList(
+            normed_conv(count, fewer, 1, groups=groups) for count, fewer in zip(backbone.channels, reduced_channels, strict=True)
+        )
         self.objects = ObjectEncoder(reduced_channels, objects, groups=groups)
         self.dynamic_memory = DynamicMemory(objects.channels, template)
         self.coarse_masks: ProposalMasks | TemplateMasks = (
@@ -173,7 +186,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             None,
             blocks=(1, 1, 1, 1),
             width=4,
-            reduced_channels=8,
+            reduced_channels=(4, 6, 8),
             groups=2,
             objects=ObjectOptions(channels=16, grid=4),
             alignment=AlignmentOptions(channels=8),
@@ -219,7 +232,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             masks = self.coarse_masks(templates, self.objects.enlarge(carry.boxes), _size(features.pyramid), strides)
         aux["coarse"] = masks[0]
         if self.refiner is None:
-            return torch.logit(masks[1], eps=1e-6).clamp(-MAX_LOGIT, MAX_LOGIT), aux
+            return torch.logit(bounded(masks[1], 1 - CERTAIN, CERTAIN)), aux
         assert features.as_query is not None
         assert carry.previous is not None
         with record_function("vos/refinement"):

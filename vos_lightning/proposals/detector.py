@@ -110,6 +110,7 @@ class ProposalDetector(nn.Module):
         self.num_classes = num_classes
         self.size = (min_size, max_size)
         self.model = _build(architecture, pretrained, num_classes, selection, min_size, max_size)
+        self.starts_random = pretrained is None and weights is None
         self.source = "random"
         if pretrained is not None:
             self.source = pretrained

@@ -4,7 +4,14 @@ import torch
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
 from vos_lightning.attention.aoa import AdaptiveObjectAlignment, AlignmentOptions, Sharpness
-from vos_lightning.matching.alignment import aligned_similarity, correspondence, move_blocks, pooled_similarity
+from vos_lightning.matching.alignment import (
+    Moves,
+    aligned_similarity,
+    correspondence,
+    in_place_similarity,
+    move_blocks,
+    pooled_similarity,
+)
 
 SHARPNESS = 8.0
 OPTIONS = AlignmentOptions(channels=4, sharpness=SHARPNESS)
@@ -20,18 +27,33 @@ def test_correspondence_and_moved_features():
 
 
 @pytest.mark.parametrize("block", [1, 2, 4])
-def test_moving_blocks(block):
-    target, source = torch.randn(1, 5, 6), torch.randn(1, 5, 6)
-    weights = correspondence(target, source, SHARPNESS)
-    fine = torch.randn(1, 3, 2 * block, 3 * block)
-    expected = oracle.move_blocks(oracle.align(target[0], source[0], SHARPNESS)[0], fine[0], block)
-    assert_close(move_blocks(weights, fine, block)[0], expected)
+@pytest.mark.parametrize("top_k", [None, 1, 3, 6])
+def test_moving_blocks(block, top_k):
+    target, source = torch.randn(2, 5, 6), torch.randn(2, 5, 6)
+    moves = Moves.of(correspondence(target, source, SHARPNESS), top_k)
+    fine = torch.randn(2, 3, 2 * block, 3 * block)
+    for b, moved in enumerate(move_blocks(moves, fine, block)):
+        weights = oracle.align(target[b], source[b], SHARPNESS)[0]
+        assert_close(moved, oracle.move_blocks(oracle.strongest(weights, top_k), fine[b], block))
+
+
+def test_gradients_reach_few_and_all_moved_blocks():
+    gradients = []
+    for top_k in (5, 6):  # of six positions, the least of which has hardly a weight
+        torch.manual_seed(0)
+        target, source = (torch.randn(1, 5, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        fine = torch.randn(1, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+        move_blocks(Moves.of(correspondence(target, source, 200.0), top_k), fine, 2).square().sum().backward()
+        gradients.append([x.grad for x in (target, source, fine)])
+    for few, every in zip(*gradients, strict=True):
+        assert every.abs().max() > 0
+        assert_close(few.float(), every.float())
 
 
 def test_blocks_of_an_identical_frame_stay():
     features = torch.randn(1, 32, 6)
     fine = torch.randn(1, 3, 8, 12)
-    assert_close(move_blocks(correspondence(features, features, 1000.0), fine, 4), fine)
+    assert_close(move_blocks(Moves.of(correspondence(features, features, 1000.0)), fine, 4), fine)
 
 
 @pytest.mark.parametrize("pool", ["mean", "flat", "masked"])
@@ -46,13 +68,27 @@ def test_similarity_of_every_pair(pool):
                 assert_close(found[b, n, k], oracle.aligned_similarity(template[b, n], proposals[b, k], SHARPNESS, pool, share))
 
 
+@pytest.mark.parametrize("pool", ["mean", "flat", "masked"])
+def test_similarity_in_place(pool):
+    template, proposals, weights = torch.randn(2, 3, 5, 4), torch.randn(2, 4, 5, 4), torch.rand(2, 3, 4)
+    found = in_place_similarity(template, proposals, pool, weights if pool == "masked" else None)
+    assert found.shape == (2, 3, 4)
+    for b in range(2):
+        for n in range(3):
+            for k in range(4):
+                share = weights[b, n] if pool == "masked" else None
+                assert_close(found[b, n, k], oracle.pooled_cosines(template[b, n], proposals[b, k], pool, share))
+
+
 def test_alignment_makes_a_moved_proposal_similar():
     template = torch.randn(1, 1, 16, 9)
-    moved = template[..., torch.randperm(9)]
+    moved = template[..., torch.arange(9).roll(4)]
     other = torch.randn(1, 1, 16, 9)
-    similarity = aligned_similarity(template, torch.cat([moved, other], dim=1), 100.0)
+    both = torch.cat([moved, other], dim=1)
+    similarity = aligned_similarity(template, both, 100.0)
     assert similarity[0, 0, 0] > 0.99
     assert similarity[0, 0, 1] < 0.8
+    assert in_place_similarity(template, both).max() < 0.8
 
 
 def test_pooled_similarity():
@@ -70,8 +106,9 @@ def test_module_projects_then_compares():
     assert_close(left[0, 1], aoa.template(templates[0, 1:])[0])
     assert_close(right[0, 2], aoa.proposal(proposals[0, 2:])[0])
     assert_close(aoa(left, right), aligned_similarity(left.flatten(3), right.flatten(3), SHARPNESS))
-    base = AdaptiveObjectAlignment(8, OPTIONS, align=False, groups=2)
-    assert_close(base(left, right), pooled_similarity(left.flatten(3), right.flatten(3)))
+    for comparison, expected in (("pooled", pooled_similarity), ("in_place", in_place_similarity)):
+        base = AdaptiveObjectAlignment(8, OPTIONS, comparison=comparison, groups=2)
+        assert_close(base(left, right), expected(left.flatten(3), right.flatten(3)))
     assert aoa(left, right[:, :0]).shape == (1, 2, 0)
 
 
@@ -81,7 +118,8 @@ def test_sharpness_may_be_learned():
     aoa(torch.randn(1, 2, 4, 3, 3), torch.randn(1, 3, 4, 3, 3)).sum().backward()
     assert aoa.sharpness.logarithm.grad.abs() > 0
     assert_close(aoa.sharpness().detach(), torch.tensor(20.0))
-    assert AdaptiveObjectAlignment(8, options, align=False, groups=2).sharpness.logarithm is None
+    for comparison in ("pooled", "in_place"):
+        assert AdaptiveObjectAlignment(8, options, comparison=comparison, groups=2).sharpness.logarithm is None
     assert Sharpness(20.0)() == 20.0
     with pytest.raises(ValueError, match=r"alignment\.sharpness"):
         AlignmentOptions(sharpness=0.0)

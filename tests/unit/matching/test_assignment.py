@@ -108,8 +108,8 @@ def test_null_column_takes_what_resembles_nothing():
 
 def test_pruning():
     assignment = torch.tensor([[[1.05, 0.2, 0.01, -0.1], [0.3, 0.9, 0.005, 0.02]]])
-    assert_close(prune(assignment, hard=True), torch.tensor([[[1.05, 0, 0, 0], [0, 0.9, 0, 0]]]))
-    assert_close(prune(assignment, hard=False), torch.tensor([[[1.05, 0.2, 0, 0], [0.3, 0.9, 0, 0.02]]]))
+    assert_close(prune(assignment, "best"), torch.tensor([[[1.05, 0, 0, 0], [0, 0.9, 0, 0]]]))
+    assert_close(prune(assignment, "all"), torch.tensor([[[1.05, 0.2, 0, 0], [0.3, 0.9, 0, 0.02]]]))
 
 
 def test_greedy_targets():

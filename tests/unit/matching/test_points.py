@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 from itertools import pairwise
 
@@ -309,6 +310,48 @@ def test_the_detector_adds_what_every_stride_says(s16, s8, s4, total):
     maps[0][0, 0, 0, :, 0] = 1.0
     row = torch.tensor([1.0, 0.9375, 0.8125, 0.625, 0.375, 0.1875, 0.0625, 0, 0, 0, 0, 0])
     assert_close(detector(*maps)[0, 0].logit().detach(), row.expand(8, 12))
+
+
+def test_top_down_detector_is_its_drawing():
+    """Cell by cell, with weights that are large enough for every layer to matter."""
+    detector = UncertaintyDetector((6, 5, 4), 8)
+    for parameter in detector.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    maps = [torch.randn(1, 1, c, 2 * s, 3 * s) for c, s in ((6, 1), (5, 2), (4, 4))]
+
+    def conv(x, layer):
+        _, height, width = x.shape
+        reach = layer.weight.shape[-1] // 2
+        out = layer.bias[:, None, None].repeat(1, height, width)
+        for y, column in itertools.product(range(height), range(width)):
+            for dy, dx in itertools.product(range(-reach, reach + 1), repeat=2):
+                if 0 <= y + dy < height and 0 <= column + dx < width:
+                    out[:, y, column] += layer.weight[:, :, dy + reach, dx + reach] @ x[:, y + dy, column + dx]
+        return out
+
+    def twice(x):
+        """An even cell lies a quarter of a coarse cell before the centre of its own, an odd one a quarter behind."""
+        _, height, width = x.shape
+        out = torch.zeros(x.shape[0], 2 * height, 2 * width)
+        for y, column in itertools.product(range(2 * height), range(2 * width)):
+            near_y, near_x = y // 2, column // 2
+            far_y = min(max(near_y + (1 if y % 2 else -1), 0), height - 1)
+            far_x = min(max(near_x + (1 if column % 2 else -1), 0), width - 1)
+            row, other = (0.75 * x[:, at, near_x] + 0.25 * x[:, at, far_x] for at in (near_y, far_y))
+            out[:, y, column] = 0.75 * row + 0.25 * other
+        return out
+
+    with torch.no_grad():
+        at16, at8, at4 = (
+            conv(x[0, 0], lateral).clamp_min(0)
+            for x, lateral in zip(maps, (detector.lateral16, detector.lateral8, detector.lateral4), strict=True)
+        )
+        at8 = conv(twice(at16) + at8, detector.merge8).clamp_min(0)
+        at4 = conv(twice(at8) + at4, detector.merge4).clamp_min(0)
+        expected = 1 / (1 + torch.exp(-conv(conv(at4, detector.hidden).clamp_min(0), detector.predictor)))
+        found = detector(*maps)[0]
+    assert found.std() > 0.05, "flat uncertainties would compare nothing"
+    assert_close(found, expected)
 
 
 # Trajectories ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from data_modules.clips.recipe import AffineRecipe, ClipRecipe
 from data_modules.datasets.synthetic import SyntheticDataModule
 from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth, StoredProposals
 from tests.clips import given_at, random_clip
+from tests.dmn_aoa import PAPER, SMALL, small
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
 from vos_lightning.attention.aoa import AlignmentOptions
@@ -31,24 +32,6 @@ from vos_lightning.proposals.truth import EXACT, TruthNoise
 from vos_lightning.structures import ClipBatch, Given, Proposals
 
 SIZE = (48, 64)
-SMALL = {
-    "blocks": (1, 1, 1, 1),
-    "width": 4,
-    "reduced_channels": 8,
-    "groups": 2,
-    "objects": ObjectOptions(channels=16, grid=3),
-    "alignment": AlignmentOptions(channels=8, sharpness=6.0),
-    "refinement": ReferenceRefinement(width=8),
-}
-
-
-def small(**arguments) -> DMNAOA:
-    torch.manual_seed(0)
-    network = DMNAOA.published(None, **{**SMALL, **arguments}).eval()
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.3)
-    return network
 
 
 def some_proposals(rows: int, count: int, size: tuple[int, int] = SIZE) -> Proposals:
@@ -68,8 +51,9 @@ def test_parameter_counts():
     with torch.device("meta"):
         network = DMNAOA.published(None)
     assert count(network.backbone) == 8_543_296
-    assert [count(layer) for layer in network.reduce] == [256 * c + 256 + 512 for c in (256, 512, 1024)]
-    assert count(network.objects.fuse) == 768 * 512 + 512 + 1024
+    # A quarter of the channels, 1 x 1.
+    assert [count(layer) for layer in network.reduce] == [c * c // 4 + 3 * c // 4 for c in (256, 512, 1024)]
+    assert count(network.objects.fuse) == (64 + 128 + 256) * 512 + 512 + 1024
     assert count(network.dynamic_memory.key) == 513 * 9 * 128 + 128
     assert count(network.dynamic_memory.value) == 513 * 9 * 512 + 512
     assert count(network.dynamic_memory.query) == 512 * 9 * 128 + 128
@@ -78,40 +62,15 @@ def test_parameter_counts():
     of_frame = 256 * 9 * 256 + 256 + 512 + 256 * 9 * 256 + 256
     assert count(network.refiner.query) == count(network.refiner.reference) == of_frame
     residual = 2 * (256 * 9 * 256 + 256 + 512)
-    fusion = 771 * 9 * 256 + 256 + 512 + residual
-    assert count(network.refiner.decoder) == 3 * fusion + 2 * residual + 2 * 256 + 2
-
-
-@pytest.mark.parametrize("with_proposals", [True, False])
-def test_five_frames_with_a_late_object_equal_the_literal_computation(with_proposals):
-    network = small()
-    frames = torch.rand(5, 3, *SIZE)
-    proposals = some_proposals(5, 4 if with_proposals else 0)
-    masks = torch.zeros(1, 3, *SIZE)
-    for n, (top, left, bottom, right) in enumerate(((5, 3, 30, 28), (20, 30, 47, 60), (0, 40, 20, 64))):
-        masks[0, n, top:bottom, left:right] = 1
-    start = {0: 0, 1: 0, 2: 2}
-    order = {t: {n: masks[0, n] for n in start if start[n] == t} for t in (0, 2)}
-    pasted = paste_masks(proposals.masks, proposals.boxes, *SIZE)
-    with torch.no_grad():
-        expected = oracle.propagate(network, frames, order, list(pasted), list(proposals.boxes))
-        given = {t: Given(masks, torch.tensor([[n in objects for n in range(3)]])) for t, objects in order.items()}
-        outputs = unroll(network, Propagation(All(), "product", "overwrite"), frames[None], given, proposals)
-    assert set(expected) == {(t, n) for n, first in start.items() for t in range(first + 1, 5)}
-    for (t, n), foreground in expected.items():
-        if t != 2:  # what is shown there is the annotation; frames 3 and 4 see what was fed back
-            assert_close(outputs[t].probabilities[0, n + 1], foreground)
-    spread = torch.stack([expected[4, n] for n in range(3)]).flatten(1).std(dim=1)
-    assert (spread > 1e-3).all(), "flat predictions would compare nothing"
+    blends = sum((3 * c + 3) * 9 * 256 + 256 + 512 for c in (64, 128, 256))
+    assert count(network.refiner.decoder) == blends + 5 * residual + 2 * 256 + 2
 
 
 VARIANTS = {
-    "A1": {"template": "first_frame", "matching": ProposalMatching(align=False)},
-    "A2": {"matching": ProposalMatching(align=False)},
-    "A3": {"template": "first_frame"},
-    "A4": {"memory_features": "frame"},
-    "A5": {"coarse": "template"},
-    "A6": {"refinement": None},
+    **PAPER,
+    "best": {"matching": ProposalMatching(assignment=AssignmentOptions(eval_kept="best"))},
+    "pooled": {"matching": ProposalMatching(comparison="pooled")},
+    "top_k": {"refinement": ReferenceRefinement(width=8, top_k=3)},
     "masked_null": {
         "matching": ProposalMatching(pool="masked", iou_weight=0.3, assignment=AssignmentOptions(null_column=True)),
         "objects": ObjectOptions(channels=16, grid=3, box_scale=1.25),
@@ -122,6 +81,50 @@ VARIANTS = {
         "refinement": ReferenceRefinement(width=8, kernel=3, move_masks=False),
     },
 }
+AS_COMPUTED = ("template", "similarity", "assignment", "coarse", "pasted", "foreground")
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", [*PAPER, "best", "pooled", "top_k"])
+def test_every_part_equals_the_literal_computation(name, training):
+    """Five frames; the second has no proposal and the fourth fewer than the others; an object comes late."""
+    network = small(**VARIANTS[name]).train(training)
+    frames = torch.rand(5, 3, *SIZE)
+    proposals = some_proposals(5, 4)
+    counts = (4, 0, 4, 2, 4)
+    for t, number in enumerate(counts):
+        proposals.scores[t, number:] = 0
+    masks = torch.zeros(1, 3, *SIZE)
+    for n, (top, left, bottom, right) in enumerate(((5, 3, 30, 28), (20, 30, 47, 60), (0, 40, 20, 64))):
+        masks[0, n, top:bottom, left:right] = 1
+    start = {0: 0, 1: 0, 2: 2}
+    order = {t: {n: masks[0, n] for n in start if start[n] == t} for t in (0, 2)}
+    with torch.no_grad():
+        inside = [proposals.masks[t, :number] for t, number in enumerate(counts)]
+        boxes = [proposals.boxes[t, :number] for t, number in enumerate(counts)]
+        expected = oracle.propagate(network, frames, order, inside, boxes)
+        given = {t: Given(masks, torch.tensor([[n in objects for n in range(3)]])) for t, objects in order.items()}
+        outputs = unroll(network, Propagation(All(), "product", "overwrite"), frames[None], given, proposals)
+    assert set(expected) == {(t, n) for n, first in start.items() for t in range(first + 1, 5)}
+    compared = set()
+    for (t, n), parts in expected.items():
+        aux, number = outputs[t].aux, counts[t]
+        found = {"coarse": aux["coarse"][0, n]}
+        if network.needs_proposals:
+            found["template"] = aux["template"][0, n]
+            found["similarity"] = aux["similarity"][0, n, :number]
+            found["assignment"] = aux["assignment"][0, n, :number]
+            found["pasted"] = aux["proposal_masks"][0, :number]
+            assert aux["assignment"][0, n, number:].eq(0).all()
+        if t != 2:  # what is shown there is the annotation; frames 3 and 4 see what was fed back
+            found["foreground"] = outputs[t].probabilities[0, n + 1]
+        for part, value in found.items():
+            if value.numel():
+                assert_close(value, parts[part])
+        compared |= found.keys()
+    assert compared == (set(AS_COMPUTED) if network.needs_proposals else {"coarse", "foreground"})
+    spread = torch.stack([expected[4, n]["foreground"] for n in range(3)]).flatten(1).std(dim=1)
+    assert (spread > 1e-3).all(), "flat predictions would compare nothing"
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
@@ -162,6 +165,24 @@ def test_gradient_reaches_the_matcher_through_the_assignment():
     for part in (matcher.template, matcher.proposal, store.value, store.query):
         gradients = [p.grad.abs().sum() for p in part.parameters() if p.grad is not None]
         assert sum(gradients) > 0
+
+
+def test_coarse_masks_that_are_not_refined_teach_the_matcher():
+    """Where the best proposal has the wrong pixels, too; no pixel has more than a hundred times the gradient of an unsure one."""
+    network = small(refinement=None).train()
+    frames, labels = random_clip(1, 2, 1, SIZE)
+    proposals = some_proposals(2, 3)
+    proposals.masks[:] = 1
+    output = unroll(network, Propagation(All(), "product"), frames, {0: given_at(labels, 0, [1], 1)}, proposals)[1]
+    assert (output.aux["coarse"] == 1).any()
+    logit = torch.logit(torch.tensor(0.99))
+    background = -2 * logit  # the logit of 1 - p is -logit, and a softmax sees their difference
+    loss = nn.functional.cross_entropy(output.logits, torch.zeros(1, *SIZE, dtype=torch.long), reduction="none")
+    assert_close(loss.max(), nn.functional.softplus(-background))
+    (gradient,) = torch.autograd.grad(loss.mean(), output.aux["similarity"])
+    best = output.aux["assignment"].detach().argmax(dim=2, keepdim=True)
+    assert gradient.gather(2, best) > 0
+    assert gradient.abs().max() < 2 / (0.99 * 0.01)
 
 
 def test_a_frame_without_proposals_keeps_its_masks():
@@ -231,6 +252,7 @@ def test_copier_start_hands_the_coarse_mask_on():
         (lambda: small(objects=ObjectOptions(channels=20)), r"objects\.channels must be a multiple of 4 \* groups"),
         (lambda: small(refinement=ReferenceRefinement(width=7)), r"refinement\.width must be multiples of groups, 2"),
         (lambda: small(template="first_frame", memory_features="frame"), "memory_features must be 'object'"),
+        (lambda: ReferenceRefinement(top_k=0), r"refinement\.top_k must be at least 1"),
         (lambda: ObjectOptions(grid=0), r"objects\.grid must be positive"),
         (lambda: ObjectOptions(box_scale=-1.0), r"objects\.box_scale must be positive"),
         (lambda: AlignmentOptions(sharpness=-1.0), r"alignment\.sharpness must be positive"),

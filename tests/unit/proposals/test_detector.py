@@ -212,6 +212,14 @@ def test_fine_tuning_trains_and_its_checkpoint_is_read(tmp_path):
     assert torch.equal(tuned.model.state_dict()["rpn.head.cls_logits.bias"], after["rpn.head.cls_logits.bias"])
 
 
+def test_random_weights_are_not_fine_tuned():
+    module = ProposalDetectorModule(tiny(num_classes=2))
+    with pytest.raises(ValueError, match=r"a random resnet18 learns nothing at learning_rate 1e-06: name trained weights"):
+        module.setup("fit")
+    module.setup("validate")
+    ProposalDetectorModule(tiny(num_classes=2), learning_rate=1e-3).setup("fit")
+
+
 def test_stored_proposals_of_a_missing_video_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"bear\.npz"):
         StoredProposals([str(tmp_path / "one"), str(tmp_path)]).file("bear")
