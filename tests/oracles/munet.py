@@ -21,13 +21,13 @@ def cells_of(x: Tensor):
     return ((i, j) for j in range(x.shape[-2]) for i in range(x.shape[-1]))
 
 
-def motion_maps(current: Tensor, before: Tensor, window: int, sign: int, tau: float, normalize: bool, zero: bool) -> Tensor:
+def motion_maps(current: Tensor, before: Tensor, window: int, sign: int, tau: float, normalize: bool, out: str) -> Tensor:
     """``(C, h, w)`` reduced features twice -> ``(3, h, w)``: displacement x, y, and the largest cosine."""
     maps = torch.zeros(3, *current.shape[1:])
     for (x, y), costs in local_window.cost_volume(current, before, window, "cosine").items():
-        moved = local_window.displacement(costs, window, sign, tau, zero)
+        moved = local_window.displacement(costs, window, sign, tau, out)
         scale = window // 2 if normalize else 1
-        maps[:, y, x] = torch.tensor([moved[0] / scale, moved[1] / scale, local_window.maximum(costs, window, zero)])
+        maps[:, y, x] = torch.tensor([moved[0] / scale, moved[1] / scale, local_window.maximum(costs, window, out)])
     return maps
 
 

@@ -52,10 +52,10 @@ class MotionOptions:
     window: int = 25
     uncertainty: Confidence | None = "maximum"
     sign: Literal[-1, 1] = 1
-    temperature: float = 0.05
+    temperature: float = 0.02
     learn_temperature: bool = False
     normalize: bool = True
-    out_of_frame: OutOfFrame = "mask"
+    out_of_frame: OutOfFrame = "mean"
     reduced_channels: int = 256
     separate_reduction: bool = False
     norm: MotionNorm = "none"

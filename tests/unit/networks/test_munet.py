@@ -92,7 +92,7 @@ def test_ablation_rows_have_their_layers(arguments, first, attention):
 def test_switches_have_their_parameters():
     learned = small(learn_temperature=True).motion
     assert learned.log_temperature.requires_grad
-    assert_close(learned.temperature.detach(), torch.tensor(0.05))
+    assert_close(learned.temperature.detach(), torch.tensor(0.02))
     assert count(small(separate_reduction=True)) - count(small()) == count(small().motion.reduction)
     assert sum(isinstance(layer, nn.GroupNorm) for layer in small(norm="group").motion.network) == 7
     assert small(others="clamped").stm.memory_encoder.mask_conv.in_channels == 2
@@ -124,15 +124,15 @@ def test_motion_aware_attention_is_equation_3():
         assert_close(gate, torch.sigmoid(oracle.conv(motion, block.gate)))
 
 
-@pytest.mark.parametrize(("sign", "tau", "normalize", "zero"), [(1, 0.05, True, False), (-1, 1.0, False, True)])
-def test_motion_layer_is_the_paper(sign, tau, normalize, zero):
-    network = small(sign=sign, temperature=tau, normalize=normalize, out_of_frame="zero" if zero else "mask")
+@pytest.mark.parametrize(("sign", "tau", "normalize", "out"), [(1, 0.02, True, "mean"), (-1, 1.0, False, "zero")])
+def test_motion_layer_is_the_paper(sign, tau, normalize, out):
+    network = small(sign=sign, temperature=tau, normalize=normalize, out_of_frame=out)
     layer = network.motion
     semantic, before = torch.rand(2, 1, layer.reduction.in_channels, 4, 6)
     with torch.no_grad():
         feature, maps = layer(layer.reduce(semantic)[0], layer.reduce(before)[1])
         reduced = [oracle.conv(x, layer.reduction)[0] for x in (semantic, before)]
-        expected = oracle.motion_maps(*reduced, 5, sign, tau, normalize, zero)
+        expected = oracle.motion_maps(*reduced, 5, sign, tau, normalize, out)
         assert_close(torch.cat([maps["displacement"], maps["uncertainty"]], dim=1)[0], expected)
         assert_close(feature, oracle.motion_network(expected, layer.network))
 
@@ -152,13 +152,13 @@ def test_reductions_may_differ():
 @pytest.mark.parametrize(
     ("arguments", "motion"),
     [
-        ({}, (1, 0.05, True, False)),
+        ({}, (1, 0.02, True, "mean")),
         (
             {"sign": -1, "temperature": 1.0, "normalize": False, "out_of_frame": "zero"},
-            (-1, 1.0, False, True),
+            (-1, 1.0, False, "zero"),
         ),
-        ({"fusion": "addition", "shared_projection": True}, (1, 0.05, True, False)),
-        ({"motion": None}, (1, 0.05, True, False)),
+        ({"fusion": "addition", "shared_projection": True}, (1, 0.02, True, "mean")),
+        ({"motion": None}, (1, 0.02, True, "mean")),
     ],
     ids=["default", "paper", "addition", "baseline"],
 )
@@ -171,7 +171,7 @@ def test_network_is_the_paper_object_by_object(arguments, motion):
         0: Given(masks * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.tensor([[True, False]])),
         2: Given(masks * torch.tensor([0.0, 1.0]).view(1, 2, 1, 1), torch.tensor([[False, True]])),
     }
-    options = dict(zip(("sign", "tau", "normalize", "zero"), motion, strict=True))
+    options = dict(zip(("sign", "tau", "normalize", "out"), motion, strict=True))
     with torch.no_grad():
         outputs = unroll(network, Propagation(EveryKth(3, include_previous=True), "product"), frames[None], given)
         expected = oracle.propagate(network, frames, {0: {1: masks[0, 0]}, 2: {2: masks[0, 1]}}, 3, window=5, **options)
