@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from data_modules.clips.geometry import random_resized_box
 from data_modules.doctor.known import KNOWN
 from vos_lightning.app.composition import differing_keys, value_at
 from vos_lightning.app.experiments import Experiment, experiment_files, load_experiment
@@ -127,6 +129,30 @@ def test_the_rate_is_halved_as_in_afb_urr(name: str, epochs: int, halved: int) -
     schedule = at(experiment(name), "model.init_args.optimisation.schedule")
     assert (schedule["kind"], schedule["factor"]) == ("exponential", 0.5)
     assert schedule["period"] == at(experiment(name), "trainer.max_steps") * halved // epochs
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("static", [(480, 640), (640, 480), (333, 500), (300, 400), (375, 500), (400, 400)]),
+        ("protocol1", [(480, 854), (480, 910)]),
+        ("protocol2", [(480, 854), (720, 1280), (1280, 720)]),
+    ],
+)
+def test_frames_are_randomly_resized_and_cropped(name: str, sizes: list[tuple[int, int]]) -> None:
+    """Section 3.5. A thousand boxes in frames of usual sizes: they differ, and none is the centre box of a range that cannot be."""
+    recipe = at(experiment(name), "data.init_args.recipe")
+    (low, high), ratio = recipe["crop_area"], tuple(recipe["crop_ratio"])
+    rng = np.random.default_rng(0)
+    for height, width in sizes:
+        boxes = [random_resized_box(rng, height, width, (low, high), ratio, recipe["crop_attempts"]) for _ in range(1000)]
+        shares = [box[2] * box[3] / (height * width) for box in boxes]
+        assert len(set(boxes)) > 950
+        assert low - 0.01 <= min(shares)
+        assert max(shares) <= high + 0.01
+        assert max(shares) - min(shares) > 0.1
+        assert all(ratio[0] - 0.02 <= box[2] / box[3] <= ratio[1] + 0.02 for box in boxes)
+        assert len({box[:2] for box in boxes}) > 500
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
