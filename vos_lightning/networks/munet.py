@@ -154,7 +154,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         keep: bool,
     ) -> tuple[Entry | None, Carry]:
         """Encode the frame with its masks if it is to be kept, and pass on its reduced features."""
-        carry = Carry(features.earlier)
+        carry = self.carry_of(features)
         if not keep:
             return None, carry
         masked = self.stm.masked_features(features.image, masks)
@@ -163,6 +163,10 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             fused, _ = self._fuse(masked.flatten(0, 1), motion.unsqueeze(1).expand_as(masked).flatten(0, 1))
             masked = fused.unflatten(0, masked.shape[:2])
         return self.stm.entry(masked), carry
+
+    def carry_of(self, features: Features) -> Carry:
+        """The reduced features, which depend on no mask."""
+        return Carry(features.earlier)
 
     def _motion(self, features: Features, memory: Memory[Entry, Carry]) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.motion is not None

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.double import double_precision
 from tests.oracles import munet as oracle
 from tests.oracles import segmentation_losses
 from tests.tolerances import assert_close
@@ -15,7 +16,7 @@ from vos_lightning.modules.optimisation import Optimisation
 from vos_lightning.networks.munet import MUNet
 from vos_lightning.networks.stm import Entry
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth
-from vos_lightning.propagation.step import Propagation, StepOutput, unroll
+from vos_lightning.propagation.step import Propagation, StepOutput, advance, unroll
 from vos_lightning.structures import ClipBatch, FrameInput, Given
 
 SMALL = {"key_channels": 6, "value_channels": 8, "decoder_channels": 8, "blocks": (1, 1, 1), "width": 4}
@@ -254,6 +255,63 @@ def test_training_encodes_the_reference_frame_only():
         network, module.train_propagation, torch.rand(1, 4, 3, *SIZE), {0: Given(boxes((8, 8, 30, 30)), torch.tensor([[True]]))}
     )
     assert len(calls) == 1
+
+
+@pytest.fixture
+def in_double_precision():
+    with double_precision():
+        yield
+
+
+@pytest.mark.usefixtures("in_double_precision")
+@pytest.mark.parametrize("arguments", [{}, {"separate_reduction": True}, {"motion": None}, {"fusion": "addition"}])
+def test_queries_of_a_clip_are_one_batch(arguments):
+    """The frames that read the first one alone: outputs and gradients are those of frame after frame, in one call of the decoder."""
+    network = small(**arguments)
+    frames = torch.rand(2, 5, 3, *SIZE)
+    masks = torch.cat([boxes((8, 8, 30, 30), (20, 30, 44, 60)), boxes((0, 20, 20, 50), (0, 0, 0, 0))])
+    given = {0: Given(masks, torch.tensor([[True, True], [True, False]]))}
+    propagation = MUNetModule(network).train_propagation
+
+    def in_turn():
+        outputs, state = [], None
+        for t in range(5):
+            output, state = advance(network, propagation, state, FrameInput(frames[:, t]), given.get(t))
+            outputs.append(output)
+        return outputs
+
+    calls = []
+    network.stm.decoder.register_forward_hook(lambda *_: calls.append(1))
+    found = []
+    for outputs in (in_turn(), unroll(network, propagation, frames, given)):
+        weights = torch.rand(5, *outputs[0].logits.shape, generator=torch.Generator().manual_seed(0))
+        network.zero_grad()
+        sum((w * o.logits).sum() for w, o in zip(weights[1:], outputs[1:], strict=True)).backward()
+        found.append((outputs, [p.grad.clone() for p in network.parameters() if p.grad is not None]))
+    assert len(calls) == 4 + 1
+    (expected, slopes), (actual, own) = found
+    assert [o.aux.keys() for o in actual] == [o.aux.keys() for o in expected]
+    for one, other in zip(actual, expected, strict=True):
+        assert_close(one.logits, other.logits)
+        assert_close(one.probabilities, other.probabilities)
+        assert torch.equal(one.introduced, other.introduced)
+        for name in one.aux:
+            assert_close(one.aux[name], other.aux[name])
+    assert len(own) == len(slopes) == sum(1 for p in network.parameters() if p.requires_grad)
+    for one, other in zip(own, slopes, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize(("memory", "late"), [("recurrent", False), ("truth", False), ("reference", True)])
+def test_frames_that_depend_on_each_other_are_no_batch(memory, late):
+    network = small()
+    calls = []
+    network.stm.decoder.register_forward_hook(lambda *_: calls.append(1))
+    masks = boxes((8, 8, 30, 30), (20, 30, 44, 60))
+    given = {0: Given(masks, torch.tensor([[True, not late]]))} | ({2: Given(masks, torch.tensor([[False, True]]))} if late else {})
+    module = MUNetModule(network, train_memory=memory)
+    unroll(network, module.train_propagation, torch.rand(1, 4, 3, *SIZE), given)
+    assert len(calls) == 3
 
 
 def test_training_may_remember_the_truth():
