@@ -94,6 +94,9 @@ def test_every_training_is_that_of_section_3_5(name: str) -> None:
     if name != "static":
         assert (recipe["frame_choice"], recipe["max_gap"], recipe["reverse_probability"]) == ("inside", 1, 0.0)
     assert at(one, "model.init_args.hardest_fraction") == 0.4
+    # Not stated: the memory of AFB-URR's training and of STM's inference.
+    assert at(one, "model.init_args.train_memory") == "reference"
+    assert at(one, "model.init_args.memory_stride") == 5
     assert at(one, "model.init_args.iou_weight") in (None, 1.0)  # its default is 1
     assert at(one, f"{STM}.mask_encoder.init_args.others") is None
     expected = MASK_RCNN if name == "protocol1_v2" else IMAGENET

@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,11 @@ from tests.oracles import munet as oracle
 from tests.oracles import segmentation_losses
 from tests.tolerances import assert_close
 from vos_lightning.attention.msam import MSAM, MotionOptions
+from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.matching.local_window import local_similarity
 from vos_lightning.modules.munet import MUNetModule
 from vos_lightning.modules.optimisation import Optimisation
+from vos_lightning.networks import stm
 from vos_lightning.networks.munet import MUNet
 from vos_lightning.networks.stm import Entry
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth
@@ -75,6 +78,20 @@ def test_parameter_counts():
     assert all(p.requires_grad for p in network.parameters())
 
 
+def test_published_weights_go_into_both_encoders(monkeypatch):
+    seen = []
+
+    def random_trunk(weights, **options):
+        seen.append(weights)
+        return ResNetPyramid(weights=None, **options)
+
+    monkeypatch.setattr(stm, "ResNetPyramid", random_trunk)
+    with torch.device("meta"):
+        MUNet.published("MASK_RCNN_COCO_V1")
+        MUNet.published()
+    assert seen == ["MASK_RCNN_COCO_V1"] * 2 + ["IMAGENET1K_V1"] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "first", "attention"),
     [
@@ -126,15 +143,33 @@ def test_motion_aware_attention_is_equation_3():
 
 
 @pytest.mark.parametrize(("sign", "tau", "normalize", "out"), [(1, 0.02, True, "mean"), (-1, 1.0, False, "zero")])
-def test_motion_layer_is_the_paper(sign, tau, normalize, out):
-    network = small(sign=sign, temperature=tau, normalize=normalize, out_of_frame=out)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"uncertainty": None},
+        {"uncertainty": "one_minus_maximum"},
+        {"uncertainty": "softmax_peak"},
+        {"separate_reduction": True, "norm": "group"},
+        {"learn_temperature": True},
+    ],
+    ids=["plain", "no uncertainty", "one minus", "peak", "separate, group", "learned"],
+)
+def test_motion_layer_is_the_paper(sign, tau, normalize, out, arguments):
+    network = small(sign=sign, temperature=tau, normalize=normalize, out_of_frame=out, **arguments)
     layer = network.motion
+    if layer.log_temperature is not None:
+        tau = 3 * tau
+        layer.log_temperature.data += math.log(3)
+    for norm in (each for each in layer.network if isinstance(each, nn.GroupNorm)):
+        nn.init.uniform_(norm.weight, 0.5, 2)
     semantic, before = torch.rand(2, 1, layer.reduction.in_channels, 4, 6)
     with torch.no_grad():
         feature, maps = layer(layer.reduce(semantic)[0], layer.reduce(before)[1])
-        reduced = [oracle.conv(x, layer.reduction)[0] for x in (semantic, before)]
-        expected = oracle.motion_maps(*reduced, 5, sign, tau, normalize, out)
-        assert_close(torch.cat([maps["displacement"], maps["uncertainty"]], dim=1)[0], expected)
+        reductions = (layer.reduction, layer.earlier_reduction or layer.reduction)
+        reduced = [oracle.conv(x, way)[0] for x, way in zip((semantic, before), reductions, strict=True)]
+        expected = oracle.motion_maps(*reduced, 5, sign, tau, normalize, out, layer.options.uncertainty)
+        assert_close(torch.cat(list(maps.values()), dim=1)[0], expected)
         assert_close(feature, oracle.motion_network(expected, layer.network))
 
 
@@ -160,8 +195,10 @@ def test_reductions_may_differ():
         ),
         ({"fusion": "addition", "shared_projection": True}, (1, 0.02, True, "mean")),
         ({"motion": None}, (1, 0.02, True, "mean")),
+        ({"store_motion": True, "separate_reduction": True}, (1, 0.02, True, "mean")),
+        ({"store_motion": True, "fusion": "addition"}, (1, 0.02, True, "mean")),
     ],
-    ids=["default", "paper", "addition", "baseline"],
+    ids=["default", "paper", "addition", "baseline", "stored", "stored, addition"],
 )
 def test_network_is_the_paper_object_by_object(arguments, motion):
     """Four frames, two objects, the second from frame 2 on; the memory has frames 0, 3 (every third), 2 (given), previous."""
