@@ -65,8 +65,9 @@ def random_resized_box(
 
 
 def rescaled_box(rng: np.random.Generator, height: int, width: int, size: int) -> Box:
-    """Square that is ``size`` pixels wide once the short side of the frame is resized to a uniform draw from ``size`` to its own
-    length: from ``size`` pixels of the frame itself to its whole short side, which it is in frames that are smaller.
+    """Square of ``size`` pixels in a frame whose short side is resized to a uniform draw from ``size`` to its own length.
+
+    In the frame itself, its side is between ``size`` and the short side, which it is in frames that are smaller.
 
     Reference: STM, as its author describes the training.
     """

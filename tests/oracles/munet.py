@@ -24,7 +24,7 @@ def cells_of(x: Tensor):
 def motion_maps(
     current: Tensor, before: Tensor, window: int, sign: int, tau: float, normalize: bool, out: str, form: str | None = "maximum"
 ) -> Tensor:
-    """``(C, h, w)`` reduced features twice -> ``(3, h, w)``: displacement x, y, and uncertainty, by default the largest cosine."""
+    """``(C, h, w)`` reduced features twice -> ``(3, h, w)``: displacement x, y, and uncertainty; two maps without ``form``."""
     maps = torch.zeros(3, *current.shape[1:])
     for (x, y), costs in local_window.cost_volume(current, before, window, "cosine").items():
         moved = local_window.displacement(costs, window, sign, tau, out)

@@ -143,7 +143,7 @@ def test_the_rate_is_halved_as_in_afb_urr(name: str, epochs: int, halved: int) -
     ],
 )
 def test_frames_are_randomly_resized_and_cropped(name: str, sizes: list[tuple[int, int]]) -> None:
-    """Section 3.5. A thousand boxes in frames of usual sizes: they differ, and none is the centre box of a range that cannot be."""
+    """Section 3.5. A thousand boxes in frames of usual sizes differ, and none is the centre box of a range that cannot be."""
     recipe = at(experiment(name), "data.init_args.recipe")
     (low, high), ratio = recipe["crop_area"], tuple(recipe["crop_ratio"])
     rng = np.random.default_rng(0)

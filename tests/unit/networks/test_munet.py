@@ -303,7 +303,7 @@ def in_double_precision():
 @pytest.mark.usefixtures("in_double_precision")
 @pytest.mark.parametrize("arguments", [{}, {"separate_reduction": True}, {"motion": None}, {"fusion": "addition"}])
 def test_queries_of_a_clip_are_one_batch(arguments):
-    """The frames that read the first one alone: outputs and gradients are those of frame after frame, in one call of the decoder."""
+    """Frames that read the first one alone: outputs and gradients are those of frame after frame, in one call of the decoder."""
     network = small(**arguments)
     frames = torch.rand(2, 5, 3, *SIZE)
     masks = torch.cat([boxes((8, 8, 30, 30), (20, 30, 44, 60)), boxes((0, 20, 20, 50), (0, 0, 0, 0))])
@@ -345,7 +345,9 @@ def test_frames_that_depend_on_each_other_are_no_batch(memory, late):
     calls = []
     network.stm.decoder.register_forward_hook(lambda *_: calls.append(1))
     masks = boxes((8, 8, 30, 30), (20, 30, 44, 60))
-    given = {0: Given(masks, torch.tensor([[True, not late]]))} | ({2: Given(masks, torch.tensor([[False, True]]))} if late else {})
+    given = {0: Given(masks, torch.tensor([[True, not late]]))} | (
+        {2: Given(masks, torch.tensor([[False, True]]))} if late else {}
+    )
     module = MUNetModule(network, train_memory=memory)
     unroll(network, module.train_propagation, torch.rand(1, 4, 3, *SIZE), given)
     assert len(calls) == 3
