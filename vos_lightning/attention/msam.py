@@ -33,8 +33,8 @@ class MotionOptions:
 
     Attributes:
         window: side of the search window in the previous frame, in cells, odd.
-        uncertainty: form of the uncertainty map, see :func:`match_confidence`; None leaves the map out. ``maximum`` is equation 2,
-            which is high where the match is sure, although the caption of Figure 6 gives moving regions a high uncertainty.
+        uncertainty: form of the uncertainty map, see :func:`match_confidence`; None leaves the map out. ``maximum`` is equation
+            2, which is high where the match is sure, although the caption of Figure 6 gives moving regions a high uncertainty.
         sign: sign of the cosines in the softmax, see :func:`match_weights`.
         temperature: temperature of the softmax, positive.
         learn_temperature: train the logarithm of the temperature, which starts at ``temperature``.
