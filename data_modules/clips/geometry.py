@@ -64,6 +64,18 @@ def random_resized_box(
     return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
 
 
+def rescaled_box(rng: np.random.Generator, height: int, width: int, size: int) -> Box:
+    """Square of ``size`` pixels in a frame whose short side is resized to a uniform draw from ``size`` to its own length.
+
+    In the frame itself, its side is between ``size`` and the short side, which it is in frames that are smaller.
+
+    Reference: STM, as its author describes the training.
+    """
+    short = min(height, width)
+    side = round(size * short / int(rng.integers(size, short + 1))) if short > size else short
+    return int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side, side
+
+
 def resize_box(
     frames: UInt8[np.ndarray, "T H W 3"], label_maps: UInt8[np.ndarray, "T H W"], box: Box, height: int, width: int
 ) -> tuple[UInt8[np.ndarray, "T H2 W2 3"], UInt8[np.ndarray, "T H2 W2"]]:

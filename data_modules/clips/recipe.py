@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-CropMode = Literal["none", "balanced", "random_resized", "released", "padded"]
+CropMode = Literal["none", "balanced", "random_resized", "released", "padded", "rescaled"]
 FrameChoice = Literal["repeat_last", "inside", "stcn", "shuffled"]
 FILL = (124, 116, 104)
 """RGB of pixels that come from outside the image; the mean of ImageNet."""
@@ -122,8 +122,9 @@ class ClipRecipe:
         crop: ``balanced``: a window of ``crop_size`` pixels, redrawn until it shows enough of a chosen object;
             ``random_resized``: a box of random area and aspect ratio, resized to ``crop_size`` and also redrawn; ``released``:
             the same with the areas of EMVOS's released code, which for wide frames always fall back to the centre box;
-            ``padded``: a window of ``crop_size`` pixels in frames that are padded if they are smaller; ``none``: whole frames,
-            which must then all have one size.
+            ``padded``: a window of ``crop_size`` pixels in frames that are padded if they are smaller; ``rescaled``: a window
+            of ``crop_size`` pixels in frames whose short side is resized to a uniform draw from ``crop_size`` to its own length,
+            also redrawn (STM); ``none``: whole frames, which must then all have one size.
         crop_size: side of the square crop in pixels.
         crop_area: smallest and largest share of the frame's area, for ``random_resized``.
         crop_ratio: smallest and largest width / height, log-uniform, for ``random_resized``.

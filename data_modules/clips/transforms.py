@@ -21,6 +21,7 @@ from data_modules.clips.geometry import (
     random_resized_box,
     random_thin_plate,
     random_warp,
+    rescaled_box,
     resize_box,
     resize_label_map,
     short_side_size,
@@ -204,6 +205,8 @@ class ClipTransform:
         if recipe.crop in ("balanced", "padded"):
             size = recipe.crop_size
             return int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1)), size, size
+        if recipe.crop == "rescaled":
+            return rescaled_box(rng, height, width, recipe.crop_size)
         if recipe.crop == "released":
             return random_resized_box(rng, height, width, RELEASED_CROP_AREA, RELEASED_CROP_RATIO)
         return random_resized_box(rng, height, width, recipe.crop_area, recipe.crop_ratio)

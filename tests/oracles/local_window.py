@@ -34,22 +34,23 @@ def cost_volume(
     return volume
 
 
-def weights(costs: dict[tuple[int, int], float], window: int, sign: int, temperature: float, zero: bool) -> dict:
-    """Softmax over the offsets; with ``zero``, those out of the frame take part with a similarity of 0."""
-    entries = {offset: costs.get(offset, 0.0) for offset in offsets(window) if zero or offset in costs}
+def weights(costs: dict[tuple[int, int], float], window: int, sign: int, temperature: float, out_of_frame: str) -> dict:
+    """Softmax over the offsets; those out of the frame take part with 0 (``zero``), the mean of the others, or not (``mask``)."""
+    other = {"zero": 0.0, "mean": sum(costs.values()) / len(costs), "mask": None}[out_of_frame]
+    entries = {offset: costs.get(offset, other) for offset in offsets(window) if other is not None or offset in costs}
     powers = {offset: math.exp(sign * value / temperature) for offset, value in entries.items()}
     total = sum(powers.values())
     return {offset: power / total for offset, power in powers.items()}
 
 
-def displacement(costs: dict, window: int, sign: int, temperature: float, zero: bool) -> tuple[float, float]:
-    w = weights(costs, window, sign, temperature, zero)
+def displacement(costs: dict, window: int, sign: int, temperature: float, out_of_frame: str) -> tuple[float, float]:
+    w = weights(costs, window, sign, temperature, out_of_frame)
     return sum(u * p for (u, _), p in w.items()), sum(v * p for (_, v), p in w.items())
 
 
-def maximum(costs: dict, window: int, zero: bool) -> float:
+def maximum(costs: dict, window: int, out_of_frame: str) -> float:
     values = list(costs.values())
-    return max([*values, 0.0]) if zero and len(values) < window**2 else max(values)
+    return max([*values, 0.0]) if out_of_frame == "zero" and len(values) < window**2 else max(values)
 
 
 def two_best(costs: dict, exclusion_radius: int) -> tuple[tuple[int, int], float, float]:

@@ -21,22 +21,32 @@ def cells_of(x: Tensor):
     return ((i, j) for j in range(x.shape[-2]) for i in range(x.shape[-1]))
 
 
-def motion_maps(current: Tensor, before: Tensor, window: int, sign: int, tau: float, normalize: bool, zero: bool) -> Tensor:
-    """``(C, h, w)`` reduced features twice -> ``(3, h, w)``: displacement x, y, and the largest cosine."""
+def motion_maps(
+    current: Tensor, before: Tensor, window: int, sign: int, tau: float, normalize: bool, out: str, form: str | None = "maximum"
+) -> Tensor:
+    """``(C, h, w)`` reduced features twice -> ``(3, h, w)``: displacement x, y, and uncertainty; two maps without ``form``."""
     maps = torch.zeros(3, *current.shape[1:])
     for (x, y), costs in local_window.cost_volume(current, before, window, "cosine").items():
-        moved = local_window.displacement(costs, window, sign, tau, zero)
+        moved = local_window.displacement(costs, window, sign, tau, out)
         scale = window // 2 if normalize else 1
-        maps[:, y, x] = torch.tensor([moved[0] / scale, moved[1] / scale, local_window.maximum(costs, window, zero)])
-    return maps
+        best = local_window.maximum(costs, window, out)
+        peak = max(local_window.weights(costs, window, sign, tau, out).values())
+        sure = {"maximum": best, "one_minus_maximum": 1 - best, "softmax_peak": peak, None: 0.0}[form]
+        maps[:, y, x] = torch.tensor([moved[0] / scale, moved[1] / scale, sure])
+    return maps[: 2 if form is None else 3]
 
 
 def motion_network(maps: Tensor, layers) -> Tensor:
-    """Table 1: convolutions with a rectification between them."""
+    """Table 1: convolutions with a rectification between them, and before it what ``norm: group`` adds."""
     x = maps[None]
     convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
-    for layer in convolutions[:-1]:
-        x = conv(x, layer).clamp(min=0)
+    norms = [layer for layer in layers if isinstance(layer, torch.nn.GroupNorm)]
+    for i, layer in enumerate(convolutions[:-1]):
+        x = conv(x, layer)
+        if norms:
+            centred = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+            x = centred * norms[i].weight.view(1, -1, 1, 1) + norms[i].bias.view(1, -1, 1, 1)
+        x = x.clamp(min=0)
     return conv(x, convolutions[-1])
 
 
@@ -47,6 +57,10 @@ def attend(semantic: Tensor, motion: Tensor, gate) -> Tensor:
         score = float((motion[0, :, y, x] * gate.weight[0, :, 0, 0]).sum() + gate.bias[0])
         out[0, :, y, x] = semantic[0, :, y, x] * (1 / (1 + math.exp(-score))) + semantic[0, :, y, x]
     return out
+
+
+def join(network, semantic: Tensor, motion: Tensor) -> Tensor:
+    return semantic + motion if network.attention is None else attend(semantic, motion, network.attention.gate)
 
 
 def read(key: Tensor, remembered: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -91,9 +105,12 @@ def propagate(
         pyramid = network.stm.query_encoder(image[None])
         semantic = pyramid.s16
         if t > 0 and network.motion is not None:
-            reduced = [conv(network.stm.query_encoder(f[None]).s16, network.motion.reduction)[0] for f in (image, frames[t - 1])]
+            ways = (network.motion.reduction, network.motion.earlier_reduction or network.motion.reduction)
+            reduced = [
+                conv(network.stm.query_encoder(f[None]).s16, way)[0] for f, way in zip((image, frames[t - 1]), ways, strict=True)
+            ]
             feature = motion_network(motion_maps(*reduced, **motion), network.motion.network)
-            semantic = semantic + feature if network.attention is None else attend(semantic, feature, network.attention.gate)
+            semantic = join(network, semantic, feature)
         key, value = conv(semantic, network.stm.query_projection.key), conv(semantic, network.stm.query_projection.value)
         soft = {}
         for n, slots in remembered.items():
@@ -114,6 +131,8 @@ def propagate(
             slots = remembered.setdefault(n, {})
             for old in [s for s in slots if s % stride and s not in given]:
                 del slots[old]
-            feature = network.stm.memory_encoder(image[None], mask[None, None])[0]
-            slots[t] = (conv(feature, projection.key), conv(feature, projection.value))
+            masked = network.stm.memory_encoder(image[None], mask[None, None])[0]
+            if network.store_motion and t > 0:
+                masked = join(network, masked, feature)
+            slots[t] = (conv(masked, projection.key), conv(masked, projection.value))
     return predicted

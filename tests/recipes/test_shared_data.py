@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from data_modules.clips.recipe import ClipRecipe
 from tests.recipes.experiments import without_pretrained
 from vos_lightning.app.experiments import experiments_folder, load_experiment
 from vos_lightning.app.runs import Run
@@ -40,7 +41,7 @@ def test_fragments_build(name: str, tmp_path: Path) -> None:
     if FRAGMENTS[name]:
         assert module.recipe.num_frames == 6
         assert module.recipe.crop_size == 400
-        assert module.recipe.crop_per_frame == (FRAGMENTS[name] != ["munet_clips"])
+        assert module.recipe.crop_per_frame == (FRAGMENTS[name] == ["munet_independent_clips"])
 
 
 def test_every_data_fragment_is_built_here() -> None:
@@ -49,6 +50,17 @@ def test_every_data_fragment_is_built_here() -> None:
     recipes = {path.stem for path in folder.glob("munet_*.yaml")}
     tested = set(FRAGMENTS) | {each for more in FRAGMENTS.values() for each in more}
     assert (with_data | recipes) - {"davis17", "bsds_davis16", "bsds_davis16_small"} <= tested
+
+
+def test_stm_main() -> None:
+    """Gaps of up to 25 stored frames in both sets, and windows that reach native scale in both."""
+    arguments = load_experiment("stm_main").config["data"]["init_args"]
+    gaps = tuple(map(tuple, arguments["recipe"]["gap_curriculum"]))
+    recipe = ClipRecipe(**{**arguments["recipe"], "gap_curriculum": gaps})
+    assert (recipe.crop, recipe.crop_size, recipe.short_side) == ("rescaled", 384, None)
+    shares = (0.0, 0.0999, 0.1, 0.25, 0.35, 0.4, 0.5, 0.9999)
+    for step in arguments["frame_steps"]:
+        assert [recipe.in_steps_of(step).at(share).max_gap for share in shares] == [1, 1, 5, 10, 15, 20, 25, 25]
 
 
 def test_stcn_main(tmp_path: Path) -> None:

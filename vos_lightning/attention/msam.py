@@ -33,7 +33,8 @@ class MotionOptions:
 
     Attributes:
         window: side of the search window in the previous frame, in cells, odd.
-        uncertainty: form of the uncertainty map, see :func:`match_confidence`; None leaves the map out.
+        uncertainty: form of the uncertainty map, see :func:`match_confidence`; None leaves the map out. ``maximum`` is equation
+            2, which is high where the match is sure, although the caption of Figure 6 gives moving regions a high uncertainty.
         sign: sign of the cosines in the softmax, see :func:`match_weights`.
         temperature: temperature of the softmax, positive.
         learn_temperature: train the logarithm of the temperature, which starts at ``temperature``.
@@ -46,16 +47,17 @@ class MotionOptions:
     Raises:
         ValueError: a value is unknown or out of range.
 
-    Reference: MUNet (Sun et al.) section 3.2; the paper prints ``sign=-1``, no temperature and no normalisation.
+    Reference: MUNet (Sun et al.) section 3.2; the paper prints ``sign=-1``, no temperature and no normalisation, and
+    says nothing of the border, where ``zero`` is the plain reading.
     """
 
     window: int = 25
     uncertainty: Confidence | None = "maximum"
     sign: Literal[-1, 1] = 1
-    temperature: float = 0.05
+    temperature: float = 0.02
     learn_temperature: bool = False
     normalize: bool = True
-    out_of_frame: OutOfFrame = "mask"
+    out_of_frame: OutOfFrame = "mean"
     reduced_channels: int = 256
     separate_reduction: bool = False
     norm: MotionNorm = "none"

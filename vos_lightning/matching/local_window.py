@@ -19,8 +19,13 @@ from vos_lightning.matching.similarity import at_least_float32, dot, l2_normaliz
 
 Measure = Literal["dot", "cosine", "l2"]
 """``dot``: inner product; ``cosine``: cosine; ``l2``: negative squared distance."""
-OutOfFrame = Literal["mask", "zero"]
-"""Offsets that leave the frame are excluded (``mask``), or count with a similarity of 0 as in zero padding (``zero``)."""
+OutOfFrame = Literal["mean", "mask", "zero"]
+"""What an offset that leaves the frame counts as: a cell of the mean similarity of the window's cells inside (``mean``), nothing
+(``mask``), or a similarity of 0 as in zero padding (``zero``).
+
+Near a border, the cells inside lie on one side. Excluding the others (``mask``) moves every mean offset to that side as soon as
+the softmax is not sharp; with ``mean``, cells that match no better than others cancel as they do inside the frame.
+"""
 Confidence = Literal["maximum", "one_minus_maximum", "softmax_peak"]
 
 MAX_ELEMENTS = 2**20
@@ -109,7 +114,7 @@ def match_weights(
     volume: Float[Tensor, "B O h w"],
     sign: int = 1,
     temperature: float | Float[Tensor, ""] = 1.0,
-    out_of_frame: OutOfFrame = "mask",
+    out_of_frame: OutOfFrame = "mean",
 ) -> Float[Tensor, "B O h w"]:
     r"""Softmax over the window, :math:`\mathrm{softmax}_u(\pm V(u, x) / \tau)`.
 
@@ -125,7 +130,7 @@ def match_weights(
     if sign not in (-1, 1):
         raise ValueError(f"sign must be 1 or -1, not {sign}")
     # A small temperature makes a similarity of half precision infinite.
-    scaled = _masked(at_least_float32(volume) * (sign / temperature), out_of_frame)
+    scaled = _completed(at_least_float32(volume) * (sign / temperature), out_of_frame)
     # The offsets are innermost in memory already, so nothing is copied.
     return scaled.movedim(1, -1).softmax(dim=-1).movedim(-1, 1)
 
@@ -140,9 +145,9 @@ def expected_offset(weights: Float[Tensor, "B O h w"]) -> Float[Tensor, "B 2 h w
 def soft_displacement(
     volume: Float[Tensor, "B O h w"],
     sign: int = 1,
-    temperature: float | Float[Tensor, ""] = 0.05,
+    temperature: float | Float[Tensor, ""] = 0.02,
     normalize: bool = True,
-    out_of_frame: OutOfFrame = "mask",
+    out_of_frame: OutOfFrame = "mean",
 ) -> Float[Tensor, "B 2 h w"]:
     r"""Expected position of every pixel's match: the offsets of the window, weighted by a softmax of their similarity.
 
@@ -152,7 +157,9 @@ def soft_displacement(
         volume: similarities from :func:`local_similarity`.
         sign: sign of the similarities in the softmax, see :func:`match_weights`.
         temperature: temperature :math:`\tau > 0` of the softmax. With cosines and :math:`\tau = 1` the softmax over a large
-            window is almost uniform.
+            window is almost uniform. Features behind a rectification have high cosines everywhere (0.75 between unrelated
+            cells for uniform ones), so that a true match leads by little; 0.02 is the largest temperature at which a window of
+            25 x 25 cells finds it to a few hundredths of a cell (0.05: 5 cells off).
         normalize: divide by ``window // 2``, so that the edge of an odd window is at distance 1.
         out_of_frame: treatment of offsets that leave the frame, see :data:`OutOfFrame`.
 
@@ -169,8 +176,8 @@ def match_confidence(
     volume: Float[Tensor, "B O h w"],
     form: Confidence = "maximum",
     sign: int = 1,
-    temperature: float | Float[Tensor, ""] = 0.05,
-    out_of_frame: OutOfFrame = "mask",
+    temperature: float | Float[Tensor, ""] = 0.02,
+    out_of_frame: OutOfFrame = "mean",
 ) -> Float[Tensor, "B 1 h w"]:
     r"""Confidence in the best match of every pixel; MUNet calls the maximum its uncertainty map.
 
@@ -191,17 +198,21 @@ def match_confidence(
         raise ValueError(f"form must be one of {get_args(Confidence)}, not {form!r}")
     if form == "softmax_peak":
         return match_weights(volume, sign, temperature, out_of_frame).amax(dim=1, keepdim=True)
-    best = _masked(volume, out_of_frame).amax(dim=1, keepdim=True)
+    # A mean is never the largest, and in half precision its sum may overflow.
+    best = _completed(volume, "mask" if out_of_frame == "mean" else out_of_frame).amax(dim=1, keepdim=True)
     return 1 - best if form == "one_minus_maximum" else best
 
 
-def _masked(volume: Float[Tensor, "B O h w"], out_of_frame: OutOfFrame) -> Float[Tensor, "B O h w"]:
+def _completed(volume: Float[Tensor, "B O h w"], out_of_frame: OutOfFrame) -> Float[Tensor, "B O h w"]:
+    """The volume with values for offsets that leave the frame, where it is 0."""
     if out_of_frame not in get_args(OutOfFrame):
         raise ValueError(f"out_of_frame must be one of {get_args(OutOfFrame)}, not {out_of_frame!r}")
     if out_of_frame == "zero":
         return volume
     inside = inside_frame(math.isqrt(volume.shape[1]), volume.shape[2], volume.shape[3], volume.device)
-    # The cell itself is always inside, so every softmax and maximum has a finite entry.
+    # The cell itself is always inside, so every mean has a cell, and every softmax and maximum a finite entry.
+    if out_of_frame == "mean":
+        return torch.where(inside, volume, volume.sum(dim=1, keepdim=True) / inside.sum(dim=0))
     return volume.masked_fill(~inside, float("-inf"))
 
 
@@ -245,7 +256,7 @@ def best_match(
     """
     if exclusion_radius < 0:
         raise ValueError(f"exclusion_radius must not be negative, it is {exclusion_radius}")
-    volume = _masked(local_similarity(query, other, window, measure), "mask")
+    volume = _completed(local_similarity(query, other, window, measure), "mask")
     height, width = volume.shape[2:]
     best, chosen = volume.max(dim=1)
     own = (window // 2) * window + window // 2

@@ -55,8 +55,9 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
 
     Deviations. The paper's softmax favours the offsets that match worst. Without a temperature it is almost uniform over 625
     offsets, so that its displacement hardly changes. The defaults of :class:`MotionOptions` take the best match instead
-    (``sign=1``, a low ``temperature``, normalised to the window, offsets out of the frame left out); ``sign=-1, temperature=1.0,
-    normalize=False`` is what is printed. The motion of a frame does not depend on the objects and is computed once for all of
+    (``sign=1``, a low ``temperature``, normalised to the window, no bias at the border of the frame); ``sign=-1,
+    temperature=1.0, normalize=False, out_of_frame="zero"`` is what is printed. What equation 2 calls uncertainty is high where
+    the match is sure. The motion of a frame does not depend on the objects and is computed once for all of
     them, and the reduced features of a frame are kept for the next one instead of encoding it twice.
 
     Args:
@@ -154,7 +155,7 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
         keep: bool,
     ) -> tuple[Entry | None, Carry]:
         """Encode the frame with its masks if it is to be kept, and pass on its reduced features."""
-        carry = Carry(features.earlier)
+        carry = self.carry_of(features)
         if not keep:
             return None, carry
         masked = self.stm.masked_features(features.image, masks)
@@ -163,6 +164,10 @@ class MUNet(VOSNetwork[Features, Entry, Carry]):
             fused, _ = self._fuse(masked.flatten(0, 1), motion.unsqueeze(1).expand_as(masked).flatten(0, 1))
             masked = fused.unflatten(0, masked.shape[:2])
         return self.stm.entry(masked), carry
+
+    def carry_of(self, features: Features) -> Carry:
+        """The reduced features, which depend on no mask."""
+        return Carry(features.earlier)
 
     def _motion(self, features: Features, memory: Memory[Entry, Carry]) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.motion is not None

@@ -71,6 +71,14 @@ class VOSNetwork(nn.Module, ABC, Generic[FeaturesT, EntryT, CarryT]):
             keep: whether the entry will be read. If False, None may be returned instead.
         """
 
+    def carry_of(self, features: FeaturesT) -> CarryT | None:  # noqa: ARG002
+        """The carry after a frame, if the features of that frame alone decide it; None if masks or the memory do.
+
+        Then the frames of a training clip that only read what is annotated in its first frame do not depend on each other, and
+        are one batch, see :func:`vos_lightning.propagation.step.unroll`. The default is None.
+        """
+        return None
+
     def forget(self, carry: CarryT, which: Bool[Tensor, "B N"]) -> CarryT:  # noqa: ARG002
         """The carry without the state of the objects ``which``, which are annotated anew; called before ``memorize``.
 

@@ -275,6 +275,8 @@ def unroll(
 ) -> list[StepOutput]:
     """Propagate through a clip with gradients; every frame is encoded in one call.
 
+    Frames that do not depend on each other, because each reads only what is annotated in the first one, are one batch too.
+
     Args:
         network: the network of any system.
         propagation: policy, aggregation and introduction.
@@ -300,7 +302,47 @@ def unroll(
         truth = None if remembered is None else remembered[:, t]
         output, state = advance(network, propagation, state, frame, given.get(t), truth)
         outputs.append(output)
+        if t == 0 and length > 1 and _rest_is_independent(network, propagation, state, features, given, length):
+            return outputs + _rest_at_once(network, propagation, state, encoded, batch, length)
     return outputs
+
+
+def _rest_is_independent(
+    network: VOSNetwork[Any, Any, Any],
+    propagation: Propagation,
+    first: State[Any, Any],
+    features: Any,
+    given: dict[int, Given],
+    length: int,
+) -> bool:
+    """Whether no frame after the first one leaves anything that a later one reads, except its features."""
+    return (
+        not network.reads_previous
+        and network.carry_of(features) is not None
+        and set(given) == {0}
+        and not any(propagation.policy.wants(first.memory.bank, t) for t in range(1, length))
+    )
+
+
+def _rest_at_once(
+    network: VOSNetwork[Any, Any, Any],
+    propagation: Propagation,
+    first: State[Any, Any],
+    encoded: Encoded,
+    batch: int,
+    length: int,
+) -> list[StepOutput]:
+    """All frames but the first one as one batch, time-major; ``first`` is the state after the first frame."""
+    before = map_tensors(lambda tensor: tensor[:-batch], encoded.features)
+    frames = map_tensors(lambda tensor: tensor[batch:], encoded.features)
+
+    def repeated(value: Any) -> Any:
+        return map_tensors(lambda tensor: tensor.repeat(length - 1, *[1] * (tensor.ndim - 1)), value)
+
+    bank = Bank(tuple(repeated(kept) for kept in first.memory.bank.frames))
+    state = State(Memory(bank, None, network.carry_of(before)), repeated(first.introduced), first.t)
+    output, _ = advance(network, propagation, state, Encoded(frames, encoded.padding))
+    return list(_split_frames(output, batch, length - 1))
 
 
 def _split_frames(features: Any, batch: int, length: int) -> Iterator[Any]:

@@ -97,14 +97,25 @@ def _pmvos(network: PMVOS, view: FrameView) -> list[Panel]:
 
 
 @paper_panels.register(MUNet)
-def _munet(network: MUNet, view: FrameView) -> list[Panel]:  # noqa: ARG001
-    """Displacement as in Figure 5 (colours are directions), uncertainty as in Figures 5 and 6, attention as in Figure 7."""
+def _munet(network: MUNet, view: FrameView) -> list[Panel]:
+    """Displacement as in Figure 5 (colours are directions), uncertainty in both polarities, attention as in Figure 7.
+
+    The paper contradicts itself about the uncertainty map: equation 2 is the largest cosine, which is high where a match is
+    sure, and Figure 6 says that moving regions have high uncertainty. Both are drawn.
+    """
     panels = []
     if "displacement" in view.aux:
         # The displacement points to where a pixel came from, so motion is its negative.
         panels.append(Panel("motion", flow_map(view.frame, -view.enlarge(view.aux["displacement"])), "motion"))
-    scalars = [name for name in ("uncertainty", "attention") if name in view.aux]
-    return panels + [Panel(name, heat_map(view.frame, view.enlarge(view.aux[name])[0]), "motion") for name in scalars]
+    maps: dict[str, Tensor] = {}
+    if "uncertainty" in view.aux:
+        assert network.motion is not None
+        shown = view.aux["uncertainty"]
+        sure = 1 - shown if network.motion.options.uncertainty == "one_minus_maximum" else shown
+        maps = {"match is sure (equation 2)": sure, "match is unsure (Figure 6)": 1 - sure}
+    if "attention" in view.aux:
+        maps["attention"] = view.aux["attention"]
+    return panels + [Panel(title, heat_map(view.frame, view.enlarge(value)[0]), "motion") for title, value in maps.items()]
 
 
 # PMNet ----------------------------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def test_rows_without_a_run_say_so(runs: Path) -> None:
     assert cells(lines, "One")[3:9] == ["J&F", "75.0", "not run", "", "49.8, a card", ""]
     assert sum("not run" in line for line in lines) == 2 * 5
     assert "### Table 4" in lines
+    assert cells(lines, "Less (departs from the paper: trained on less data)")[5] == "not run"
     assert "Two \\| best" in "\n".join(lines)
     assert (runs / "results.html").read_text().count("not run") == 10
 

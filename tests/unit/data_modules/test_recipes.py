@@ -10,7 +10,15 @@ import pytest
 from scipy.interpolate import RBFInterpolator
 
 from data_modules.clips.dataset import ClipDataset, ClipKey, ClipSource, Draw
-from data_modules.clips.geometry import draw_affine_matrices, pad_to, random_thin_plate, random_warp, thin_plate_field, warp
+from data_modules.clips.geometry import (
+    draw_affine_matrices,
+    pad_to,
+    random_thin_plate,
+    random_warp,
+    rescaled_box,
+    thin_plate_field,
+    warp,
+)
 from data_modules.clips.recipe import FILL, AffineRecipe, ClipRecipe, ColorRecipe, ThinPlateRecipe
 from data_modules.clips.sampling import choose_by_recipe, choose_frames, sample_generator
 from data_modules.clips.transforms import ClipTransform, RawClip
@@ -65,6 +73,38 @@ def test_recipes_that_cannot_be_are_refused() -> None:
     for curriculum in (((0.5, 3), (0.1, 5)), ((0.5, 0),), ((1.5, 3),)):
         with pytest.raises(ValueError, match=r"recipe\.gap_curriculum must be ascending pairs"):
             ClipRecipe(gap_curriculum=curriculum)
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 854), (720, 1280), (1280, 720), (384, 384), (300, 500)])
+def test_rescaled_windows_go_from_native_scale_to_the_whole_short_side(height: int, width: int) -> None:
+    """Of STM: the scale of a window is uniform between crop size over short side and 1, and it lies anywhere in the frame."""
+    rng = np.random.default_rng(0)
+    boxes = np.array([rescaled_box(rng, height, width, 384) for _ in range(4000)])
+    left, top, side, other = boxes.T
+    short = min(height, width)
+    assert (side == other).all()
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (left + side <= width).all()
+    assert (top + side <= height).all()
+    if short <= 384:
+        assert (side == short).all()
+        return
+    scales = 384 / side
+    assert 384 <= side.min() <= 385
+    assert side.max() == short
+    assert np.mean(scales) == pytest.approx((384 / short + 1) / 2, abs=0.01)
+    assert np.std(scales) == pytest.approx((1 - 384 / short) / 12**0.5, abs=0.01)
+    assert (left == 0).any()
+    assert (left + side == width).any()
+
+
+def test_clips_of_stm_are_cut_from_frames_at_their_own_scale() -> None:
+    recipe = dataclasses.replace(PLAIN, short_side=None, crop="rescaled", crop_size=48)
+    clip = painted_clip()
+    samples = [ClipTransform(recipe)(sample_generator(0, 0, i), clip) for i in range(20)]
+    assert {tuple(sample.frames.shape[-2:]) for sample in samples} == {(48, 48)}
+    assert all(sample.object_ids for sample in samples)
 
 
 # Gaps that follow the training ----------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -5,17 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.double import double_precision
 from tests.oracles import munet as oracle
 from tests.oracles import segmentation_losses
 from tests.tolerances import assert_close
 from vos_lightning.attention.msam import MSAM, MotionOptions
+from vos_lightning.backbones.resnet import ResNetPyramid
 from vos_lightning.matching.local_window import local_similarity
 from vos_lightning.modules.munet import MUNetModule
 from vos_lightning.modules.optimisation import Optimisation
+from vos_lightning.networks import stm
 from vos_lightning.networks.munet import MUNet
 from vos_lightning.networks.stm import Entry
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth
-from vos_lightning.propagation.step import Propagation, StepOutput, unroll
+from vos_lightning.propagation.step import Propagation, StepOutput, advance, unroll
 from vos_lightning.structures import ClipBatch, FrameInput, Given
 
 SMALL = {"key_channels": 6, "value_channels": 8, "decoder_channels": 8, "blocks": (1, 1, 1), "width": 4}
@@ -74,6 +78,20 @@ def test_parameter_counts():
     assert all(p.requires_grad for p in network.parameters())
 
 
+def test_published_weights_go_into_both_encoders(monkeypatch):
+    seen = []
+
+    def random_trunk(weights, **options):
+        seen.append(weights)
+        return ResNetPyramid(weights=None, **options)
+
+    monkeypatch.setattr(stm, "ResNetPyramid", random_trunk)
+    with torch.device("meta"):
+        MUNet.published("MASK_RCNN_COCO_V1")
+        MUNet.published()
+    assert seen == ["MASK_RCNN_COCO_V1"] * 2 + ["IMAGENET1K_V1"] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "first", "attention"),
     [
@@ -92,7 +110,7 @@ def test_ablation_rows_have_their_layers(arguments, first, attention):
 def test_switches_have_their_parameters():
     learned = small(learn_temperature=True).motion
     assert learned.log_temperature.requires_grad
-    assert_close(learned.temperature.detach(), torch.tensor(0.05))
+    assert_close(learned.temperature.detach(), torch.tensor(0.02))
     assert count(small(separate_reduction=True)) - count(small()) == count(small().motion.reduction)
     assert sum(isinstance(layer, nn.GroupNorm) for layer in small(norm="group").motion.network) == 7
     assert small(others="clamped").stm.memory_encoder.mask_conv.in_channels == 2
@@ -124,16 +142,34 @@ def test_motion_aware_attention_is_equation_3():
         assert_close(gate, torch.sigmoid(oracle.conv(motion, block.gate)))
 
 
-@pytest.mark.parametrize(("sign", "tau", "normalize", "zero"), [(1, 0.05, True, False), (-1, 1.0, False, True)])
-def test_motion_layer_is_the_paper(sign, tau, normalize, zero):
-    network = small(sign=sign, temperature=tau, normalize=normalize, out_of_frame="zero" if zero else "mask")
+@pytest.mark.parametrize(("sign", "tau", "normalize", "out"), [(1, 0.02, True, "mean"), (-1, 1.0, False, "zero")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"uncertainty": None},
+        {"uncertainty": "one_minus_maximum"},
+        {"uncertainty": "softmax_peak"},
+        {"separate_reduction": True, "norm": "group"},
+        {"learn_temperature": True},
+    ],
+    ids=["plain", "no uncertainty", "one minus", "peak", "separate, group", "learned"],
+)
+def test_motion_layer_is_the_paper(sign, tau, normalize, out, arguments):
+    network = small(sign=sign, temperature=tau, normalize=normalize, out_of_frame=out, **arguments)
     layer = network.motion
+    if layer.log_temperature is not None:
+        tau = 3 * tau
+        layer.log_temperature.data += math.log(3)
+    for norm in (each for each in layer.network if isinstance(each, nn.GroupNorm)):
+        nn.init.uniform_(norm.weight, 0.5, 2)
     semantic, before = torch.rand(2, 1, layer.reduction.in_channels, 4, 6)
     with torch.no_grad():
         feature, maps = layer(layer.reduce(semantic)[0], layer.reduce(before)[1])
-        reduced = [oracle.conv(x, layer.reduction)[0] for x in (semantic, before)]
-        expected = oracle.motion_maps(*reduced, 5, sign, tau, normalize, zero)
-        assert_close(torch.cat([maps["displacement"], maps["uncertainty"]], dim=1)[0], expected)
+        reductions = (layer.reduction, layer.earlier_reduction or layer.reduction)
+        reduced = [oracle.conv(x, way)[0] for x, way in zip((semantic, before), reductions, strict=True)]
+        expected = oracle.motion_maps(*reduced, 5, sign, tau, normalize, out, layer.options.uncertainty)
+        assert_close(torch.cat(list(maps.values()), dim=1)[0], expected)
         assert_close(feature, oracle.motion_network(expected, layer.network))
 
 
@@ -152,15 +188,17 @@ def test_reductions_may_differ():
 @pytest.mark.parametrize(
     ("arguments", "motion"),
     [
-        ({}, (1, 0.05, True, False)),
+        ({}, (1, 0.02, True, "mean")),
         (
             {"sign": -1, "temperature": 1.0, "normalize": False, "out_of_frame": "zero"},
-            (-1, 1.0, False, True),
+            (-1, 1.0, False, "zero"),
         ),
-        ({"fusion": "addition", "shared_projection": True}, (1, 0.05, True, False)),
-        ({"motion": None}, (1, 0.05, True, False)),
+        ({"fusion": "addition", "shared_projection": True}, (1, 0.02, True, "mean")),
+        ({"motion": None}, (1, 0.02, True, "mean")),
+        ({"store_motion": True, "separate_reduction": True}, (1, 0.02, True, "mean")),
+        ({"store_motion": True, "fusion": "addition"}, (1, 0.02, True, "mean")),
     ],
-    ids=["default", "paper", "addition", "baseline"],
+    ids=["default", "paper", "addition", "baseline", "stored", "stored, addition"],
 )
 def test_network_is_the_paper_object_by_object(arguments, motion):
     """Four frames, two objects, the second from frame 2 on; the memory has frames 0, 3 (every third), 2 (given), previous."""
@@ -171,7 +209,7 @@ def test_network_is_the_paper_object_by_object(arguments, motion):
         0: Given(masks * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.tensor([[True, False]])),
         2: Given(masks * torch.tensor([0.0, 1.0]).view(1, 2, 1, 1), torch.tensor([[False, True]])),
     }
-    options = dict(zip(("sign", "tau", "normalize", "zero"), motion, strict=True))
+    options = dict(zip(("sign", "tau", "normalize", "out"), motion, strict=True))
     with torch.no_grad():
         outputs = unroll(network, Propagation(EveryKth(3, include_previous=True), "product"), frames[None], given)
         expected = oracle.propagate(network, frames, {0: {1: masks[0, 0]}, 2: {2: masks[0, 1]}}, 3, window=5, **options)
@@ -254,6 +292,65 @@ def test_training_encodes_the_reference_frame_only():
         network, module.train_propagation, torch.rand(1, 4, 3, *SIZE), {0: Given(boxes((8, 8, 30, 30)), torch.tensor([[True]]))}
     )
     assert len(calls) == 1
+
+
+@pytest.fixture
+def in_double_precision():
+    with double_precision():
+        yield
+
+
+@pytest.mark.usefixtures("in_double_precision")
+@pytest.mark.parametrize("arguments", [{}, {"separate_reduction": True}, {"motion": None}, {"fusion": "addition"}])
+def test_queries_of_a_clip_are_one_batch(arguments):
+    """Frames that read the first one alone: outputs and gradients are those of frame after frame, in one call of the decoder."""
+    network = small(**arguments)
+    frames = torch.rand(2, 5, 3, *SIZE)
+    masks = torch.cat([boxes((8, 8, 30, 30), (20, 30, 44, 60)), boxes((0, 20, 20, 50), (0, 0, 0, 0))])
+    given = {0: Given(masks, torch.tensor([[True, True], [True, False]]))}
+    propagation = MUNetModule(network).train_propagation
+
+    def in_turn():
+        outputs, state = [], None
+        for t in range(5):
+            output, state = advance(network, propagation, state, FrameInput(frames[:, t]), given.get(t))
+            outputs.append(output)
+        return outputs
+
+    calls = []
+    network.stm.decoder.register_forward_hook(lambda *_: calls.append(1))
+    found = []
+    for outputs in (in_turn(), unroll(network, propagation, frames, given)):
+        weights = torch.rand(5, *outputs[0].logits.shape, generator=torch.Generator().manual_seed(0))
+        network.zero_grad()
+        sum((w * o.logits).sum() for w, o in zip(weights[1:], outputs[1:], strict=True)).backward()
+        found.append((outputs, [p.grad.clone() for p in network.parameters() if p.grad is not None]))
+    assert len(calls) == 4 + 1
+    (expected, slopes), (actual, own) = found
+    assert [o.aux.keys() for o in actual] == [o.aux.keys() for o in expected]
+    for one, other in zip(actual, expected, strict=True):
+        assert_close(one.logits, other.logits)
+        assert_close(one.probabilities, other.probabilities)
+        assert torch.equal(one.introduced, other.introduced)
+        for name in one.aux:
+            assert_close(one.aux[name], other.aux[name])
+    assert len(own) == len(slopes) == sum(1 for p in network.parameters() if p.requires_grad)
+    for one, other in zip(own, slopes, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize(("memory", "late"), [("recurrent", False), ("truth", False), ("reference", True)])
+def test_frames_that_depend_on_each_other_are_no_batch(memory, late):
+    network = small()
+    calls = []
+    network.stm.decoder.register_forward_hook(lambda *_: calls.append(1))
+    masks = boxes((8, 8, 30, 30), (20, 30, 44, 60))
+    given = {0: Given(masks, torch.tensor([[True, not late]]))} | (
+        {2: Given(masks, torch.tensor([[False, True]]))} if late else {}
+    )
+    module = MUNetModule(network, train_memory=memory)
+    unroll(network, module.train_propagation, torch.rand(1, 4, 3, *SIZE), given)
+    assert len(calls) == 3
 
 
 def test_training_may_remember_the_truth():

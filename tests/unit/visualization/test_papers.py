@@ -9,7 +9,10 @@ import torch
 
 from tests.clips import given_at, proposals_of, random_clip
 from tests.networks import NETWORKS
+from tests.tolerances import assert_close
 from tests.unit.dummies import DummyNetwork, make_video
+from vos_lightning.attention.msam import MotionOptions
+from vos_lightning.matching.local_window import Confidence
 from vos_lightning.networks.dmn_aoa import DMNAOA
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.networks.munet import MUNet
@@ -20,11 +23,13 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation, unroll
 from vos_lightning.structures import FramePrediction
+from vos_lightning.visualization import papers
 from vos_lightning.visualization.panels import BAR_WIDTH, Panel
 from vos_lightning.visualization.papers import panels_of
 
 PROPAGATION = Propagation(AnnotatedOnly(), "minimum", "join")
 IDS = (2, 7)
+TINY = {"key_channels": 8, "value_channels": 8, "decoder_channels": 8, "blocks": (1, 1, 1), "width": 4}
 VIDEO = make_video("v", length=2, ids=IDS)
 
 
@@ -119,8 +124,28 @@ def test_the_maps_of_emvos_are_those_of_the_network() -> None:
     assert (scores[:, :, :4] >= 0).all()
 
 
-def test_munet_shows_motion_uncertainty_and_attention() -> None:
-    assert [p.title for p in drawn(MUNet.small()) if p.row == "motion"] == ["motion", "uncertainty", "attention"]
+SURE, UNSURE = "match is sure (equation 2)", "match is unsure (Figure 6)"
+
+
+def test_munet_shows_motion_both_polarities_and_attention() -> None:
+    assert [p.title for p in drawn(MUNet.small()) if p.row == "motion"] == ["motion", SURE, UNSURE, "attention"]
+
+
+@pytest.mark.parametrize("form", ["maximum", "one_minus_maximum"])
+def test_the_sure_picture_is_hot_where_the_cosine_is_large(form: Confidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the two the network computes; the other picture is the opposite."""
+    shown: list[torch.Tensor] = []
+    monkeypatch.setattr(papers, "heat_map", lambda frame, values, *_: (shown.append(values), frame)[1])
+    torch.manual_seed(0)
+    network = MUNet.published(None, motion=MotionOptions(window=5, reduced_channels=8, uncertainty=form), **TINY)
+    prediction = segmented(network)[1]
+    cosine = prediction.aux["uncertainty"] if form == "maximum" else 1 - prediction.aux["uncertainty"]
+    shown.clear()
+    panels_of(network, prediction)
+    sure, unsure, _ = shown[-3:]
+    assert sure.mean().item() == pytest.approx(cosine.mean().item(), abs=0.05)
+    assert_close(sure + unsure, torch.ones_like(sure))
+    assert sure.mean() > 0.6
 
 
 def test_pmnet_shows_points_masks_before_and_after_and_a_followed_pixel() -> None:

@@ -59,7 +59,8 @@ def _papers(rows: Sequence[Row], rest: Sequence[tuple[Score, str]]) -> Iterator[
 
 
 def _row_lines(row: Row) -> Iterator[Sequence[str]]:
-    name = [str(row.published["row"]), str(row.published["dataset"]), row.experiment.name]
+    departs = f" (departs from the paper: {row.published['departs']})" if row.published.get("departs") else ""
+    name = [f"{row.published['row']}{departs}", str(row.published["dataset"]), row.experiment.name]
     context = _context(row.ours)
     for index, (metric, published, ours, difference) in enumerate(row.cells()):
         first = index == 0
