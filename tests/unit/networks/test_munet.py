@@ -401,6 +401,23 @@ def test_clip_loss_is_the_mean_over_frames(loss):
     assert float(losses["loss"]) == pytest.approx(pixel + 0.5 * overlap, rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["bootstrapped+iou", "binary_bootstrapped+iou", "cross_entropy"])
+def test_a_clip_without_an_object_does_not_count(loss):
+    module = MUNetModule(small(), loss=loss)
+    logits, labels = torch.randn(2, 3, 6, 7), torch.randint(0, 3, (2, 2, 6, 7), dtype=torch.uint8)
+    frames, indices = torch.rand(2, 2, 3, 6, 7), torch.zeros(2, 2, dtype=torch.int64)
+
+    def found(introduced, clips):
+        output = StepOutput(logits[:clips], logits[:clips].softmax(dim=1), torch.tensor(introduced))
+        valid = torch.ones(clips, 2, dtype=torch.bool)
+        batch = ClipBatch(frames[:clips], labels[:clips], valid, ("a", "b")[:clips], indices[:clips])
+        return module.clip_loss([output, output], batch)
+
+    alone, both = found([[True, True]], 1), found([[True, True], [False, False]], 2)
+    for name, value in alone.items():
+        assert_close(both[name], value)
+
+
 def test_cross_entropy_is_the_baseline():
     module = MUNetModule(small(), loss="cross_entropy")
     logits = torch.randn(1, 2, 6, 7)
