@@ -106,8 +106,10 @@ class Optimisation:
             parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 parts.setdefault((factors.get(id(parameter), 1.0), id(parameter) in undecayed), []).append(parameter)
-            for (factor, free), parameters in parts.items():
+            for index, ((factor, free), parameters) in enumerate(parts.items()):
                 own = {**group, "params": parameters, "lr": self.learning_rate * factor}
+                if "name" in group and index:  # names are those of curves, which must differ
+                    own["name"] = f"{group['name']}_{index}"
                 split.append({**own, "weight_decay": 0.0} if free else own)
         return _KINDS[self.optimizer](split, lr=self.learning_rate, weight_decay=self.weight_decay)  # type: ignore[call-arg]
 

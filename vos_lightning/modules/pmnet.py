@@ -183,7 +183,7 @@ class PMNetModule(VOSModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Backbone and point refinement as one group, and the detector as another if it is trained."""
-        return [{"params": parameters, "name": name} for name, parameters in self.parts().items() if parameters]
+        return [{"params": parameters, "name": part, "part": part} for part, parameters in self.parts().items() if parameters]
 
     def resting(self) -> Part | None:
         """The part whose turn it is not in this optimiser step; None if there are no turns."""
@@ -210,7 +210,7 @@ class PMNetModule(VOSModule):
         """Remove the zeros of the resting part: Adam leaves parameters without a gradient, and their moments, as they are."""
         resting = self.resting()
         for group in optimizer.param_groups:
-            if group["name"] == resting:
+            if group["part"] == resting:
                 for parameter in group["params"]:
                     parameter.grad = None
 

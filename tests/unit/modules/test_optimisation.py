@@ -48,7 +48,7 @@ def test_groups_have_their_rates_and_decay() -> None:
         id(network.head.weight): (1.0, 0.1),
         id(network.head.bias): (1.0, 0.0),
     }
-    assert {group["name"] for group in optimizer.param_groups} == {"all"}
+    assert [group["name"] for group in optimizer.param_groups] == ["all", "all_1", "all_2", "all_3"]
     assert len(Optimisation().build(network, [{"params": list(network.parameters())}]).param_groups) == 1
 
 
