@@ -157,7 +157,7 @@ def soft_displacement(
         volume: similarities from :func:`local_similarity`.
         sign: sign of the similarities in the softmax, see :func:`match_weights`.
         temperature: temperature :math:`\tau > 0` of the softmax. With cosines and :math:`\tau = 1` the softmax over a large
-            window is almost uniform. Features behind a rectification have high cosines everywhere (0.75 between unrelated
+            window is almost uniform. Features behind a ReLU have high cosines everywhere (0.75 between unrelated
             cells for uniform ones), so that a true match leads by little; 0.02 is the largest temperature at which a window of
             25 x 25 cells finds it to a few hundredths of a cell (0.05: 5 cells off).
         normalize: divide by ``window // 2``, so that the edge of an odd window is at distance 1.
