@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,16 +42,31 @@ def main(argv: Sequence[str]) -> int:
     scores: dict[str, Any] = {}
     for place in sorted((folder / "scores").glob("*.json")) if source["run"] else []:
         scores[place.stem] = read_json(place)
+    training = {"weights": source["weights"], **(Run(folder).record() if source["run"] else {})}
     card: ModelCard = {
         "model": describe_model(arguments.checkpoint),
         "step": source["step"],
-        "training": {"weights": source["weights"], **(Run(folder).record() if source["run"] else {})},
+        "training": without_places(training),
         "licences": licences,
-        "scores": scores,
+        "scores": without_places(scores),
     }
     write_portable(arguments.output, load_module(arguments.checkpoint, device="cpu").state_dict(), card)
     sys.stdout.write(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.2f} MB\n")
     return 0
+
+
+def without_places(value: Any) -> Any:
+    """Plain values without folders of this machine: those of data sets begin with ``${VOS_DATA}``, others lose their parents."""
+    if isinstance(value, dict):
+        return {key: without_places(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_places(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    data = os.environ.get("VOS_DATA", "")
+    if data.startswith("/"):
+        value = value.replace(data.rstrip("/") + "/", "${VOS_DATA}/")
+    return re.sub(r"(?<![\w.}-])/(?:[^\s/=]+/)+", "", value)
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import torch
 
 from tests.unit.app.test_predict import changed, checkpoint, mask, run, video  # noqa: F401  (fixtures)
 from vos_lightning.app.cli import main
+from vos_lightning.app.export import without_places
 from vos_lightning.checkpoints import portable
 from vos_lightning.checkpoints.loading import describe_model, load_engine
 from vos_lightning.checkpoints.portable import read_card, write_portable
@@ -52,6 +53,20 @@ def test_what_a_run_says_of_itself_goes_with_its_weights(checkpoint: Path, tmp_p
     assert card["scores"]["test"]["metrics"] == {"J&F": 73.2}
     assert export(own, tmp_path / "w.safetensors") == 2
     assert export(own, tmp_path / "w.safetensors", "--overwrite") == 0
+
+
+def test_folders_of_the_machine_stay_out_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOS_DATA", "/home/me/data/")
+    found = without_places(
+        {
+            "data": "Images root=/home/me/data/bsds500/images + 70 x DAVIS root=/mnt/disk 2/DAVIS",
+            "n": [1, "runs/a/last.ckpt", "/x/y.ckpt"],
+        }
+    )
+    assert found == {
+        "data": "Images root=${VOS_DATA}/bsds500/images + 70 x DAVIS root=disk 2/DAVIS",
+        "n": [1, "runs/a/last.ckpt", "y.ckpt"],
+    }
 
 
 @pytest.mark.parametrize(
