@@ -45,8 +45,6 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 PAPERS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
-PENDING: dict[str, tuple[str, ...]] = {"stm": ("data.frame_steps", "data.recipe.crop", "data.recipe.short_side")}
-"""Paper -> beginnings of options that its experiments do not follow yet; an empty one stands for everything."""
 UNIMPORTANT = ("trainer.val_check_interval", "trainer.limit_val_batches", "last_checkpoint")
 """Settings that change no training: how often is validated."""
 OF_A_TRAINING = ("trainer", "model.optimisation", "data.recipe", "data.loading", "data.train", "data.repeats", "data.frame_steps")
@@ -154,12 +152,6 @@ def differences(facts: Facts) -> list[str]:
         elif experiment.published:
             found.append(f"{experiment.name}: publishes scores, so it is of the paper")
     return found
-
-
-def is_pending(paper: str, difference: str) -> bool:
-    """Whether one of :func:`differences` is about something that :data:`PENDING` names."""
-    option = difference.partition(": ")[2].partition(" ")[0]
-    return any(option.startswith(beginning) for beginning in PENDING.get(paper, ()))
 
 
 def _differences(experiment: Experiment, facts: Facts) -> Iterator[str]:

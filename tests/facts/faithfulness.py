@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.facts.facts import PAPERS, PENDING, ROOT, Facts, read_facts
+from tests.facts.facts import PAPERS, ROOT, Facts, read_facts
 
 PAGE = ROOT / "docs" / "faithfulness.md"
 INTRODUCTION = """\
@@ -35,8 +35,6 @@ def _lines(facts: Facts) -> Iterator[str]:
         experiments = "all" if one.of == ("*",) else ", ".join(f"`{pattern}`" for pattern in one.of)
         guard = f"`{one.guard.rpartition('/')[2]}`" if one.guard else ""
         yield f"| {one.says} | {one.source} | {experiments} | {options} | {guard} |"
-    if PENDING.get(facts.name):
-        yield from ("", f"Not compared yet: {', '.join(f'`{option}`' for option in PENDING[facts.name])}.")
     yield from ("", "| table | data set | row | published | experiment |", "| --- | --- | --- | --- | --- |")
     for name, run in facts.experiments.items():
         published = run.get("published")
