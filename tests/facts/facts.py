@@ -12,6 +12,9 @@
         source: paper 3.7
         of: ["*_main", davis17_only]   # experiments of the paper, without its name in front; the default is all of them
         values: {data.recipe: {num_frames: 10, max_gap: 1}}
+      - says: the clips of STCN
+        source: paper 4.1
+        as_in: {experiment: stcn/main, options: [data]}   # what the facts of another paper say; `values` come on top of it
     trains: {davis17_main: {}}         # experiments that no table prints
     published:                         # table -> data set -> experiment -> its row
       2:
@@ -116,12 +119,34 @@ def read_facts(paper: str) -> Facts:
         name=paper,
         paper=content["paper"],
         statements=tuple(
-            Statement(**{**one, "values": dict(_flat(one["values"])), "of": tuple(one.get("of", ("*",)))})
+            Statement(
+                says=one["says"],
+                source=one["source"],
+                values=_of_another_paper(one.get("as_in")) | dict(_flat(one.get("values", {}))),
+                of=tuple(one.get("of", ("*",))),
+                guard=one.get("guard", ""),
+            )
             for one in content["statements"]
         ),
         experiments=experiments,
         not_of_the_paper=tuple(f"{paper}_{name}" for name in content["not_of_the_paper"]),
     )
+
+
+def _of_another_paper(source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the facts of another paper say of an experiment about the options that begin in a certain way.
+
+    The beginning becomes ``become``, for a network that is a part of another one.
+    """
+    if source is None:
+        return {}
+    paper, _, name = source["experiment"].partition("/")
+    return {
+        source.get("become", beginning) + option.removeprefix(beginning): value
+        for option, (value, _) in read_facts(paper).expected(name).items()
+        for beginning in source["options"]
+        if f"{option}.".startswith(f"{beginning}.")
+    }
 
 
 def _run(paper: str, run: Mapping[str, Any]) -> dict[str, Any]:
