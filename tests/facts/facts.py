@@ -12,6 +12,9 @@
         source: paper 3.7
         of: ["*_main", davis17_only]   # experiments of the paper, without its name in front; the default is all of them
         values: {data.recipe: {num_frames: 10, max_gap: 1}}
+      - says: the clips of STCN
+        source: paper 4.1
+        as_in: {experiment: stcn/main, options: [data]}   # what the facts of another paper say; `values` come on top
     trains: {davis17_main: {}}         # experiments that no table prints
     published:                         # table -> data set -> experiment -> its row
       2:
@@ -20,9 +23,10 @@
     not_of_the_paper: [smoke]          # experiments that follow no paper
 
 Options are those of the command line without ``init_args``; ``class`` is the name of a class, ``${VOS_DATA}/`` is left out, and a
-data set inside of others is a line, as ``YouTubeVOS root=YouTube-VOS/2018``. Of several statements about one option the last one
-holds. Every option that an experiment sets has to be in a statement, so that nothing is set that nobody has justified; statements
-about options that an experiment leaves out are compared with the defaults of the classes.
+data set inside of others is a line, as ``YouTubeVOS root=YouTube-VOS/2018``, with a recipe of its own beside it, as
+``data.train[0].recipe``. Of several statements about one option the last one holds. Every option that an experiment sets has to
+be in a statement, so that nothing is set that nobody has justified; statements about options that an experiment leaves out are
+compared with the defaults of the classes.
 """
 
 from __future__ import annotations
@@ -47,7 +51,10 @@ PAPERS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 UNIMPORTANT = ("trainer.val_check_interval", "trainer.limit_val_batches", "last_checkpoint")
 """Settings that change no training: how often is validated."""
-OF_A_TRAINING = ("trainer", "model.optimisation", "data.recipe", "data.loading", "data.train", "data.repeats", "data.frame_steps")
+OF_A_TRAINING = (
+    "trainer", "model.optimisation", "data.recipe", "data.loading", "data.train", "data.repeats", "data.frame_steps",
+    "data.source.recipe", "data.source.train", "data.source.repeats",
+)  # fmt: skip
 """Settings that an evaluation takes over from the training that it extends, and that change nothing in it."""
 
 
@@ -114,12 +121,34 @@ def read_facts(paper: str) -> Facts:
         name=paper,
         paper=content["paper"],
         statements=tuple(
-            Statement(**{**one, "values": dict(_flat(one["values"])), "of": tuple(one.get("of", ("*",)))})
+            Statement(
+                says=one["says"],
+                source=one["source"],
+                values=_of_another_paper(one.get("as_in")) | dict(_flat(one.get("values", {}))),
+                of=tuple(one.get("of", ("*",))),
+                guard=one.get("guard", ""),
+            )
             for one in content["statements"]
         ),
         experiments=experiments,
         not_of_the_paper=tuple(f"{paper}_{name}" for name in content["not_of_the_paper"]),
     )
+
+
+def _of_another_paper(source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the facts of another paper say of an experiment about the options that begin in a certain way.
+
+    The beginning becomes ``become``, for a network that is a part of another one.
+    """
+    if source is None:
+        return {}
+    paper, _, name = source["experiment"].partition("/")
+    return {
+        source.get("become", beginning) + option.removeprefix(beginning): value
+        for option, (value, _) in read_facts(paper).expected(name).items()
+        for beginning in source["options"]
+        if f"{option}.".startswith(f"{beginning}.")
+    }
 
 
 def _run(paper: str, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,6 +225,10 @@ def _flat(section: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, An
             yield here, _line(value)
         elif isinstance(value, Mapping) and value:
             yield from _flat(value, here)
+        elif isinstance(value, list) and any(isinstance(entry, Mapping) and "class_path" in entry for entry in value):
+            yield here, _plain(value)
+            for index, entry in enumerate(value):
+                yield from _flat((entry.get("init_args") or {}).get("recipe", {}), f"{here}[{index}].recipe")
         elif value != {}:
             yield here, _plain(value)
 
@@ -210,9 +243,10 @@ def _plain(value: Any) -> Any:
 
 
 def _line(part: Mapping[str, Any]) -> str:
-    """A data module with its arguments in one line."""
+    """A data module with its arguments in one line, without its recipe, whose options stand by themselves."""
     kind = part["class_path"].rpartition(".")[2].removesuffix("DataModule")
-    return " ".join([kind, *(f"{key}={_plain(value)}" for key, value in sorted((part.get("init_args") or {}).items()))])
+    arguments = sorted((part.get("init_args") or {}).items())
+    return " ".join([kind, *(f"{key}={_plain(value)}" for key, value in arguments if key != "recipe")])
 
 
 def default(config: Mapping[str, Any], option: str) -> Any:
@@ -224,7 +258,8 @@ def default(config: Mapping[str, Any], option: str) -> Any:
     value: Any = config
     kind: Any = None
     base: Any = None
-    for part in option.split("."):
+    for name in option.split("."):
+        part, _, index = name.partition("[")
         if isinstance(value, Mapping) and "class_path" in value:
             kind, base, value = pkgutil.resolve_name(value["class_path"]), None, value.get("init_args") or {}
         if kind is None:
@@ -240,6 +275,7 @@ def default(config: Mapping[str, Any], option: str) -> Any:
         given = isinstance(value, Mapping) and part in value
         base = standard if dataclasses.is_dataclass(standard) else None
         value = value[part] if given else {} if base is not None else standard
+        value = value[int(index.removesuffix("]"))] if index else value
     return list(value) if isinstance(value, tuple) else value
 
 
