@@ -84,7 +84,7 @@ SABOTAGES = [
     ("munet/tables.yaml", "MASK_RCNN_COCO_V1", "IMAGENET1K_V1", "munet_protocol1_v2: model.network.stm.backbone.weights"),
     ("munet/tables.yaml", "[munet_static, munet_protocol2]", "[munet_protocol2]", "munet_protocol3_2: stages"),
     ("munet/tables.yaml", "[munet_static_match, munet_p", "[munet_static, munet_p", "munet_protocol3_1_match: stages"),
-    ("munet/tables.yaml", "motion: null, ", "", "munet_ablation_a: model.network.motion"),
+    ("munet/tables.yaml", "motion: null, ", "fusion: attention, ", "munet_ablation_a: model.network.motion"),
     ("munet/tables.yaml", "loss: cross_entropy", "loss: bootstrapped+iou", "munet_ablation_a: model.loss"),
     ("munet/tables.yaml", "fusion: addition", "fusion: attention", "munet_ablation_f: model.network.fusion"),
     ("munet/tables.yaml", "frames: 6fps", "frames: all", "munet_youtube_vos18: data.frames"),
