@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vos_lightning.io.files import list_files
 from vos_lightning.io.outputs import claim_file
 
 
@@ -40,8 +41,8 @@ def main(argv: Sequence[str]) -> int:
     source = provenance(arguments.checkpoint)
     folder = arguments.checkpoint.resolve().parent.parent
     scores: dict[str, Any] = {}
-    for place in sorted((folder / "scores").glob("*.json")) if source["run"] else []:
-        scores[place.stem] = read_json(place)
+    if source["run"] and (folder / "scores").is_dir():
+        scores = {name: read_json(place) for name, place in list_files(folder / "scores", [".json"]).items()}
     training = {"weights": source["weights"], **(Run(folder).record() if source["run"] else {})}
     card: ModelCard = {
         "model": describe_model(arguments.checkpoint),

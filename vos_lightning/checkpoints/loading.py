@@ -304,13 +304,15 @@ def _checked_class(path: Path, section: Mapping[str, Any]) -> dict[str, Any]:
     return {"class_path": class_path, "init_args": _checked_arguments(path, section.get("init_args") or {}, known), **rest}
 
 
-def _checked_arguments(path: Path, arguments: Any, known: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+def _checked_arguments(
+    path: Path, arguments: Any, known: Mapping[str, Sequence[Any]], allowed: re.Pattern[str] | None = None
+) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         raise ValueError(
             f"{path}: the checkpoint describes its network with {str(arguments)[:60]!r} where arguments are expected"
         )
     for name in arguments:
-        if not isinstance(name, str) or not _WORD.fullmatch(name):
+        if not isinstance(name, str) or not (allowed or _WORD).fullmatch(name):
             raise ValueError(
                 f"{path}: the checkpoint describes its network with the argument {str(name)[:60]!r}, which is no name"
             )
@@ -330,9 +332,12 @@ def _checked(path: Path, value: Any, key: str, kinds: Sequence[Any] | None) -> A
         if "class_path" in value:
             return _checked_class(path, value)
         groups = [kind for kind in kinds or () if dataclasses.is_dataclass(kind)]
-        # In any other mapping, the values have the types that the argument names.
-        known = _hints_of(groups) if groups or kinds is None else dict.fromkeys(value, kinds)
-        return _checked_arguments(path, value, known)
+        if groups or kinds is None:
+            return _checked_arguments(path, value, _hints_of(groups))
+        # In any other mapping, the values have the types that the argument names. Keys of plain values may name parts of a
+        # network.
+        names = _PARTS if all(_is_text(kind) for kind in kinds) else _WORD
+        return _checked_arguments(path, value, dict.fromkeys(value, kinds), names)
     if isinstance(value, (list, tuple)):
         return [_checked(path, entry, key, kinds) for entry in value]
     if value is None or isinstance(value, (bool, int, float)):
@@ -376,6 +381,7 @@ def _is_text(kind: Any) -> bool:
 
 _LIBRARY = __name__.partition(".")[0]
 _WORD = re.compile(r"[\w+\- ]*", re.ASCII)
+_PARTS = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 
 

@@ -227,6 +227,7 @@ WRITERS = {
     ("vos_lightning/app/show.py", "tempfile"): "a run that is only described has a directory without files",
     ("vos_lightning/app/benchmark/command.py", "tempfile"): "a run that is only measured has a directory without files",
     ("vos_lightning/checkpoints/released/conversion.py", "rename"): "it renames parameters, not files",
+    ("vos_lightning/checkpoints/portable.py", "save"): "it returns bytes",
     ("data_modules/doctor/fixes.py", "move"): "a hidden file is moved out of the data set as it is",
     ("benchmarks/clips.py", "tempfile"): "data that are made for one measurement",
     ("benchmarks/evaluate.py", "tempfile"): "data that are made for one measurement",
