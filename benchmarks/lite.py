@@ -52,7 +52,9 @@ def run(name: str, runs: Path, options: Sequence[str], seconds: int | None) -> N
     done: dict[str, Any] = json.loads(measured.read_text()) if measured.is_file() else {}
     if "train_seconds" not in done:
         limits = [] if seconds is None else [f"--trainer.max_time=00:00:{seconds // 60:02}:{seconds % 60:02}", *UNLIMITED]
-        done["train_seconds"] = vos("train", name, f"--run-dir={folder}", *limits, *options)
+        fresh = not folder.exists()
+        took = vos("train", name, f"--run-dir={folder}", *limits, *options)
+        done["train_seconds"] = took if fresh else None  # nobody knows the seconds of a training that was interrupted
         done["threads"] = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
         write_atomically(measured, json.dumps(done).encode())
     if "test_seconds" not in done:
@@ -75,7 +77,8 @@ def row(name: str, folder: Path) -> dict[str, str]:
     for video in scores["rows"]:
         cells[video["video"]] = f"{100 * video['J']:.1f} / {100 * video['F']:.1f}"
     cells["J"], cells["F"], cells["J&F"] = (f"{100 * scores['summary'][key]:.1f}" for key in ("J", "F", "J&F"))
-    cells["steps"], cells["training"] = str(record["steps"]), f"{measured['train_seconds']:.0f} s"
+    seconds = measured["train_seconds"]
+    cells["steps"], cells["training"] = str(record["steps"]), "interrupted" if seconds is None else f"{seconds:.0f} s"
     cells["frames a second"] = f"{1 / speed['median']:.1f}"
     cells["parameters"] = f"{speed['parameters'] / 1e6:.2f} M"
     return cells

@@ -42,6 +42,24 @@ def test_a_row_is_what_the_files_say_and_nothing_is_run_again(tmp_path: Path, mo
     assert (cells["steps"], cells["steps a second"], cells["peak memory"]) == ("21", "3.00", "2.5 GiB")
 
 
+@pytest.mark.parametrize(("begun", "expected"), [(False, 12.0), (True, None)])
+def test_the_time_of_an_interrupted_training_is_not_known(
+    begun: bool, expected: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stcn_lite"
+    if begun:
+        folder.mkdir()
+
+    def command(*_: str) -> float:
+        folder.mkdir(exist_ok=True)
+        (folder / "speed.json").write_text("{}")
+        return 12.0
+
+    monkeypatch.setattr(lite, "vos", command)
+    lite.run("stcn_lite", tmp_path, (), None)
+    assert json.loads((folder / "lite.json").read_text())["train_seconds"] == expected
+
+
 def test_a_command_that_fails_ends_everything(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         lite.main(["nothing_lite", "--runs", str(tmp_path)])
