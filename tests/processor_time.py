@@ -29,8 +29,11 @@ def seconds() -> float:
 def _running_seconds() -> float:
     ticks = 0
     for listing in Path("/proc/self/task").glob("*/children"):
-        for child in listing.read_text().split():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+        children: list[str] = []
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
+            children = listing.read_text().split()
+        for child in children:
+            with contextlib.suppress(OSError):  # the child has ended meanwhile
                 # Fields 14 to 17 of the manual page proc(5); the second field, a name in brackets, may hold spaces.
                 ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
