@@ -6,6 +6,7 @@ frames are drawn as for the real ones. Colours and the pixels of resized frames 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -71,7 +72,8 @@ def parts(name: str) -> list[tuple[bool, ClipRecipe]]:
     """Whether an experiment trains on still images, and the recipe of its clips, of each data set that has another one."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(VOSDataModule, "data")
-    module = parser.instantiate(parser.parse_object({"data": TRAINED[name]})).data
+    section = copy.deepcopy(TRAINED[name])  # the parser writes into what it is given
+    module = parser.instantiate(parser.parse_object({"data": section})).data
     module = getattr(module, "source", module)
     members = getattr(module, "train_modules", [module])
     found = zip((isinstance(one, STILLS) for one in members), getattr(module, "recipes", [module.recipe]), strict=True)
