@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vos_lightning.app.runs import run_command
 from vos_lightning.io.files import write_atomically
 
 PAPERS = ("stcn", "stm", "munet", "pmnet", "emvos", "pmvos", "dmn_aoa")
@@ -39,7 +39,7 @@ def vos(*arguments: str) -> float:
     """
     print("vos", *arguments, flush=True)
     start = time.perf_counter()
-    code = subprocess.run([sys.executable, "-m", "vos_lightning", *arguments]).returncode
+    code = run_command(arguments)
     if code:
         sys.exit(code)
     return time.perf_counter() - start

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     licences = dict(_named(text) for text in arguments.licence)
 
-    from vos_lightning.app.runs import Run, provenance
+    from vos_lightning.app.runs import provenance
     from vos_lightning.checkpoints.loading import describe_model, load_module
     from vos_lightning.checkpoints.portable import SUFFIX, ModelCard, write_portable
     from vos_lightning.io.texts import read_json
@@ -39,11 +39,10 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"{arguments.output}: weights are exported as {SUFFIX}: choose a name that ends so")
     claim_file(arguments.output, [arguments.checkpoint], arguments.overwrite)
     source = provenance(arguments.checkpoint)
-    folder = arguments.checkpoint.resolve().parent.parent
-    scores: dict[str, Any] = {}
-    if source["run"] and (folder / "scores").is_dir():
-        scores = {name: read_json(place) for name, place in list_files(folder / "scores", [".json"]).items()}
-    training = {"weights": source["weights"], **(Run(folder).record() if source["run"] else {})}
+    folder = arguments.checkpoint.resolve().parent.parent / "scores"
+    measured = list_files(folder, [".json"]) if source["run"] and folder.is_dir() else {}
+    scores = {name: read_json(place) for name, place in measured.items()}
+    training = {"weights": source["weights"], **(source["run"] or {})}
     card: ModelCard = {
         "model": describe_model(arguments.checkpoint),
         "step": source["step"],

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -60,9 +62,8 @@ class TimmPyramid(StemBackbone):
         if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
         self.norm: Norm = "frozen" if norm == "folded" else norm
-        timm = importlib.import_module("timm")  # on demand: its import takes a second
-        config, indices, self.channels = _probe(timm, name)
-        state = None if weights in (None, "timm") or is_overwritten() else _read(timm, name, str(weights))
+        config, indices, self.channels = _probe(name)
+        state = None if weights in (None, "timm") or is_overwritten() else _read(name, str(weights))
         options: dict[str, Any] = {}
         if state is not None:
             options = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
@@ -70,7 +71,7 @@ class TimmPyramid(StemBackbone):
             announce_download()
             options = {"pretrained": True}
         try:
-            self.features = timm.create_model(name, **FEATURES, out_indices=indices, **options)
+            self.features: Any = timm.create_model(name, **FEATURES, out_indices=indices, **options)
         except Exception as error:  # a hub's client has errors of its own, and each kind of failed download another one
             if weights != "timm":
                 raise
@@ -185,14 +186,14 @@ def _pad_in_place(module: nn.Module) -> None:
             _pad_in_place(child)
 
 
-def _probe(timm: Any, name: str) -> tuple[Mapping[str, Any], list[int], tuple[int, int, int]]:
+def _probe(name: str) -> tuple[Mapping[str, Any], list[int], tuple[int, int, int]]:
     """Configuration of a model, indices of its features at the three strides, and their numbers of channels."""
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:8]}*")[:5])
         raise ValueError(f"timm has no model {name!r}" + (f"; it has {close}" if close else ""))
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, **FEATURES)
+            model: Any = timm.create_model(name, **FEATURES)
     except (RuntimeError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"timm cannot cut {name} open at strides 4, 8 and 16 ({error}); use a convolutional model") from error
     strides, channels = model.feature_info.reduction(), model.feature_info.channels()
@@ -203,7 +204,7 @@ def _probe(timm: Any, name: str) -> tuple[Mapping[str, Any], list[int], tuple[in
     return model.pretrained_cfg, indices, (fine, middle, coarse)
 
 
-def _read(timm: Any, name: str, weights: str) -> dict[str, Tensor]:
+def _read(name: str, weights: str) -> dict[str, Tensor]:
     """State dict of the whole model by timm's names, from a file or a package; names and shapes are checked."""
     with torch.device("meta"):
         expected = timm.create_model(name).state_dict()
@@ -243,7 +244,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     otherwise = "the file of weights cannot be read: it is damaged, or no file of plain tensors"
     if path.suffix == ".safetensors":
         try:
-            state = importlib.import_module("safetensors.torch").load_file(regular_file(path))
+            state = load_file(regular_file(path))
         except Exception as error:  # what a damaged file raises depends on where it is damaged
             raise ValueError(f"{path}: {otherwise}") from error
     else:

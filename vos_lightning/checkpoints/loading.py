@@ -99,9 +99,7 @@ def load_engine(
 
 def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
     """Load the LightningModule of a checkpoint in evaluation mode, without gradients; see :func:`load_engine`."""
-    path = resolve(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    path = _existing(checkpoint)
     target = resolve_device(device)
     class_path = describe_model(path)["class_path"]
     module_class = _own_class(class_path)
@@ -153,9 +151,7 @@ def load_weights(module: LightningModule, checkpoint: str | Path, *, start: bool
         FileNotFoundError: there is no such file.
         ValueError: the file is not a checkpoint, belongs to another network, or holds weights that are not finite.
     """
-    path = resolve(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    path = _existing(checkpoint)
     state = _read(path)["state_dict"]
     require_finite(state, path)
     new_parts, base = (module.new_parts, module.base_part) if isinstance(module, VOSModule) else ((), "")
@@ -182,9 +178,7 @@ def describe_model(checkpoint: str | Path) -> dict[str, Any]:
         ValueError: the file is not a checkpoint, does not describe its module, or names a class of neither kind that
             :func:`load_engine` allows.
     """
-    path = resolve(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    path = _existing(checkpoint)
     hyper_parameters = _read(path).get(_HYPER_PARAMETERS)
     class_path = hyper_parameters.get("_class_path") if isinstance(hyper_parameters, dict) else None
     if not isinstance(hyper_parameters, dict) or not isinstance(class_path, str):
@@ -259,6 +253,13 @@ def _quiet() -> Iterator[None]:
         # Lightning 2.6.6 calls functions that newer versions of jsonargparse deprecate.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         yield
+
+
+def _existing(checkpoint: str | Path) -> Path:
+    path = resolve(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    return path
 
 
 def _as_lightning_reads(path: Path) -> Path | io.BytesIO:

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.unit.app.test_predict import changed, checkpoint, mask, run, video  # noqa: F401  (fixtures)
+from tests.unit.app.test_predict import changed, run
 from vos_lightning.app.cli import main
 from vos_lightning.app.export import without_places
 from vos_lightning.checkpoints import portable
@@ -19,11 +19,11 @@ from vos_lightning.checkpoints.portable import read_card, write_portable
 from vos_lightning.io.label_maps import write_label_map
 
 
-def export(checkpoint: Path, output: Path, *options: str) -> int:  # noqa: F811
+def export(checkpoint: Path, output: Path, *options: str) -> int:
     return main(["export", str(checkpoint), "--output", str(output), *options])
 
 
-def test_the_network_is_the_same_up_to_half_precision(checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_network_is_the_same_up_to_half_precision(checkpoint: Path, tmp_path: Path) -> None:
     assert export(checkpoint, tmp_path / "w.safetensors", "--licence", "Data=CC BY 4.0") == 0
     card = read_card(tmp_path / "w.safetensors")
     assert card["model"] == describe_model(checkpoint)
@@ -39,7 +39,7 @@ def test_the_network_is_the_same_up_to_half_precision(checkpoint: Path, tmp_path
         assert stored[f"network.{name}"].dtype == (torch.float16 if value.is_floating_point() else value.dtype)
 
 
-def test_what_a_run_says_of_itself_goes_with_its_weights(checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_a_run_says_of_itself_goes_with_its_weights(checkpoint: Path, tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
     for folder in ("checkpoints", "scores"):
         (run_folder / folder).mkdir(parents=True)
@@ -76,13 +76,13 @@ def test_folders_of_the_machine_stay_out_of_the_card(monkeypatch: pytest.MonkeyP
         ("w.safetensors", ("--licence", "free"), "write NAME=TERMS"),
     ],
 )
-def test_wrong_arguments(output: str, options: Any, message: str, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
+def test_wrong_arguments(output: str, options: Any, message: str, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     assert export(checkpoint, tmp_path / output, *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / output).exists()
 
 
-def test_files_that_are_no_weights(checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_files_that_are_no_weights(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("hello")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
     assert export(checkpoint, tmp_path / "whole.safetensors") == 0
@@ -103,16 +103,16 @@ def test_files_that_are_no_weights(checkpoint: Path, tmp_path: Path) -> None:  #
         load_engine(tmp_path / "nowhere.safetensors")
 
 
-def test_weights_that_half_precision_cannot_hold_are_not_written(checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_weights_that_half_precision_cannot_hold_are_not_written(checkpoint: Path, tmp_path: Path) -> None:
     large = changed(checkpoint, tmp_path / "c.ckpt", state_dict=lambda state: {k: v * 0 + 1e6 for k, v in state.items()})
     assert export(large, tmp_path / "w.safetensors") == 2
     assert not (tmp_path / "w.safetensors").exists()
 
 
 def test_predict_takes_the_librarys_own_weights(
-    checkpoint: Path,  # noqa: F811
-    video: Path,  # noqa: F811
-    mask: Any,  # noqa: F811
+    checkpoint: Path,
+    video: Path,
+    mask: Any,
     tmp_path: Path,
     capsys: Any,
     monkeypatch: pytest.MonkeyPatch,

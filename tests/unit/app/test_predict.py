@@ -12,53 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 from torch import Tensor
 
-from tests.unit.dummies import DummyModule, DummyNetwork, make_frames, make_label_map
+from tests.unit.app.conftest import NETWORK
+from tests.unit.dummies import DummyNetwork, make_frames
 from tests.unit.masks import smoothed
 from vos_lightning.app.cli import main
 from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import VideoWriter, open_frames
-from vos_lightning.modules.base import VOSModule
 from vos_lightning.propagation.policies import EveryKth
-
-MODULE = f"{DummyModule.__module__}.DummyModule"
-NETWORK = f"{DummyNetwork.__module__}.DummyNetwork"
-
-
-class NoData(LightningDataModule):
-    pass
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As a recipe run writes it: hyperparameters are those that LightningCLI has parsed."""
-    folder = tmp_path_factory.mktemp("run")
-    network = {"class_path": NETWORK, "init_args": {"scale": 7.5}}
-    arguments = {
-        "model": {"class_path": MODULE, "init_args": {"evaluation": {"short_side": 24}, "network": network}},
-        "data": {"class_path": f"{__name__}.NoData"},
-        "trainer": {"accelerator": "cpu", "logger": False, "default_root_dir": str(folder), "enable_model_summary": False},
-    }
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(sys, "argv", ["train"])
-        warnings.simplefilter("ignore")  # Lightning advises against saving the network's hyperparameters
-        cli = LightningCLI(
-            VOSModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            run=False,
-            args=arguments,
-        )
-    cli.trainer.strategy.connect(cli.model)
-    cli.trainer.save_checkpoint(folder / "last.ckpt")
-    return folder / "last.ckpt"
 
 
 def changed(checkpoint: Path, target: Path, **changes: Any) -> Path:
@@ -150,19 +114,6 @@ class TestLoading:
             load_engine(checkpoint, device="toaster")
         with pytest.raises(ValueError, match="'xpu:7' is not available"):
             load_engine(checkpoint, device="xpu:7")
-
-
-@pytest.fixture
-def video(tmp_path: Path) -> Path:
-    with VideoWriter(tmp_path / "v.mp4", 12.5) as writer:
-        for frame in make_frames(5, height=32, width=48):
-            writer.write(frame)
-    return tmp_path / "v.mp4"
-
-
-@pytest.fixture
-def mask() -> Tensor:
-    return make_label_map((1, 2), height=32, width=48)
 
 
 def run(checkpoint: Path, video: Path, masks: Path, *options: str) -> tuple[int, Path]:

