@@ -11,6 +11,8 @@ from vos_lightning.matching.similarity import Similarity, memory_logits
 
 MAX_ELEMENTS = 2**24
 """Most affinities at a time (64 MiB in float32); larger problems are split over the queries."""
+MAX_ELEMENTS_ON_CPU = 2**21
+"""The same on a CPU, whose cache then holds them between the product, the softmax and the sum."""
 
 
 def read_memory(
@@ -33,9 +35,9 @@ def read_memory(
     that nothing overflows. An object that may read nothing gets a readout of zeros.
 
     If keys do not depend on the object, and all objects share the prior and the readable pixels, one affinity serves all objects.
-    At most :data:`MAX_ELEMENTS` affinities exist at a time, whatever the length of the memory. With ``top_k``, values are
-    gathered instead of multiplied; this is fastest if the channels of a value are contiguous, as channels-last convolutions
-    return them and a bank keeps them.
+    At most :data:`MAX_ELEMENTS` affinities exist at a time (on a CPU :data:`MAX_ELEMENTS_ON_CPU`), whatever the length of the
+    memory. With ``top_k``, values are gathered instead of multiplied; this is fastest if the channels of a value are contiguous,
+    as channels-last convolutions return them and a bank keeps them.
 
     Args:
         memory_key: ``(B, CK, S)``, or ``(B, N, CK, S)`` if keys depend on the object (STM).
@@ -67,7 +69,8 @@ def read_memory(
     own = own_keys or any(x is not None and x.shape[1] > 1 for x in (readable, log_prior))
     rows = num_objects if own else 1
     keys = memory_key.flatten(0, 1) if own_keys else memory_key
-    queries_at_once = max(1, MAX_ELEMENTS // max(1, batch * rows * keys.shape[-1]))
+    limit = MAX_ELEMENTS_ON_CPU if keys.device.type == "cpu" else MAX_ELEMENTS
+    queries_at_once = max(1, limit // max(1, batch * rows * keys.shape[-1]))
     parts = []
     for start in range(0, query_key.shape[-1], queries_at_once):
         part = slice(start, start + queries_at_once)

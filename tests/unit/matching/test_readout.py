@@ -39,7 +39,8 @@ def problem() -> dict[str, torch.Tensor]:
 )
 def test_equals_the_oracle(kind, top_k, own_keys, masked, with_prior, monkeypatch):
     p = problem()
-    monkeypatch.setattr(readout, "MAX_ELEMENTS", BATCH * OBJECTS * MEMORY * 3)  # several chunks of queries
+    for name in ("MAX_ELEMENTS", "MAX_ELEMENTS_ON_CPU"):
+        monkeypatch.setattr(readout, name, BATCH * OBJECTS * MEMORY * 3)  # several chunks of queries
     rows = {"no": slice(0, 0), "shared": slice(0, 1), "own": slice(None)}
     readable, prior = p["readable"][:, rows[masked]], p["prior"][:, rows[with_prior]]
     actual = read_memory(
