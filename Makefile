@@ -9,7 +9,7 @@ export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
-  test-all test-portable test-gpu bench bench-networks lite lite-gpu fuzz kills slurm lock audit wandb-sync clean
+  test-all test-portable test-gpu bench bench-networks lite lite-switches lite-gpu fuzz kills slurm lock audit wandb-sync clean
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -109,6 +109,9 @@ bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_da
 
 lite: $(STAMP) ## train, score and time the small networks of all systems (about 2 hours on 2 cores), and write their table
 	@$(BIN)/python -m benchmarks.lite --table docs/lite.md $(ARGS)
+
+lite-switches: $(STAMP) ## the same with the parts switched off that each paper switches off (about 2 hours on 2 cores)
+	@$(BIN)/python -m benchmarks.lite --switches --table docs/lite.md $(ARGS)
 
 lite-gpu: $(STAMP) ## a first look on a GPU in 8 minutes: each small network for a minute, four at a time, and the best one for three
 	@$(BIN)/python -m benchmarks.lite --runs runs/lite_gpu --seconds 60 --jobs 4 --trainer.accelerator=gpu $(ARGS)
