@@ -88,6 +88,8 @@ class CellNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         """Normalise all channels but the carriers."""
         others = x[:, self.carriers :]
+        if not self.carriers:
+            return F.normalize(others, dim=1) * others.shape[1] ** 0.5
         return torch.cat([x[:, : self.carriers], F.normalize(others, dim=1) * others.shape[1] ** 0.5], dim=1)
 
 

@@ -31,6 +31,19 @@ def shared_conv(
     return each.unflatten(0, (batch, num_objects)) + once.unsqueeze(1)
 
 
+def merge_objects(x: Float[Tensor, "B N C h w"]) -> Float[Tensor, "R C h w"]:
+    """The features of all objects as one batch of ``B N`` rows, without a copy.
+
+    A single row may have any stride, which hides from some layers (enlarging, pooling, normalisation) that channels come last in
+    memory; they would then work in the other order, and every layer between the two would copy its input. So it gets its proper
+    stride (without gradients, because that of a new stride costs more than it saves).
+    """
+    rows = x.flatten(0, 1)
+    if len(rows) != 1 or torch.is_grad_enabled():
+        return rows
+    return rows.as_strided(rows.shape, (rows.numel(), *rows.stride()[1:]))
+
+
 @torch.no_grad()
 def hand_through(conv: nn.Conv2d, carriers: int) -> None:
     """Initialise a convolution so that it passes its first input channels on unchanged."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.residual import ResidualBlock, hand_through, shared_conv
+from vos_lightning.backbones.residual import ResidualBlock, hand_through, merge_objects, shared_conv
 from vos_lightning.structures import FeaturePyramid
 
 Entry = Literal["residual", "convolution"]
@@ -42,9 +42,9 @@ class RefineBlock(nn.Module):
     def forward(self, coarse: Float[Tensor, "B N C h w"], skip: Float[Tensor, "B C1 h2 w2"]) -> Float[Tensor, "B N C2 h2 w2"]:
         """Refine the features of every object."""
         objects = coarse.shape[:2]
-        grown = F.interpolate(coarse.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+        grown = F.interpolate(merge_objects(coarse), scale_factor=2, mode="bilinear", align_corners=False)
         x = grown.unflatten(0, objects) + self.skip_block(self.skip(skip)).unsqueeze(1)
-        return self.block(x.flatten(0, 1)).unflatten(0, objects)
+        return self.block(merge_objects(x)).unflatten(0, objects)
 
     @torch.no_grad()
     def start_as_copier(self, carriers: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vos_lightning.backbones.base import Backbone, StemBackbone
 from vos_lightning.backbones.normalization import CarrierNorm
-from vos_lightning.backbones.residual import hand_through
+from vos_lightning.backbones.residual import hand_through, merge_objects
 from vos_lightning.backbones.resnet import ResNetPyramid, last_norm
 from vos_lightning.encoders.projection import KeyValueProjection
 
@@ -108,7 +108,7 @@ class MaskedEncoder(nn.Module):
     def _stem(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "R C H1 W1"]:
         once = self.trunk.stem(image)
         each = self.mask_conv(self._mask_channels(masks).flatten(0, 1)).unflatten(0, masks.shape[:2])
-        return (each + once.unsqueeze(1)).flatten(0, 1)
+        return merge_objects(each + once.unsqueeze(1))
 
     def _carrying(self, features: Float[Tensor, "R C h w"], masks: Float[Tensor, "B N H W"], stride: int) -> Tensor:
         """The features of every object, after the mask and its complement if they are carried."""
