@@ -198,6 +198,8 @@ class VideoSample:
     """Ids whose category is not in the training set, if that is known (YouTube-VOS)."""
     fps: Fraction = FOLDER_FPS
     """Frames a second, at which pictures of the video are written."""
+    gone: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Ids of objects that are gone from a frame on, by frame index; an annotation brings them back."""
 
     @property
     def length(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import re
@@ -117,6 +118,22 @@ class FrameSource(ABC):
             chosen = " in the chosen part" if self.first or self._end is not None else ""
             raise ValueError(f"{self.path}: not a single frame could be decoded{chosen}")
 
+    def since(self, index: int) -> Iterator[UInt8[Tensor, "3 H W"]]:
+        """RGB of each chosen frame from one on, without the work for the frames before it where that is possible.
+
+        Args:
+            index: index of the first frame that is returned, among the chosen ones.
+
+        Raises:
+            ValueError: a frame cannot be decoded.
+        """
+        start = self.number_of(index)
+        for number, (time, picture) in enumerate(self._decode_from(start), start):
+            if self._end is not None and (time if isinstance(self._end, Fraction) else number) >= self._end:
+                break
+            if (number - start) % self.stride == 0:
+                yield picture()
+
     def time_of(self, index: int) -> Fraction:
         """Seconds from the first frame of the whole video to a chosen frame.
 
@@ -192,6 +209,10 @@ class FrameSource(ABC):
     def _decode(self) -> Iterator[tuple[Fraction, Callable[[], Tensor]]]:
         """Time in seconds of every frame of the whole video, and a function that makes its picture while it is the latest."""
 
+    def _decode_from(self, number: int) -> Iterator[tuple[Fraction, Callable[[], Tensor]]]:
+        """The same from one frame on."""
+        return itertools.islice(self._decode(), number, None)
+
     @abstractmethod
     def _where(self, number: int) -> str:
         """Description of a frame of the whole video for an error message."""
@@ -218,6 +239,10 @@ class ImageFrames(FrameSource):
     def _decode(self) -> Iterator[tuple[Fraction, Callable[[], Tensor]]]:
         for number, file in enumerate(self._files):
             yield number / self._rate, functools.partial(read_image, file)
+
+    def _decode_from(self, number: int) -> Iterator[tuple[Fraction, Callable[[], Tensor]]]:
+        for later, file in enumerate(self._files[number:], number):
+            yield later / self._rate, functools.partial(read_image, file)
 
     def _where(self, number: int) -> str:
         return str(self._files[number])

@@ -106,6 +106,46 @@ class VideoFile(FrameSource):
         if self._missing and whole is not None and count < self.first + whole:
             raise ValueError(f"{path}: the file ends after {count} of {self.first + whole} frames; {_mend(path)}")
 
+    def _decode_from(self, number: int) -> Iterator[tuple[Fraction, Callable[[], Tensor]]]:
+        """From the key frame before the frame, or from the start where frames have no times of their own.
+
+        The first call decodes the whole file once, to learn the times.
+        """
+        stamps = self._stamps
+        if number >= len(stamps) or None in stamps or len(set(stamps)) < len(stamps):
+            yield from super()._decode_from(number)
+            return
+        wanted: int = stamps[number]
+        try:
+            with open_container(self.path) as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                container.seek(wanted, stream=stream)
+                reached = False
+                for frame in _decode_packets(container, stream):
+                    if frame is None or frame.is_corrupt or frame.pts is None or (not reached and frame.pts > wanted):
+                        break
+                    reached = reached or frame.pts == wanted
+                    if reached:
+                        time = (frame.pts - stamps[0]) * Fraction(stream.time_base or 1)
+                        yield time, functools.partial(picture_of, frame, self.path)
+                        number += 1
+        except FFmpegError:
+            pass  # what cannot be decoded from here on is decoded from the start, which names it
+        if number < len(stamps):
+            yield from super()._decode_from(number)
+
+    @functools.cached_property
+    def _stamps(self) -> list[Any]:
+        """When each frame is shown, in units of the stream; None where a frame does not say it."""
+        try:
+            with open_container(self.path) as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                return [None if frame is None else frame.pts for frame in _decode_packets(container, stream)]
+        except FFmpegError:
+            return []  # decoding from the start names the damage
+
     def _number_of(self, time: Fraction) -> int:
         try:
             with open_container(self.path) as container:
