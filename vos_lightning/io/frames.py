@@ -64,7 +64,8 @@ class FrameSource(ABC):
         name: name of the video in outputs.
         fps: frames a second, of the chosen frames; on average where the rate varies.
         length: number of frames; for a video file, the number that the container claims, or None.
-        names: names of all frames; None for a video file, whose true length is known only at its end.
+        names: names of all chosen frames; None for a video file, whose true length is known only at its end.
+        whole_names: names of all frames of the whole video, or None.
         first: number of the first chosen frame in the whole video, see :meth:`choose`.
         stride: step between the numbers of chosen frames.
         pixel_aspect: width of a pixel divided by its height, as the frames are shown.
@@ -77,6 +78,7 @@ class FrameSource(ABC):
     fps: Fraction
     length: int | None
     names: tuple[str, ...] | None
+    whole_names: tuple[str, ...] | None = None
     first: int = 0
     stride: int = 1
     pixel_aspect: Fraction = Fraction(1)
@@ -195,6 +197,11 @@ class FrameSource(ABC):
     def number_of(self, index: int) -> int:
         """Number in the whole video of a chosen frame."""
         return self.first + index * self.stride
+
+    def index_of(self, number: int) -> int | None:
+        """Index among the chosen frames of a frame of the whole video; None if it is not chosen."""
+        index, rest = divmod(number - self.first, self.stride)
+        return None if index < 0 or rest or (isinstance(self._end, int) and number >= self._end) else index
 
     @property
     def _rate(self) -> Fraction:

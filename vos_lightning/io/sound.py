@@ -88,7 +88,7 @@ class Sound:
             self._source, self._packets, self._next = None, iter(()), None
 
     def _copied(self, source: av.container.InputContainer, stream: av.AudioStream, target: Any) -> Iterator[av.Packet]:
-        offset = round(self._start / Fraction(stream.time_base))
+        offset = round(self._start / Fraction(stream.time_base or 1))
         try:
             for packet in source.demux(stream):
                 if packet.pts is None or packet.dts is None or packet.is_corrupt or packet.pts < offset:

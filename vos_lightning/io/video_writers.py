@@ -76,6 +76,7 @@ class VideoWriter:
         self._options = self._kind.options | ({} if self._kind.codec == "prores_ks" else {"crf": str(quality)})
         self._aspect, self._sound = pixel_aspect, sound
         self._container: av.container.OutputContainer | None = None
+        self._stream: Any = None
         self._size: tuple[int, int] | None = None
         self._count = 0
         self._time = Fraction(0)
@@ -115,9 +116,9 @@ class VideoWriter:
         container = self._container = av.open(
             self._file.temporary.absolute(), "w", format=kind.container, container_options=kind.header
         )
-        self._stream: Any = container.add_stream(kind.codec, rate=self._rate, options=self._options)
+        self._stream = container.add_stream(kind.codec, rate=self._rate, options=self._options)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, kind.pixels
-        codec = self._stream.codec_context
+        codec: Any = self._stream.codec_context
         codec.time_base = Fraction(1, CLOCK)
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
         codec.color_range = _LIMITED
