@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vos_lightning.io.given_masks import own_video
     from vos_lightning.io.outputs import OutputFolder
     from vos_lightning.io.videos import open_frames
+    from vos_lightning.predictions.renderings import Renderings
     from vos_lightning.predictions.writer import PredictionFiles
 
     short_side = {None: "checkpoint", 0: None}.get(arguments.short_side, arguments.short_side)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     proposals = open_proposals(engine.network, frames, arguments.proposals, arguments.detector)
     video = own_video(frames, masks, proposals)
-    files = PredictionFiles(output, overlays=arguments.overlay, contact_sheet=False)
+    files = PredictionFiles(output, Renderings(("overlay",) if arguments.overlay else ()), contact_sheet=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with files, Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(arguments.video.name, total=frames.length)

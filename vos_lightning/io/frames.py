@@ -71,6 +71,7 @@ class FrameSource(ABC):
         pixel_aspect: width of a pixel divided by its height, as the frames are shown.
         live: whether the frames come once and from outside, so that no second iteration is possible.
         audio: file with the sound of the video; None if there is none to copy.
+        origin: time of the first frame by the clock of that file, in seconds; known after :meth:`size`.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class FrameSource(ABC):
     pixel_aspect: Fraction = Fraction(1)
     live: ClassVar[bool] = False
     audio: Path | None = None
+    origin: Fraction = Fraction(0)
     _end: Position | None = None
     _size: tuple[int, int] | None = None
 

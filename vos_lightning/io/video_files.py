@@ -80,6 +80,8 @@ class VideoFile(FrameSource):
             if frame is None:
                 raise ValueError(f"{self.path}: there is no frame")
             turn = turn_of_frame(frame[1], self.path)
+            if frame[1].pts is not None and frame[1].time_base is not None:
+                self.origin = frame[1].pts * Fraction(frame[1].time_base)
             self._notes = tuple(f"{self.path}: {note}" for note in describe_frame(frame[1]))
             self._size = (frame[1].width, frame[1].height) if turn.exchange else (frame[1].height, frame[1].width)
             if turn.exchange:

@@ -19,9 +19,10 @@ from vos_lightning.propagation.frame_step import FrameStep, resize_masks, resize
 from vos_lightning.propagation.inputs import MAX_OBJECTS, Array, Masks, as_frame, as_label_map
 from vos_lightning.propagation.memory import State, drop_unread, grow
 from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.propagation.snapshots import Snapshot, Stored
 from vos_lightning.propagation.step import Propagation, StepOutput, advance, show_given
 from vos_lightning.propagation.videos import MasksByFrame, Video, as_video
-from vos_lightning.structures import FrameInput, FramePrediction, FrameProposals, Given, Proposals, VideoSample
+from vos_lightning.structures import FrameInput, FramePrediction, FrameProposals, Given, Proposals, VideoSample, map_tensors
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|bad_?alloc|alloc_failed", re.IGNORECASE)
 """Out-of-memory messages of allocators that raise a plain RuntimeError (CPUs, oneDNN, cuBLAS, cuDNN, MPS)."""
@@ -218,11 +219,20 @@ class InferenceEngine:
         sample = as_video(video, masks, gone=gone, proposals=proposals)
         return run_in_direction(self.run, sample, direction, self.propagation.aggregation)
 
-    def run(self, video: VideoSample) -> Iterator[FramePrediction]:
+    def snapshot(self) -> Snapshot:
+        """What is known after the last frame, for :meth:`run` to go on from; it is a value, and later frames do not change it."""
+        return Snapshot(self._state, self._ids, self._size, self._frame_index, self._keep_size)
+
+    def run(self, video: VideoSample, stored: Stored | None = None) -> Iterator[FramePrediction]:
         """Segment a whole video frame by frame; a frame is decoded once, when it is its turn, and comes with its prediction.
 
         Proposals are asked for from the first annotated frame on. Objects that are gone from a frame on (``video.gone``) are
         removed before that frame.
+
+        Args:
+            video: the video with its annotations.
+            stored: what an earlier run of the same video knew after one of its frames, and its predictions up to that frame,
+                which are returned instead of being computed again.
 
         Raises:
             ValueError: the network needs proposals and the video has none; or the video ends before a frame that is annotated.
@@ -231,8 +241,14 @@ class InferenceEngine:
             self.network.check_proposals(None, f"video {video.name!r}")
         self.reset()
         self._keep_size = self._has_tiny_object(video)
+        done = -1 if stored is None else stored.snapshot.frame_index
         index = -1
         for index, frame in enumerate(video.frames):
+            if stored is not None and index <= done:
+                yield stored.prediction(index, frame)
+                continue
+            if stored is not None and index == done + 1:
+                self._restore(stored.snapshot)
             for object_id in video.gone.get(index, ()):
                 if object_id in self._ids:
                     self.remove_object(object_id)
@@ -248,6 +264,12 @@ class InferenceEngine:
             )
 
     # Details ----------------------------------------------------------------------------------------------------------
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        device = self.network.device
+        self._state = map_tensors(lambda tensor: tensor.to(device), snapshot.state)
+        self._ids, self._size, self._keep_size = snapshot.ids, snapshot.size, snapshot.keep_size
+        self._frame_index, self._latest = snapshot.frame_index, None
 
     def _annotate(self, object_id: int, mask: Array) -> FramePrediction:
         last = self._latest
