@@ -106,6 +106,12 @@ class LiveFrames(FrameSource):
         return f"{self._label}: frame {number}"
 
 
+def name_of_address(address: str) -> str:
+    """The name that a video from an address has in outputs: the last part of the path without its suffix."""
+    stem = address.partition("://")[2].split("?")[0].rstrip("/").rpartition("/")[2].rpartition(".")
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in stem[0] or stem[2]) or "stream"
+
+
 def open_address(address: str) -> LiveFrames:
     """Frames from an address, ``http://``, ``https://``, ``rtsp://`` or ``rtsps://``.
 
@@ -130,12 +136,10 @@ def open_address(address: str) -> LiveFrames:
     pictures = (
         (stamp, functools.partial(picture_of, frame, address)) for stamp, frame in itertools.chain([(when, first)], frames)
     )
-    stem = address.split("?")[0].rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem).strip(".") or "stream"
     turned = turn_of_frame(first, address).exchange
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     notes = tuple(f"{address}: {note}" for note in describe_frame(first))
-    return LiveFrames(address, name, frame_rate(stream), pictures, notes, 1 / aspect if turned else aspect)
+    return LiveFrames(address, name_of_address(address), frame_rate(stream), pictures, notes, 1 / aspect if turned else aspect)
 
 
 def _of_container(

@@ -213,6 +213,13 @@ class OutputFolder:
         if path.is_file():
             self._note(name, _digest(path))
 
+    def remove(self, name: str) -> None:
+        """Remove a file that is not needed any more, if it was written."""
+        if name in self._written:
+            self.check(name).unlink(missing_ok=True)
+            self._note(name, None)
+            self._remove([self.folder / name])
+
     def close_item(self, name: str | None, error: str | None = None, keep: bool = False, made_from: str | None = None) -> None:
         """Record that the files since the last call are all files of an item, or that the item has failed.
 
@@ -308,7 +315,9 @@ class OutputFolder:
                         f"one, or pass {how} to replace it"
                     )
                 items = [item for item in record.items if item.error is None and item.name not in self.done]
-                items = [item for item in items if all((self.folder / name).is_file() for name in item.files)]
+                items = [
+                    item for item in items if all((self.folder / name).is_file() for name, digest in item.files.items() if digest)
+                ]
                 self._closed += items
                 self.done |= {item.name: item.made_from for item in items if item.name is not None}
                 kept |= {self.folder / name for item in items for name in item.files}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vos_lightning.io.files import list_files, list_folders, natural_key
 from vos_lightning.io.frames import FRAME_SUFFIXES, FrameSource, ImageFrames
-from vos_lightning.io.live import SCHEMES, open_address, open_camera
+from vos_lightning.io.live import SCHEMES, name_of_address, open_address, open_camera
 from vos_lightning.io.videos import open_frames
 
 VIDEO_SUFFIXES = frozenset(
@@ -46,7 +46,7 @@ class Source:
     text: str
     """The video in messages."""
     name: str
-    """Name of the video in outputs; an address is known only when it is opened and has the name ``stream``."""
+    """Name of the video in outputs."""
     path: Path | None
     """The file or folder; None for a camera or an address."""
     open: Callable[[], FrameSource]
@@ -91,7 +91,7 @@ def _behind(text: str) -> list[Source]:
     if camera:
         return [Source(text, f"camera_{camera[1]}", None, functools.partial(open_camera, int(camera[1])))]
     if text.partition("://")[0].lower() in SCHEMES and "://" in text:
-        return [Source(text, "stream", None, functools.partial(open_address, text))]
+        return [Source(text, name_of_address(text), None, functools.partial(open_address, text))]
     path = Path(text)
     if path.is_dir():
         return _in_folder(path)

@@ -66,7 +66,7 @@ def read_snapshot(path: Path) -> tuple[Snapshot, dict[str, Any]]:
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(regular_file(path))
-        allowed = [found for name in names if (found := _dataclass(name)) is not None]
+        allowed: list[Any] = [found for name in names if (found := _dataclass(name)) is not None]
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
         snapshot, notes = content["snapshot"], content["notes"]

@@ -154,7 +154,7 @@ class TestNames:
             Image.new("RGB", (4, 4)).save(Path(folder) / "1.webp")
         Path("videos/f.mov").touch()
         found = find_sources(["a.mp4", "[bc].*", "d", "videos", "camera:2", "rtsp://x/y"])
-        assert [source.name for source in found] == ["a", "b", "c", "d", "f", "e", "camera_2", "stream"]
+        assert [source.name for source in found] == ["a", "b", "c", "d", "f", "e", "camera_2", "y"]
 
     @pytest.mark.parametrize("pattern", [True, False])
     def test_images_are_frames_of_one_video(self, tmp_path: Path, pattern: bool) -> None:
