@@ -78,9 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if not several or getattr(error, "errno", None) == errno.ENOSPC:
                         raise
                     failed += 1
-                    sys.stderr.write(f"{source.text} is passed over: {one_line(error)}\n")
+                    reason = one_line(error).removeprefix(f"{source.text}: ")
+                    sys.stderr.write(f"{source.text} is passed over: {reason}\n")
                     if run is not None:
-                        run.give_up(source.name, one_line(error))
+                        run.give_up(source.name, reason)
         except Stopped as stopped:
             if run is not None:
                 run.finish(stopped)

@@ -29,7 +29,9 @@ from vos_lightning.proposals.frames import CountedProposals
 from vos_lightning.structures import FramePrediction, VideoSample
 
 SNAPSHOT_SECONDS = 15.0
-"""Seconds between two snapshots of a run, from which it goes on after a kill; more where saving takes longer."""
+"""Least seconds between two snapshots of a run, from which it goes on after a kill."""
+SAVING_SHARE = 0.05
+"""Largest share of the time that is spent on snapshots."""
 
 
 class SegmentRun:
@@ -127,7 +129,7 @@ class SegmentRun:
         write = functools.partial(write_snapshot, snapshot=self._engine.snapshot(), notes=notes)
         self._output.put(self._snapshot_name(job.name), write)
         self._saved = time.monotonic()
-        self._interval = max(SNAPSHOT_SECONDS, 20 * (self._saved - start))
+        self._interval = max(SNAPSHOT_SECONDS, (self._saved - start) / SAVING_SHARE)
 
     def _begun(self, job: Job, video: VideoSample) -> Stored | None:
         """The beginning of the video from an interrupted run; files of another video, or of changed inputs, are removed."""
@@ -140,11 +142,15 @@ class SegmentRun:
             if self._arguments.direction != "forward":
                 why = f"the direction {self._arguments.direction!r} looks at the whole video"
         else:
-            snapshot, notes = read_snapshot(self._output.check(name))
+            try:
+                snapshot, notes = read_snapshot(self._output.check(name))
+            except ValueError:
+                notes, why = {}, "its state cannot be read"
+            else:
+                why = "the video or its masks have changed"
             if notes.get("made_from") == job.made_from:
                 sys.stdout.write(f"{job.name}: goes on after frame {video.name_of(snapshot.frame_index)}\n")
                 return Stored(snapshot, _StoredPredictions(self._output, video, notes["rows"]))
-            why = "the video or its masks have changed"
         sys.stdout.write(f"{job.name}: begins anew, as {why}\n")
         self._output.drop()
         return None
