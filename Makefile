@@ -8,8 +8,9 @@ DATA   ?= data
 export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
-  test-all test-portable test-gpu bench bench-networks lite lite-switches lite-gpu fuzz kills slurm lock audit wandb-sync clean
+.PHONY: help setup demo train validate evaluate segment predict visualize baselines list results doctor submit show lint format \
+  test test-all test-portable test-gpu bench bench-networks lite lite-switches lite-gpu fuzz kills slurm lock audit wandb-sync \
+  clean
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -28,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP) ## install everything into .venv (every target does this by itself)
 
 demo: $(STAMP) ## cut a rabbit out of a clip with the network that ships, then train a small EMVOS on synthetic clips (6 minutes)
-	@$(RUN) predict --video "$$($(BIN)/python -m docs.demo.clip)" --masks docs/demo/masks --output runs/demo --overwrite
+	@$(RUN) segment "$$($(BIN)/python -m docs.demo.clip)" --mask docs/demo/masks --output runs/demo --overwrite
 	@$(RUN) train emvos_demo $(ARGS)
 	@$(RUN) test emvos_demo --baselines $(ARGS)
 
@@ -48,13 +49,13 @@ else
 	@$(RUN) test $(EXP) $(ARGS)
 endif
 
-predict: $(STAMP) ## segment your own: VIDEO=file-or-folder MASKS=file-or-folder OUTPUT=dir [CHECKPOINT=file]; or EXP's videos
-ifdef VIDEO
-	@$(RUN) predict $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) --video $(VIDEO) --masks $(MASKS) --output $(or $(OUTPUT),predictions) $(ARGS)
-else
-	@test -n "$(EXP)" || { echo 'error: which experiment? make predict EXP=emvos_davis17, or VIDEO= MASKS=' >&2; exit 2; }
+segment: $(STAMP) ## cut objects out of your own: VIDEO="files or folders" [MASK=file-or-folder] [OUTPUT=dir] [CHECKPOINT=file]
+	@test -n "$(VIDEO)" || { echo 'error: which video? make segment VIDEO=holiday.mp4 MASK=first_frame.png' >&2; exit 2; }
+	@$(RUN) segment $(VIDEO) $(if $(MASK),--mask $(MASK)) --output $(or $(OUTPUT),cut_out) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ARGS)
+
+predict: $(STAMP) ## segment EXP's videos with its last weights
+	@test -n "$(EXP)" || { echo 'error: which experiment? make predict EXP=emvos_davis17' >&2; exit 2; }
 	@$(RUN) predict $(EXP) $(ARGS)
-endif
 
 visualize: $(STAMP) ## draw what EXP computes inside: VIDEO=name FRAME=number OUTPUT=dir
 	@test -n "$(EXP)" || { echo 'error: which experiment? make visualize EXP=emvos_davis17 VIDEO=name FRAME=number' >&2; exit 2; }

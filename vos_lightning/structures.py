@@ -163,9 +163,16 @@ class FrameProposals(Protocol):
         """
 
 
-def frame_name(names: Sequence[str] | None, index: int) -> str:
-    """Name of a frame: its file stem, or its index in five digits where frames have no names, as in a video file."""
-    return f"{index:05d}" if names is None else names[index]
+def frame_name(names: Sequence[str] | None, index: int, first: int = 0, stride: int = 1) -> str:
+    """Name of a frame: its file stem, or its number in five digits where frames have no names, as in a video file.
+
+    Args:
+        names: names of the frames, or None.
+        index: index of the frame among those that are segmented.
+        first: number of the first of them in the whole video.
+        stride: step between their numbers.
+    """
+    return f"{first + index * stride:05d}" if names is None else names[index]
 
 
 FOLDER_FPS = Fraction(24)
@@ -198,6 +205,10 @@ class VideoSample:
     """Ids whose category is not in the training set, if that is known (YouTube-VOS)."""
     fps: Fraction = FOLDER_FPS
     """Frames a second, at which pictures of the video are written."""
+    numbering: tuple[int, int] = (0, 1)
+    """Number of the first frame where frames have no names, and the step between numbers, see :func:`frame_name`."""
+    gone: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Ids of objects that are gone from a frame on, by frame index; an annotation brings them back."""
 
     @property
     def length(self) -> int | None:
@@ -206,7 +217,7 @@ class VideoSample:
 
     def name_of(self, index: int) -> str:
         """Name of a frame, see :func:`frame_name`."""
-        return frame_name(self.frame_names, index)
+        return frame_name(self.frame_names, index, *self.numbering)
 
     def to(self, *args: Any, **kwargs: Any) -> VideoSample:  # noqa: ARG002
         """Return itself: a video stays on the host, and the engine moves one frame at a time. Lightning calls this method."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.fuzz.mutations import ARGUMENTS, MUTATIONS, change_arguments, draw_mutation
 
 EVALUATE = "--truth truth --predictions predictions"
-PREDICT = "--checkpoint last.ckpt --output out --device cpu"
+SEGMENT = "--checkpoint last.ckpt --output out --device cpu"
 RUN = "p_one --run-dir out"
 TRAINER = (
     "--trainer.devices=0", "--trainer.devices=-5", "--trainer.devices=x", "--trainer.devices=[9]", "--trainer.devices=null",
@@ -40,7 +40,7 @@ TRAINER = (
 
 RUNS = (f"train {RUN}", *(f"{command} {RUN} --checkpoint last.ckpt" for command in ("test", "predict", "validate")))
 DOCTOR = ("doctor data", "doctor data --json --deep", "doctor data --fix", "doctor data --all")
-OWN_INPUTS = [f"--video {video} --masks {masks}" for video in ("frames", "video.mp4") for masks in ("mask.png", "masks")]
+OWN_INPUTS = [f"{video} --mask {masks}" for video in ("frames", "video.mp4") for masks in ("mask.png", "masks")]
 
 COMMANDS: dict[str, tuple[Sequence[str], float]] = {
     "experiments": (
@@ -102,9 +102,9 @@ COMMANDS: dict[str, tuple[Sequence[str], float]] = {
     ),
     "own": (
         (
-            *(f"predict {PREDICT} {inputs}" for inputs in OWN_INPUTS),
-            "predict --checkpoint real.ckpt --device cpu --video frames --masks mask.png --proposals proposals.npz --output out",
-            f"predict {PREDICT} {OWN_INPUTS[-1]} --first-number 0 --short-side 24 --memory-frames 1 --precision bf16",
+            *(f"segment {SEGMENT} {inputs}" for inputs in OWN_INPUTS),
+            "segment frames --checkpoint real.ckpt --device cpu --mask mask.png --proposals proposals.npz --output out",
+            f"segment {SEGMENT} {OWN_INPUTS[-1]} --first-number 0 --short-side 24 --memory-frames 1 --precision bf16",
             "visualize --checkpoint last.ckpt --video frames --masks mask.png --frame 1 --output out",
         ),
         9,

@@ -25,7 +25,7 @@ OUTPUTS = ("--output", "--run-dir", "--json")
 """Options that name what a command writes; ``results`` without ``--output`` writes to ``--runs``."""
 SEVERAL = ("evaluate", "curves", "doctor")
 """Commands that print a line for every problem."""
-CODES: dict[str, tuple[int, ...]] = {"doctor": (0, 1, 2), "train": (0, 2, 71, 75), "predict": (0, 2, 3)}
+CODES: dict[str, tuple[int, ...]] = {"doctor": (0, 1, 2), "train": (0, 2, 71, 75), "predict": (0, 2, 3), "segment": (0, 1, 2)}
 """Exit codes of commands that have more than success (0) and an error of the user (2)."""
 OWN = re.compile(r"/(?=(?:vos_lightning|data_modules)/)")
 """What comes before the packages of the library in the path of a file."""

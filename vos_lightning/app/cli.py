@@ -20,10 +20,10 @@ MAX_MESSAGE = 500
 
 
 def _predict(argv: Sequence[str]) -> int:
-    """``predict EXP`` for an experiment's videos, ``predict --checkpoint FILE --video FILE ...`` for the user's own videos."""
-    if argv and not argv[0].startswith("-"):
-        return _command("vos_lightning.app.scoring", "predict")(argv)
-    return _command("vos_lightning.app.predict")(argv)
+    """``predict EXP``; the user's own videos had the options ``--video`` and ``--masks`` here before they got a command."""
+    if any(text.partition("=")[0] in ("--video", "--masks") for text in argv) and argv[0].startswith("-"):
+        raise ValueError("your own videos are segmented by: vos segment VIDEO --mask MASK --output DIR")
+    return _command("vos_lightning.app.scoring", "predict")(argv)
 
 
 def _command(module: str, *given: str) -> Callable[[Sequence[str]], int]:
@@ -47,7 +47,11 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _command("vos_lightning.app.scoring", "validate"),
         "score an experiment's validation videos with its checkpoint",
     ),
-    "predict": (_predict, "segment an experiment's videos, or your own: predict --checkpoint C --video V --masks M --output D"),
+    "segment": (
+        _command("vos_lightning.app.segment"),
+        "cut objects out of your own videos: segment VIDEO --mask M --output D [--formats overlay webm coco ...]",
+    ),
+    "predict": (_predict, "segment an experiment's videos with its checkpoint"),
     "visualize": (
         _command("vos_lightning.app.visualize"),
         "draw score maps and other intermediate results: visualize EXP --video NAME --frame T --output D",

@@ -1,34 +1,156 @@
-"""A user's video, opened with its masks and proposals for a network."""
+"""The user's own videos, opened with their masks and proposals for a network."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from vos_lightning.app.options import PRECISIONS
+from vos_lightning.checkpoints.portable import resolve
+from vos_lightning.io.files import list_everything, sha256_of
 from vos_lightning.io.given_masks import GivenMasks
+from vos_lightning.io.sources import Source
 from vos_lightning.io.videos import FrameSource
 from vos_lightning.modules.proposal_detector import load_detector
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.proposals.frames import CountedProposals, DetectedFrames, StoredFrames
 from vos_lightning.proposals.store import ProposalFile, precompute_command
 
+_DECISIVE = (
+    "start", "end", "stride", "direction", "precision", "short_side", "max_size", "memory_frames", "first_number", "allow_rims",
+    "formats", "dim", "labels", "detector",
+)  # fmt: skip
+"""Options on which the output depends; a run is resumed with the same ones."""
 
-def read_masks(arguments: argparse.Namespace, frames: FrameSource) -> GivenMasks:
-    """Read and check the masks of ``--masks``, and print what is in them.
+
+@dataclass(frozen=True)
+class Job:
+    """A video that can be segmented: its frames are opened and its masks are checked."""
+
+    source: Source
+    name: str
+    frames: FrameSource
+    masks: GivenMasks
+    made_from: str | None
+    """Digest of video and masks; None for frames that come only once."""
+
+
+def local_inputs(arguments: argparse.Namespace, sources: Sequence[Source]) -> list[Path | None]:
+    """Files and folders that are read, which no output may touch."""
+    given = [source.path for source in sources]
+    return [*given, arguments.mask, arguments.checkpoint, arguments.proposals]
+
+
+def settings_of(arguments: argparse.Namespace) -> str:
+    """Digest of the options and weights on which the output depends."""
+    weights = resolve(arguments.checkpoint)
+    chosen = {name: str(getattr(arguments, name)) for name in _DECISIVE}
+    for name, file in (("checkpoint", weights), ("proposals", arguments.proposals)):
+        chosen[name] = sha256_of(file) if file is not None and file.is_file() else str(file)
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+def open_job(arguments: argparse.Namespace, source: Source, several: bool) -> Job:
+    """Open a video, read and check all of its masks, and print what is in them.
 
     Args:
-        arguments: those of :func:`vos_lightning.app.options.add_mask_options`, and ``masks``.
+        arguments: those of ``vos segment``.
+        source: the video.
+        several: whether it is one of several.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the video or a mask cannot be used.
+    """
+    frames = source.open()
+    if frames.live and arguments.direction != "forward":
+        raise ValueError(f"{source.text}: a stream can be followed forwards only; leave --direction out")
+    frames.choose(arguments.start, arguments.end, arguments.stride)
+    path = find_mask(source, arguments.mask, several)
+    if arguments.mask is None or several:
+        sys.stdout.write(f"{source.text}: masks from {path}\n")
+    masks = read_masks(path, frames, arguments)
+    made_from = None if frames.live else _digest_of(source, path)
+    return Job(source, source.name, frames, masks, made_from)
+
+
+def read_masks(path: Path, frames: FrameSource, arguments: argparse.Namespace) -> GivenMasks:
+    """Read and check the masks of a video, and print what there is to know of both.
+
+    Args:
+        path: the masks, a file or folder.
         frames: the video.
+        arguments: those of :func:`vos_lightning.app.options.add_mask_options`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: a mask cannot be used, see :class:`GivenMasks`.
     """
-    masks = GivenMasks(arguments.masks, frames, arguments.first_number, arguments.allow_rims)
-    sys.stdout.write("".join(f"{line}\n" for line in masks.report()))
+    masks = GivenMasks(path, frames, arguments.first_number, arguments.allow_rims)
+    sys.stdout.write("".join(f"{line}\n" for line in (*frames.notes(), *masks.report())))
     return masks
+
+
+def find_mask(source: Source, given: Path | None, several: bool) -> Path:
+    """The masks of a video: those that are named, or those that have its name.
+
+    Args:
+        source: the video.
+        given: ``--mask``; with several videos, a folder that holds the masks of each.
+        several: whether there are several videos.
+
+    Raises:
+        ValueError: there are none, or several.
+    """
+    if given is not None and not several:
+        return given
+    place = given if given is not None else None if source.path is None else source.path.absolute().parent
+    names = [f"{source.name}{suffix}" for suffix in (".png", ".json", ".xml")]
+    names.append(source.name if given is not None else f"{source.name}_masks")
+    found = [] if place is None else [place / name for name in names if (place / name).exists()]
+    found = [path for path in found if source.path is None or path.resolve() != source.path.resolve()]
+    if len(found) > 1:
+        raise ValueError(f"{source.text}: {found[0]} and {found[1].name} are both its masks; keep one, or name it with --mask")
+    if not found:
+        where = f"in {place}" if given is not None else "beside it"
+        tried = f" (there is no {', '.join(names[:-1])} or {names[-1]}/ {where})" if place is not None else ""
+        raise ValueError(f"{source.text}: no mask says what to cut out{tried}; draw one on a frame and pass it with --mask")
+    return found[0]
+
+
+def _digest_of(source: Source, masks: Path) -> str:
+    """Digest of a video, by sizes and times of change, and of its masks, by their content."""
+    assert source.path is not None
+    of_video = list_everything(source.path) if source.path.is_dir() else [source.path]
+    of_masks = list_everything(masks) if masks.is_dir() else [masks]
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in of_video if path.is_file()]
+    digests = [(path.name, sha256_of(path)) for path in of_masks if path.is_file()]
+    return hashlib.sha256(json.dumps([facts, digests]).encode()).hexdigest()
+
+
+def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type of ``--precision``.
+
+    Args:
+        name: name of a precision, or ``auto``: bfloat16 on CUDA devices that compute with it, full precision elsewhere.
+        device: device of the network.
+    """
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else None
+    kind = PRECISIONS[name]
+    return None if kind is None else getattr(torch, kind)
+
+
+# Proposals ------------------------------------------------------------------------------------------------------------
 
 
 def open_proposals(

@@ -85,7 +85,7 @@ def _own_video(known: argparse.Namespace) -> tuple[Any, VideoSample]:
     from vos_lightning.io.videos import open_frames
 
     frames = open_frames(known.video)
-    masks = read_masks(known, frames)
+    masks = read_masks(known.masks, frames, known)
     module = load_module(known.checkpoint)
     return module, own_video(frames, masks, open_proposals(module.network, frames, known.proposals, known.detector))
 
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
     add_weight_options(parser)
     parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP: a file or folder")
-    parser.add_argument("--masks", type=Path, help="without EXP: PNG for the first frame, or folder of PNGs, as for `predict`")
+    parser.add_argument("--masks", type=Path, help="without EXP: mask of the first frame, or folder of masks, as for `segment`")
     add_proposal_options(parser)
     parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="frame indices, counted from 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from vos_lightning.io.files import list_everything, one_line
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.modules.base import VOSModule
+from vos_lightning.predictions.renderings import Renderings
 from vos_lightning.predictions.writer import PredictionFiles
 
 
@@ -72,14 +73,15 @@ class PredictionWriter(Callback):
         if not alone and trainer.is_global_zero:
             output.start()  # a process alone removes an earlier run when there is a first frame to put in its place
         # No process goes on before that.
-        module.predicted = trainer.strategy.broadcast(output.done)
+        module.predicted = trainer.strategy.broadcast(frozenset(output.done))
         if module.predicted:
             rank_zero_info(f"{output.folder}: {len(module.predicted)} videos are done and are kept")
         sheet = "contact_sheet" if alone else f"contact_sheet_rank{rank}"
         there = list_everything(output.folder) if self.resume and output.folder.is_dir() else []
         earlier = [path for path in there if path.name.startswith((f"{sheet}.", f"{sheet}_start"))]
         sheet += f"_start{len(earlier) + 1}" if earlier else ""  # a sheet that is kept shows the videos of an earlier start
-        self._files = PredictionFiles(output, self.overlays, self.index, self.contact_sheet, self.all_frames, f"{sheet}.png")
+        renderings = Renderings(("overlay",) if self.overlays else ())
+        self._files = PredictionFiles(output, renderings, self.index, self.contact_sheet, self.all_frames, f"{sheet}.png")
         module.frame_listeners.append(self._files.take)
         if stage == "predict":
             module.failure_listeners.append(self._pass_over)

@@ -33,6 +33,7 @@ from pydantic import Field, InstanceOf
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from vos_lightning.checkpoints.files import LITE
 from vos_lightning.checkpoints.portable import SUFFIX, read_portable, resolve
 from vos_lightning.io.documents import checked
 from vos_lightning.io.pretrained import weights_are_overwritten
@@ -56,7 +57,7 @@ class _Checkpoint(TypedDict, total=False):
 
 
 def load_engine(
-    checkpoint: str | Path,
+    checkpoint: str | Path = LITE,
     *,
     device: str = "auto",
     precision: torch.dtype | None = None,
@@ -72,7 +73,7 @@ def load_engine(
 
     Args:
         checkpoint: a ``.ckpt`` file of a run that was started from an experiment, or a ``.safetensors`` file that ``vos export``
-            has made of one; it describes its own network. ``"lite"`` stands for the small network that comes with the library.
+            has made of one; it describes its own network. ``"lite"`` is the small network that comes with the library.
         device: ``auto`` takes an accelerator if there is one; otherwise the name of a device, as ``cpu`` or ``cuda:1``.
         precision: autocast type (``torch.bfloat16``, ``torch.float16``); None for full precision.
         short_side: short side in pixels at which frames are processed; None for the size of the video, ``checkpoint`` for the

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
+from vos_lightning.io.annotation_files import ANNOTATION_SUFFIXES, read_annotations
+from vos_lightning.io.drawings import Drawing, Key, assign_ids, draw
 from vos_lightning.io.files import list_files, regular_file
 from vos_lightning.io.images import IMAGE_SUFFIXES
-from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.io.label_maps import NO_COLOURS, colours_in, read_label_map
+from vos_lightning.io.rims import Rims, find_rims
 from vos_lightning.io.videos import FrameSource, count_frames
 from vos_lightning.mask_ops import as_object_map, object_ids_in
 from vos_lightning.structures import FrameProposals, VideoSample, frame_name
 
-RIM_RULES = ((4.0, 0.25), (6.0, 0.5))
-"""Pairs of a mean width in pixels, up to which an id counts as thin, and the share of an object's outline from which thin ids
-along it mean that the mask was smoothed; see :func:`find_rims`."""
-WARNED_SHARE = 0.1
-"""Share of an object's outline; if thin ids cover more than this, the user is warned."""
-
-
-@dataclass(frozen=True)
-class Rims:
-    """Thin ids that follow the outline of an object."""
-
-    object_id: int
-    ids: tuple[int, ...]
-    share: float
-    """Share of the object's outline that the thin ids cover."""
-    smoothed: bool
-    """Whether the share is larger than true objects reach."""
+MAX_COLOURS = 32
+"""Most colours outside of the palette in a coloured mask; more are taken for smoothing."""
 
 
 @dataclass(frozen=True)
@@ -48,35 +34,56 @@ class GivenMask:
     areas: Mapping[int, int]
     """Pixels of every object, by id."""
     rims: tuple[Rims, ...] = ()
+    drawing: Drawing | None = None
+    """The shapes, where the file holds shapes."""
+    gone: tuple[int, ...] = ()
+    """Objects that are not visible any more from this frame on."""
 
     def __str__(self) -> str:
         objects = ", ".join(f"object {i}: {area} pixels" for i, area in self.areas.items())
-        line = f"{self.path} (frame {self.frame}): {objects or 'no object'}"
+        gone = f"{_plural(self.gone)} gone from here on" if self.gone else ""
+        line = f"{self.path} (frame {self.frame}): {', '.join(filter(None, (objects, gone))) or 'no object'}"
         return line + "".join(
             f"; warning: {_listed(rim.ids, self.areas)} beside {rim.share:.0%} of the outline of id {rim.object_id}"
             for rim in self.rims
         )
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A mask before its frame is known."""
+
+    path: Path
+    stem: str
+    drawing: Drawing | None = None
+
+
 class GivenMasks(Mapping[int, Tensor]):
-    """The masks of a video by the index of their frame: one file for the first frame, or a folder of files.
+    """The masks of a video by the index of their frame: one file, or a folder of files.
 
-    All are read and checked at the beginning, and read again when they are accessed.
+    All are read and checked at the beginning, and read again when they are accessed. A file is a PNG, see
+    :func:`vos_lightning.io.label_maps.read_label_map`, or annotations of COCO, labelme or CVAT, see
+    :mod:`vos_lightning.io.annotation_files`. A PNG may also have up to :data:`MAX_COLOURS` colours of its own on black: each
+    colour is an object, the same one in all masks.
 
-    In a folder, a file belongs to the frame of the same name. A file whose name is a number belongs to the frame with that
-    number: ``7.png`` belongs to ``00007.jpg`` or ``frame_7.png``. Where frames have no numbers, as in a video file, frames are
-    counted from 0 or from 1:
+    A single PNG belongs to the first frame. So does the only drawing of a file, if its name is that of no frame. In a folder, a
+    file belongs to the frame of the same name. A file whose name is a number, or ends in one, belongs to the frame with that
+    number: ``7.png`` and ``mask_7.json`` belong to ``00007.jpg`` or ``frame_7.png``. Where frames have no numbers, as in a video
+    file, frames are counted from 0 or from 1:
 
-    - from 0, as ``predict`` names what it writes, if there is a mask 0;
+    - from 0, as ``segment`` names what it writes, if there is a mask 0;
     - from 1, as FFmpeg names the frames that it extracts, if there is a mask with the number of the last frame counted from 1, or
       if 1 is the lowest number: the first mask is usually drawn on the first frame;
     - from 0 otherwise.
 
+    A later mask corrects or adds the objects that it shows; objects that it does not show go on. A later mask without any object
+    (an all-black PNG) says that all objects are gone from that frame on; a later mask brings them back.
+
     Args:
-        path: a PNG file or a folder of them.
+        path: a file or a folder of files.
         frames: the video.
         first_number: number of the first frame; None decides by the rules above.
-        allow_rims: accept masks that look smoothed, see :func:`find_rims`.
+        allow_rims: accept masks that look smoothed, see :func:`vos_lightning.io.rims.find_rims`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -87,22 +94,33 @@ class GivenMasks(Mapping[int, Tensor]):
     def __init__(self, path: Path, frames: FrameSource, first_number: int | None = None, allow_rims: bool = False) -> None:
         self.numbering: str | None = None
         """How numbers were assigned to frames, where there was a choice; for the user."""
-        if path.is_dir():
-            files = {stem: _must_be_png(file) for stem, file in list_files(path, IMAGE_SUFFIXES, (path,)).items()}
-            if not files:
-                raise ValueError(f"{path}: the folder holds no .png masks")
-            placed = self._place(files, frames, first_number)
-        elif path.exists():
-            placed = {0: _must_be_png(regular_file(path))}
-        else:
-            raise FileNotFoundError(f"{path}: there is no such mask file or folder of masks")
+        self.left_out: list[str] = []
+        """Masks of frames that are not chosen, for the user."""
+        entries = _entries(path)
+        placed = (
+            {0: entries[0]} if not path.is_dir() and entries[0].drawing is None else self._place(entries, frames, first_number)
+        )
+        if not placed:
+            raise ValueError(f"{path}: no mask belongs to a frame that --start, --end and --stride have chosen")
         self.size = frames.size()
         """Height and width of the frames in pixels."""
+        self.colours = _own_colours([entry.path for _, entry in sorted(placed.items()) if entry.drawing is None])
+        """Ids of colours that are not in the palette."""
+        self.ids = self._ids_of([entry for _, entry in sorted(placed.items()) if entry.drawing is not None])
+        """Ids of the objects of shapes."""
         self.files: dict[int, GivenMask] = {}
         """The masks by the index of their frame."""
-        for index, file in sorted(placed.items()):
-            label_map = read_given(file, self.size, first=not self.files)
-            mask = GivenMask(file, frame_name(frames.names, index), areas_of(label_map), find_rims(label_map))
+        alive: set[int] = set()
+        for index, entry in sorted(placed.items()):
+            name = frame_name(frames.names, index, frames.first, frames.stride)
+            label_map = self._read(entry.path, entry.drawing, first=not self.files)
+            areas = areas_of(label_map)
+            lost = alive if not areas and not (entry.drawing and entry.drawing.gone) else {*()}
+            if entry.drawing is not None:
+                lost = lost | {self.ids[key] for key in entry.drawing.gone if self.ids.get(key) in alive}
+            gone = tuple(sorted(lost - set(areas)))
+            alive = (alive - lost) | set(areas)
+            mask = GivenMask(entry.path, name, areas, find_rims(label_map), entry.drawing, gone)
             if not allow_rims:
                 _refuse_rims(mask)
             self.files[index] = mask
@@ -114,56 +132,88 @@ class GivenMasks(Mapping[int, Tensor]):
         return iter(self.files)
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "H W"]:
-        return read_given(self.files[index].path, self.size, first=index == next(iter(self)))
+        mask = self.files[index]
+        return self._read(mask.path, mask.drawing, first=index == next(iter(self)))
 
     @property
     def object_ids(self) -> tuple[int, ...]:
         """Ids of the objects in any mask, ascending."""
         return tuple(sorted({i for mask in self.files.values() for i in mask.areas}))
 
+    @property
+    def gone(self) -> dict[int, tuple[int, ...]]:
+        """Objects that are gone from a frame on, by the index of that frame."""
+        return {index: mask.gone for index, mask in self.files.items() if mask.gone}
+
     def report(self) -> list[str]:
-        """Lines for the user: how frames are counted, and the objects of every mask with their areas."""
-        return [*([self.numbering] if self.numbering else []), *map(str, self.files.values())]
+        """Lines for the user: how frames are counted, what objects are called, and the objects of every mask with their areas."""
+        called = [f"object {i}: colour #{code:06x}" for code, i in self.colours.items()]
+        called += [f"object {i}: {', '.join(key)}" for key, i in self.ids.items() if not isinstance(key, int)]
+        return [*([self.numbering] if self.numbering else []), *self.left_out, *called, *map(str, self.files.values())]
+
+    def _read(self, path: Path, drawing: Drawing | None, first: bool) -> UInt8[Tensor, "H W"]:
+        if drawing is None:
+            return read_given(path, self.size, first, self.colours)
+        if drawing.size not in (None, self.size):
+            assert drawing.size is not None
+            raise _other_size(path, drawing.size, self.size)
+        try:
+            label_map = draw(drawing.shapes, self.ids, self.size)
+        except ValueError as error:
+            raise ValueError(f"{path}: frame {drawing.frame}: {error}; the frames are {self.size[1]}x{self.size[0]}") from error
+        if first and not object_ids_in(label_map):
+            raise ValueError(f"{path}: the first mask is empty; draw the objects in the frame where they first appear")
+        return label_map
+
+    @staticmethod
+    def _ids_of(entries: Sequence[_Entry]) -> dict[Key, int]:
+        drawings = [entry.drawing for entry in entries if entry.drawing is not None]
+        try:
+            return assign_ids(shape.key for drawing in drawings for shape in drawing.shapes)
+        except ValueError as error:
+            raise ValueError(f"{entries[0].path}: {error}") from error
 
     # Which frame ------------------------------------------------------------------------------------------------------
 
-    def _place(self, files: Mapping[str, Path], frames: FrameSource, first_number: int | None) -> dict[int, Path]:
-        names = frames.names
-        by_name = {} if names is None else {name: index for index, name in enumerate(names)}
-        placed: dict[int, Path] = {}
-        numbered: dict[int, list[Path]] = {}
-        strange: list[Path] = []
-        for stem, file in files.items():
-            if stem in by_name:
-                self._put(placed, by_name[stem], file)
-            elif _is_number(stem):
-                numbered.setdefault(int(stem), []).append(file)
-            else:
-                strange.append(file)
+    def _place(self, entries: Sequence[_Entry], frames: FrameSource, first_number: int | None) -> dict[int, _Entry]:
+        names = frames.whole_names
+        by_name = {} if names is None else {name: number for number, name in enumerate(names)}
         frame_of = None if names is None else _numbers_of(names)
-        if numbered and frame_of is None:
-            length = count_frames(frames.path) if names is None else len(names)
-            first = self._first(sorted(numbered), length, first_number)
-            frame_of = {first + index: index for index in range(length)}
-        for number, same in numbered.items():
-            for file in same:
-                if frame_of is None or number not in frame_of:
-                    strange.append(file)
-                else:
-                    self._put(placed, frame_of[number], file)
+        numbers: dict[str, int] = {entry.stem: _number_in(entry.stem) for entry in entries if entry.stem not in by_name}
+        counted = {entry.stem for entry in entries if entry.drawing is not None and entry.drawing.counted}
+        open_numbers = sorted(number for stem, number in numbers.items() if stem not in counted and number >= 0)
+        length = len(names) if names is not None else None if frames.live else count_frames(frames.path)
+        first = 0
+        if open_numbers and frame_of is None:
+            first = self._first(open_numbers, length, first_number)
+        placed: dict[int, _Entry] = {}
+        strange: list[_Entry] = []
+        for entry in entries:
+            number: int | None = by_name.get(entry.stem)
+            if number is None and numbers[entry.stem] >= 0:
+                number = numbers[entry.stem]
+                if entry.stem not in counted:
+                    number = number - first if frame_of is None else frame_of.get(number, -1)
+            if number is None or number < 0 or (length is not None and number >= length):
+                strange.append(entry)
+                continue
+            index = frames.index_of(number)
+            if index is None:
+                self.left_out.append(f"{entry.path} (frame {entry.stem}): left out, as its frame is not chosen")
+            elif index in placed:
+                raise ValueError(f"{entry.path}: {placed[index].path.name} is a mask of the same frame; keep one of the two")
+            else:
+                placed[index] = entry
+        if strange and len(entries) == 1 and entries[0].drawing is not None and not counted and not entries[0].path.is_dir():
+            return {0: entries[0]}
         if strange:
             more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
             how = f"; {self.numbering}" if self.numbering else ""
-            raise ValueError(f"{strange[0]}{more}: no frame of the video has this name or number{how}; rename the mask")
+            what = f"{strange[0].path}" + (f" (frame {strange[0].stem})" if strange[0].drawing is not None else "")
+            raise ValueError(f"{what}{more}: no frame of the video has this name or number{how}; rename the mask")
         return placed
 
-    @staticmethod
-    def _put(placed: dict[int, Path], index: int, file: Path) -> None:
-        if index in placed:
-            raise ValueError(f"{file}: {placed[index].name} is a mask of the same frame; keep one of the two")
-        placed[index] = file
-
-    def _first(self, numbers: list[int], length: int, wanted: int | None) -> int:
+    def _first(self, numbers: list[int], length: int | None, wanted: int | None) -> int:
         """Number of the first frame; ``numbers`` is sorted."""
         if wanted is not None:
             first, why = wanted, "--first-number says so"
@@ -180,45 +230,84 @@ class GivenMasks(Mapping[int, Tensor]):
         return first
 
 
-def _is_number(stem: str) -> bool:
-    return stem.isascii() and stem.isdigit()
+def _number_in(stem: str) -> int:
+    """Number at the end of a name; -1 if there is none."""
+    digits = stem[len(stem.rstrip("0123456789")) :]
+    return int(digits) if digits else -1
 
 
 def _numbers_of(names: tuple[str, ...]) -> dict[int, int] | None:
     """Number at the end of a frame's name -> index; None if a name has no number, or two names have the same number."""
-    numbers = []
-    for name in names:
-        digits = name[len(name.rstrip("0123456789")) :]
-        if not digits:
-            return None
-        numbers.append(int(digits))
-    return {number: index for index, number in enumerate(numbers)} if len(set(numbers)) == len(numbers) else None
+    numbers = [_number_in(name) for name in names]
+    if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        return None
+    return {number: index for index, number in enumerate(numbers)}
 
 
-def _must_be_png(file: Path) -> Path:
+def _entries(path: Path) -> list[_Entry]:
+    """The masks of a file or folder."""
+    if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such mask file or folder of masks")
+        return _entries_of(regular_file(path))
+    files = list_files(path, IMAGE_SUFFIXES | ANNOTATION_SUFFIXES, (path,))
+    if not files:
+        raise ValueError(f"{path}: the folder holds no masks (.png, .json or .xml)")
+    return [entry for file in files.values() for entry in _entries_of(file)]
+
+
+def _entries_of(file: Path) -> list[_Entry]:
+    if file.suffix.lower() in ANNOTATION_SUFFIXES:
+        drawings = read_annotations(file)
+        if not drawings:
+            raise ValueError(f"{file}: no object is drawn in this file")
+        return [_Entry(file, drawing.frame, drawing) for drawing in drawings]
     if file.suffix.lower() != ".png":
         raise ValueError(f"{file}: masks must be PNG files, as JPEG changes the ids; save it as an indexed PNG")
-    return file
+    return [_Entry(file, file.stem)]
+
+
+def _own_colours(files: Sequence[Path]) -> dict[int, int]:
+    """Ids of the colours that masks use beside the palette, in the order in which they come."""
+    used: set[int] = set()
+    order: dict[int, None] = {}
+    for file in files:
+        found = colours_in(file)
+        if len(found) > MAX_COLOURS:
+            return {}  # smoothing; reading the file says so
+        order.update(dict.fromkeys(found))
+        if found:
+            used |= set(areas_of(read_label_map(file, dict.fromkeys(found, 0))))
+    free = (i for i in range(1, 255) if i not in used)
+    return dict(zip(order, free, strict=False))
+
+
+def _other_size(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> ValueError:
+    return ValueError(f"{path}: the mask is {size[1]}x{size[0]}, the frames are {wanted[1]}x{wanted[0]}; draw it on a frame")
+
+
+def _plural(ids: Sequence[int]) -> str:
+    return f"object{'s' * (len(ids) > 1)} {', '.join(map(str, ids))} {'are' if len(ids) > 1 else 'is'}"
 
 
 # What is in a mask ----------------------------------------------------------------------------------------------------
 
 
-def read_given(path: Path, size: tuple[int, int], first: bool) -> UInt8[Tensor, "H W"]:
+def read_given(path: Path, size: tuple[int, int], first: bool, colours: Mapping[int, int] = NO_COLOURS) -> UInt8[Tensor, "H W"]:
     """Read a mask that a user has drawn. A black and white mask is object 1.
 
     Args:
         path: a PNG file, see :func:`vos_lightning.io.label_maps.read_label_map`.
         size: height and width of the frames.
         first: whether this is the first mask, which must not be empty.
+        colours: ids of colours that are not in the palette.
 
     Raises:
         ValueError: the mask is damaged, coloured, empty or of another size, or has id 255 beside others.
     """
-    label_map = read_label_map(path)
+    label_map = read_label_map(path, colours)
     if tuple(label_map.shape) != size:
-        height, width = label_map.shape
-        raise ValueError(f"{path}: the mask is {width}x{height}, the frames are {size[1]}x{size[0]}; draw it on a frame")
+        raise _other_size(path, (int(label_map.shape[0]), int(label_map.shape[1])), size)
     label_map = as_object_map(label_map, name=path)
     if first and not object_ids_in(label_map):
         raise ValueError(f"{path}: the first mask is empty; number the pixels of the objects 1, 2, ...")
@@ -229,76 +318,6 @@ def areas_of(label_map: UInt8[Tensor, "H W"]) -> dict[int, int]:
     """Object id -> pixels, ascending, without background."""
     counts = torch.bincount(label_map.flatten().long(), minlength=256).tolist()
     return {i: counts[i] for i in range(1, 255) if counts[i]}
-
-
-def find_rims(label_map: UInt8[Tensor, "H W"]) -> tuple[Rims, ...]:
-    """Ids that look like the rims that smoothing leaves around an object when its grey values become ids.
-
-    A rim is thin, lies between an object and something else, and follows the object's outline. Among the ids with a small mean
-    width (:data:`RIM_RULES`), those connected pieces count that touch an object (any wider id) and also another object or the
-    background. The share of the object's outline that these pieces cover decides. A small true object (a ball, a leash) lies
-    along a small part of the outline only, or is surrounded by a single object.
-
-    The rules were chosen by measurement. True masks: every tenth one of ten videos of DAVIS 2016, 497 maps of up to 5 regions
-    from BSDS500, 120 maps of 3 videos with several objects. Ids up to 4 pixels wide cover nothing of an outline in any of them;
-    ids up to 6 pixels wide cover 0.36 in one, 0.008 in two and nothing in 673; ids up to 8 pixels wide cover up to 0.63. So no
-    true mask is refused. Smoothed masks: 16 objects of the same sources, blurred by a Gaussian of 0.7 to 3 pixels, enlarged 2 to
-    8 times bilinearly, or anti-aliased, and quantised to 3 to 8 levels, by equal steps or to a palette of the image: 15 or 16 of
-    16 are refused in every case. Masks that are blurred by 5 pixels and more have levels as wide as true objects unless there are
-    many, and are accepted.
-
-    Args:
-        label_map: ids, 0 background.
-
-    Returns:
-        Objects with rims beside at least :data:`WARNED_SHARE` of their outline.
-    """
-    array = label_map.numpy()
-    widths = {int(i): _mean_width(array == i) for i in np.unique(array)}
-    found: dict[int, Rims] = {}
-    for width, refused in RIM_RULES:
-        thin_ids = [i for i in widths if i and widths[i] <= width]
-        for i, ids, share in _covered_outlines(array, thin_ids, [i for i in widths if i not in thin_ids]):
-            smoothed = share >= refused or (i in found and found[i].smoothed)
-            if share >= WARNED_SHARE or smoothed:
-                found[i] = Rims(i, ids, share, smoothed)
-    return tuple(found.values())
-
-
-def _covered_outlines(
-    array: UInt8[np.ndarray, "H W"], thin_ids: list[int], wide_ids: list[int]
-) -> Iterator[tuple[int, tuple[int, ...], float]]:
-    """Each object, the thin ids between it and something else, and the share of its outline that they cover."""
-    if not thin_ids:
-        return
-    thin = np.isin(array, thin_ids)
-    # Every wide object is grown by a pixel, so that it overlaps the thin pieces that it touches.
-    contacts = {i: _grow(array == i) & thin for i in wide_ids}
-    count, pieces = cv2.connectedComponents(thin.astype(np.uint8), connectivity=8)
-    touched = np.zeros((count, 256), dtype=bool)
-    for i, contact in contacts.items():
-        touched[np.unique(pieces[contact]), i] = True
-    between = touched.sum(axis=1) > 1
-    for i in filter(None, wide_ids):
-        covered = contacts[i] & between[pieces]
-        inside = array == i
-        outline = np.count_nonzero(_grow(inside) & ~inside)
-        if covered.any():
-            ids = np.unique(array[thin & np.isin(pieces, np.unique(pieces[covered]))])
-            yield i, tuple(map(int, ids)), float(np.count_nonzero(covered) / outline)
-
-
-def _grow(region: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    return cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-
-
-def _mean_width(region: Bool[np.ndarray, "H W"]) -> float:
-    """Twice the area divided by the length of the border: about the width of a line, or the radius of a disc."""
-    plane = region.astype(np.uint8)
-    # The border of the image is no edge: an object that it cuts off is assumed to continue outside.
-    inner = cv2.erode(plane, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), borderType=cv2.BORDER_REPLICATE)
-    area = int(plane.sum())
-    return 2 * area / max(area - int(inner.sum()), 1)
 
 
 def _refuse_rims(mask: GivenMask) -> None:
@@ -319,16 +338,19 @@ def _listed(ids: tuple[int, ...], areas: Mapping[int, int]) -> str:
 # A video with its masks -----------------------------------------------------------------------------------------------
 
 
-def own_video(frames: FrameSource, masks: GivenMasks, proposals: FrameProposals | None = None) -> VideoSample:
+def own_video(
+    frames: FrameSource, masks: GivenMasks, proposals: FrameProposals | None = None, name: str | None = None
+) -> VideoSample:
     """A user's video in the form in which data sets give theirs.
 
     Args:
         frames: the video.
         masks: masks of its objects.
         proposals: proposals of its frames, for networks that match them.
+        name: name of the video in outputs; None takes that of the file or folder.
     """
     return VideoSample(
-        name=frames.path.resolve().stem if frames.names is None else frames.path.resolve().name,
+        name=frames.name if name is None else name,
         frames=frames,
         annotations=masks,
         targets={},
@@ -337,4 +359,6 @@ def own_video(frames: FrameSource, masks: GivenMasks, proposals: FrameProposals 
         frame_names=frames.names,
         proposals=proposals,
         fps=frames.fps,
+        numbering=(frames.first, frames.stride),
+        gone=masks.gone,
     )

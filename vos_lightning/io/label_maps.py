@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
 from torch import Tensor
 
 from vos_lightning.io.files import write_atomically
-from vos_lightning.io.images import load
+from vos_lightning.io.images import load, read_header
 from vos_lightning.io.plain_png import read_plain_png
 
 
@@ -45,7 +46,10 @@ _SORTED_CODES, _SORTED_INDICES = _CODES[_ORDER], _INDICES[_ORDER]
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:
+NO_COLOURS: Mapping[int, int] = {}
+
+
+def read_label_map(path: str | os.PathLike[str], colours: Mapping[int, int] = NO_COLOURS) -> UInt8[Tensor, "H W"]:
     """Read object ids from an image file.
 
     Palette images give their indices, grey images their values (0/255 stays 0/255), 1-bit images 0 and 1. Colour images must
@@ -54,6 +58,7 @@ def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:
 
     Args:
         path: image file, usually a PNG.
+        colours: ids of further colours ``0xRRGGBB``, see :func:`colours_in`.
 
     Returns:
         ``(H, W)`` uint8 ids: 0 background, 255 void or, in binary data sets, the object.
@@ -73,28 +78,62 @@ def read_label_map(path: str | os.PathLike[str]) -> UInt8[Tensor, "H W"]:
     if bits == 8 and mode in ("P", "L", "1"):
         return torch.from_numpy(array.astype(np.uint8, copy=False))
     if bits == 8 and mode in ("RGB", "RGBA"):
-        return torch.from_numpy(_indices_from_colours(path, array))
+        return torch.from_numpy(_indices_from_colours(path, array, colours))
     raise ValueError(
         f"{path}: a label map must be an 8-bit palette or grey image, this one has {bits} bits and mode {mode!r}; convert it"
     )
 
 
-def _indices_from_colours(path: str | os.PathLike[str], colours: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W"]:
+def colours_in(path: str | os.PathLike[str]) -> list[int]:
+    """The colours ``0xRRGGBB`` of a coloured mask that are not in :data:`PALETTE`, in the order in which rows show them.
+
+    Returns:
+        An empty list for masks with a palette, grey ones, and files that cannot be read, of which :func:`read_label_map` tells.
+    """
+    try:
+        if read_header(path).mode not in ("RGB", "RGBA"):
+            return []
+        picture = load(path)
+    except (OSError, ValueError):
+        return []
+    codes, blended = _codes(picture.turn.apply(np.array(picture.image)))
+    _, stray = _look_up(codes)
+    found, first = np.unique(codes[stray & ~blended], return_index=True)
+    return [int(code) for code in found[np.argsort(first)]]
+
+
+def _codes(colours: UInt8[np.ndarray, "H W C"]) -> tuple[Int32[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]:
+    """Every pixel's colour as one number, and where pixels are half transparent."""
     rgb = np.where(colours[..., :3] == 191, np.uint8(192), colours[..., :3]).astype(np.int32)
     codes = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-    blended = np.zeros(codes.shape, dtype=bool)
-    if colours.shape[-1] == 4:
-        codes[colours[..., 3] == 0] = 0
-        blended = (colours[..., 3] > 0) & (colours[..., 3] < 255)
+    if colours.shape[-1] < 4:
+        return codes, np.zeros(codes.shape, dtype=bool)
+    codes[colours[..., 3] == 0] = 0
+    return codes, (colours[..., 3] > 0) & (colours[..., 3] < 255)
+
+
+def _look_up(codes: Int32[np.ndarray, "H W"]) -> tuple[UInt8[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]:
+    """Index of every colour in the palette, and where it is not in the palette."""
     position = np.searchsorted(_SORTED_CODES, codes).clip(max=len(_SORTED_CODES) - 1)
-    stray = (_SORTED_CODES[position] != codes) | blended
+    return _SORTED_INDICES[position], _SORTED_CODES[position] != codes
+
+
+def _indices_from_colours(
+    path: str | os.PathLike[str], picture: UInt8[np.ndarray, "H W C"], colours: Mapping[int, int]
+) -> UInt8[np.ndarray, "H W"]:
+    codes, blended = _codes(picture)
+    indices, stray = _look_up(codes)
+    for code, index in colours.items():
+        here = codes == code
+        indices[here], stray[here] = index, False
+    stray |= blended
     if stray.any():
         count, example = len(np.unique(codes[stray])), int(codes[stray][0])
         raise ValueError(
             f"{path}: {count} stray colours (as #{example:06x}) in {int(stray.sum())} pixels are not in the palette of label "
             "maps, as in anti-aliased or JPEG-compressed masks; save it as an indexed PNG without smoothing"
         )
-    return _SORTED_INDICES[position]
+    return indices
 
 
 # Writing --------------------------------------------------------------------------------------------------------------

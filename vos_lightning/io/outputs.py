@@ -106,9 +106,11 @@ class OutputFolder:
         part: number of this process, if several write into the folder; only process 0 checks and removes.
         resume: keep the closed items of an earlier run, whatever ``overwrite`` says.
         source: what the files are made from; a run resumes only one with the same source.
+        keep_begun: keep the files of an item that was not finished, when a run is resumed.
 
     Attributes:
-        done: names of the items that are kept of an earlier run; of process 0 only.
+        done: names of the items that are kept of an earlier run, with what they were made from; of process 0 only.
+        begun: files of the earlier run that belong to no closed item, if they are kept too: its last item was not finished.
 
     Raises:
         ValueError: the folder overlaps an input or holds other files; the message names the file.
@@ -124,11 +126,14 @@ class OutputFolder:
         part: int = 0,
         resume: bool = False,
         source: str | None = None,
+        keep_begun: bool = False,
     ) -> None:
         self.folder = folder
         self.command = command
         self.source = source
-        self.done: frozenset[str] = frozenset()
+        self.done: dict[str, str | None] = {}
+        self.begun: dict[str, str | None] = {}
+        self._keep_begun = keep_begun
         self._closed: list[_Item] = []
         self._record = folder / ("written.jsonl" if part == 0 else f"written-{part}.jsonl")
         self._written: dict[str, str | None] = {}
@@ -147,7 +152,8 @@ class OutputFolder:
         with naming(self.folder):
             # A process that is killed in between leaves no file without a record.
             self._remove([path for path in self._earlier if path not in records])
-            if self._closed:
+            self._written = dict(self.begun)
+            if self._closed or self.begun:
                 write_atomically(self._record, self._content(finished=False))
                 self._remove([path for path in records if path != self._record])
                 return
@@ -207,21 +213,47 @@ class OutputFolder:
         if path.is_file():
             self._note(name, _digest(path))
 
-    def close_item(self, name: str | None, error: str | None = None) -> None:
+    def remove(self, name: str) -> None:
+        """Remove a file that is not needed any more, if it was written."""
+        if name in self._written:
+            self.check(name).unlink(missing_ok=True)
+            self._note(name, None)
+            self._remove([self.folder / name])
+
+    def close_item(self, name: str | None, error: str | None = None, keep: bool = False, made_from: str | None = None) -> None:
         """Record that the files since the last call are all files of an item, or that the item has failed.
 
         Args:
             name: name of the item; None for files that belong to no item.
             error: why the item has failed, in one line; the files that were written of it are removed.
+            keep: keep the files of an item that has failed; a run that resumes this one removes them.
+            made_from: what the item was made from, see :attr:`done`.
         """
         self.start()
-        item = _Item(name, {} if error else self._written, error)
-        if error:
+        item = _Item(name, {} if error and not keep else self._written, error, made_from)
+        if error and not keep:
             self._remove([self.folder / file for file in self._written])
         self._written = {}
         self._closed.append(item)
         with naming(self._record), self._record.open("a") as file:
             file.write(item.end())
+
+    def drop(self, name: str | None = None) -> None:
+        """Remove the files of a kept item, or of the item that was not finished, to make them anew.
+
+        Args:
+            name: a name of :attr:`done`; None stands for :attr:`begun`.
+        """
+        self.start()
+        if name is None:
+            self._remove([self.folder / file for file in self.begun])
+            self.begun, self._written = {}, {}
+        else:
+            for item in [item for item in self._closed if item.name == name]:
+                self._remove([self.folder / file for file in item.files])
+                self._closed.remove(item)
+            del self.done[name]
+        write_atomically(self._record, self._content(finished=False))
 
     def failures(self) -> dict[str, str]:
         """Name and error of every item that has failed, of all processes that write into the folder."""
@@ -283,10 +315,15 @@ class OutputFolder:
                         f"one, or pass {how} to replace it"
                     )
                 items = [item for item in record.items if item.error is None and item.name not in self.done]
-                items = [item for item in items if all((self.folder / name).is_file() for name in item.files)]
+                items = [
+                    item for item in items if all((self.folder / name).is_file() for name, digest in item.files.items() if digest)
+                ]
                 self._closed += items
-                self.done |= {item.name for item in items if item.name is not None}
+                self.done |= {item.name: item.made_from for item in items if item.name is not None}
                 kept |= {self.folder / name for item in items for name in item.files}
+                if self._keep_begun:
+                    self.begun |= {name: digest for name, digest in record.begun.items() if digest is not None}
+                    kept |= {self.folder / name for name in self.begun}
         files = list(_files(self.folder))
         others = [path for path in files if path not in records and path not in kept and not path.name.startswith(".")]
         if records and not overwrite and not resume:
@@ -310,13 +347,15 @@ class _Item:
     name: str | None
     files: dict[str, str | None]
     error: str | None
+    made_from: str | None = None
 
     def end(self) -> str:
         """The line that follows on the files in a record."""
-        return json.dumps({"item": self.name, "error": self.error}) + "\n"
+        made_from = {} if self.made_from is None else {"made_from": self.made_from}
+        return json.dumps({"item": self.name, "error": self.error, **made_from}) + "\n"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Record:
     """Content of a record."""
 
@@ -325,6 +364,8 @@ class _Record:
     items: list[_Item]
     files: dict[str, str | None]
     """Files of all items, and those that follow on the last item."""
+    begun: dict[str, str | None]
+    """Files that follow on the last item."""
 
 
 def _lines(files: Mapping[str, str | None]) -> str:
@@ -344,12 +385,12 @@ def _read_record(path: Path) -> _Record:
     # A line without a line break at its end was cut off when the process was killed.
     try:
         head, *rest = (parse_json(line, path) for line in read_text(path).split("\n")[:-1])
-        record = _Record(str(head["command"]), head.get("source"), [], {})
         of_item: dict[str, str | None] = {}
+        record = _Record(str(head["command"]), head.get("source"), [], {}, of_item)
         for entry in rest:
             if isinstance(entry, dict):
-                record.items.append(_Item(entry["item"], of_item, entry["error"]))
-                of_item = {}
+                record.items.append(_Item(entry["item"], of_item, entry["error"], entry.get("made_from")))
+                of_item = record.begun = {}
             else:
                 name, digest = entry
                 record.files[name] = of_item[name] = digest

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from vos_lightning.mask_ops import ids_to_slots, label_map_from_probabilities, masks_from_label_map, object_ids_in, slots_to_ids
+from vos_lightning.propagation.directions import Direction, run_in_direction
+from vos_lightning.propagation.frame_step import FrameStep, resize_masks, resize_proposals, without_object
 from vos_lightning.propagation.inputs import MAX_OBJECTS, Array, Masks, as_frame, as_label_map
-from vos_lightning.propagation.memory import State, drop_unread, grow, select
+from vos_lightning.propagation.memory import State, drop_unread, grow
 from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.propagation.snapshots import Snapshot, Stored
 from vos_lightning.propagation.step import Propagation, StepOutput, advance, show_given
-from vos_lightning.structures import FrameInput, FramePrediction, Given, Proposals, VideoSample
+from vos_lightning.propagation.videos import MasksByFrame, Video, as_video
+from vos_lightning.structures import FrameInput, FramePrediction, FrameProposals, Given, Proposals, VideoSample, map_tensors
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|bad_?alloc|alloc_failed", re.IGNORECASE)
 """Out-of-memory messages of allocators that raise a plain RuntimeError (CPUs, oneDNN, cuBLAS, cuDNN, MPS)."""
@@ -66,6 +71,17 @@ class InferenceEngine:
         self.precision = precision
         self.reset()
 
+    def another(self) -> InferenceEngine:
+        """An engine on the same network, with the same options and a state of its own; it may run in another thread."""
+        return InferenceEngine(
+            self.network,
+            self.propagation,
+            short_side=self.short_side,
+            enlarge=self.enlarge,
+            min_object_pixels=self.min_object_pixels,
+            precision=self.precision,
+        )
+
     def reset(self) -> None:
         """Forget everything; the next frame starts a new video."""
         self._state: State[Any, Any] | None = None
@@ -73,6 +89,7 @@ class InferenceEngine:
         self._size: tuple[int, int] | None = None
         self._frame_index = -1
         self._keep_size = False
+        self._latest: FrameStep | None = None
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -107,23 +124,54 @@ class InferenceEngine:
             ValueError: a frame or mask has a wrong type, size or range; a mask is empty; there are too many objects; proposals
                 are missing although the network needs them; or a frame does not fit into memory.
         """
-        frame = as_frame(frame)
+        frame = as_frame(frame).clone()  # callers may write the next frame into the same array
         size = self._check_size(frame)
         annotation = None if masks is None else as_label_map(masks, size)
-        if self._state is not None or annotation is not None:
-            self.network.check_proposals(proposals, f"frame {self._frame_index + 1}")
-        ids = self._ids if annotation is None else self._with_new(annotation)
-        out_of_memory = False
-        try:
-            prediction, state = self._segment(frame, annotation, ids, proposals)
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not _OUT_OF_MEMORY.search(str(error)):
-                raise
-            out_of_memory = True
-        if out_of_memory:  # outside the handler, whose exception would keep the memory alive
-            raise ValueError(self._too_large(size, len(ids)))
-        self._state, self._ids, self._size, self._frame_index = state, ids, size, prediction.frame_index
-        return prediction
+        return self._take(FrameStep(self._frame_index + 1, frame, annotation, proposals, self._state, self._ids))
+
+    @torch.inference_mode()
+    def add_object(self, mask: Array, object_id: int | None = None) -> FramePrediction:
+        """Begin to track an object that is seen in the frame of the last :meth:`step`.
+
+        The frame is processed again, as if the mask had been given to :meth:`step` with whatever else was given there.
+
+        Args:
+            mask: mask ``(H, W)`` of the object in that frame, see :func:`vos_lightning.propagation.inputs.as_label_map`.
+            object_id: id of the new object, 1..254; None for the lowest free one. It is the last of the prediction's
+                ``object_ids``.
+
+        Returns:
+            The prediction of that frame with the new object.
+
+        Raises:
+            ValueError: there was no :meth:`step`, the id is tracked already, or what :meth:`step` says of masks.
+        """
+        if object_id is None:
+            object_id = next((i for i in range(1, MAX_OBJECTS + 1) if i not in self._ids), MAX_OBJECTS)
+        if object_id in self._ids:
+            raise ValueError(f"object {object_id} is tracked already: correct() changes its mask")
+        return self._annotate(object_id, mask)
+
+    @torch.inference_mode()
+    def correct(self, object_id: int, mask: Array) -> FramePrediction:
+        """Mend the mask of a tracked object in the frame of the last :meth:`step`; later frames follow the mended mask.
+
+        The frame is processed again, as if the mask had been given to :meth:`step` with whatever else was given there. Where an
+        object cannot be seen any more, :meth:`remove_object` ends it.
+
+        Args:
+            object_id: id of the object.
+            mask: mask ``(H, W)`` of the object in that frame, see :func:`vos_lightning.propagation.inputs.as_label_map`.
+
+        Returns:
+            The mended prediction of that frame.
+
+        Raises:
+            ValueError: there was no :meth:`step`, the object is not tracked, or what :meth:`step` says of masks.
+        """
+        if object_id not in self._ids:
+            raise ValueError(f"object {object_id} is not tracked; tracked are {list(self._ids)}: add_object() begins another")
+        return self._annotate(object_id, mask)
 
     def remove_object(self, object_id: int) -> None:
         """Stop tracking an object, and forget everything that was remembered of it; its id may be used again.
@@ -133,15 +181,58 @@ class InferenceEngine:
         """
         if object_id not in self._ids:
             raise ValueError(f"object {object_id} is not tracked; tracked are {list(self._ids)}")
-        kept = [slot for slot, i in enumerate(self._ids) if i != object_id]
-        assert self._state is not None
-        self._state = select(self._state, kept) if kept else None
-        self._ids = tuple(self._ids[slot] for slot in kept)
+        self._state, self._ids = without_object(self._state, self._ids, object_id)
+        if self._latest is not None:
+            self._latest = self._latest.without(object_id)
 
-    def run(self, video: VideoSample) -> Iterator[FramePrediction]:
+    def segment(
+        self,
+        video: Video,
+        masks: MasksByFrame | None = None,
+        *,
+        direction: Direction = "forward",
+        gone: Mapping[int, Collection[int]] | None = None,
+        proposals: FrameProposals | None = None,
+    ) -> Iterator[FramePrediction]:
+        """Segment every frame of a video once, with masks in any of its frames; ``frame_index`` says which frame it is.
+
+        Everything that can be checked without decoding the video is checked before this returns.
+
+        Args:
+            video: a file, a folder of images, a :class:`VideoSample`, or frames in memory, see
+                :func:`vos_lightning.propagation.videos.as_video`.
+            masks: annotations by the index of their frame, each as :meth:`step` takes them; None for those of a
+                :class:`VideoSample`.
+            direction: from where each frame gets its objects: the annotations before it (``forward``), those after it
+                (``backward``), or those on both sides (``both``). The last two return frames in another order than that of
+                time, see :func:`vos_lightning.propagation.directions.run_in_direction`.
+            gone: ids of objects that are gone from a frame on, until they are annotated again, by the index of that frame.
+            proposals: proposals of the frames, for networks that match them.
+
+        Returns:
+            An iterator over the predictions. With ``forward``, objects may be added, corrected and removed between two frames.
+
+        Raises:
+            FileNotFoundError: there is no such file or folder.
+            ValueError: the video, a mask or the direction cannot be used; what is found later is raised by the iterator.
+        """
+        sample = as_video(video, masks, gone=gone, proposals=proposals)
+        return run_in_direction(self.run, sample, direction, self.propagation.aggregation)
+
+    def snapshot(self) -> Snapshot:
+        """What is known after the last frame, for :meth:`run` to go on from; it is a value, and later frames do not change it."""
+        return Snapshot(self._state, self._ids, self._size, self._frame_index, self._keep_size)
+
+    def run(self, video: VideoSample, stored: Stored | None = None) -> Iterator[FramePrediction]:
         """Segment a whole video frame by frame; a frame is decoded once, when it is its turn, and comes with its prediction.
 
-        Proposals are asked for from the first annotated frame on.
+        Proposals are asked for from the first annotated frame on. Objects that are gone from a frame on (``video.gone``) are
+        removed before that frame.
+
+        Args:
+            video: the video with its annotations.
+            stored: what an earlier run of the same video knew after one of its frames, and its predictions up to that frame,
+                which are returned instead of being computed again.
 
         Raises:
             ValueError: the network needs proposals and the video has none; or the video ends before a frame that is annotated.
@@ -150,8 +241,17 @@ class InferenceEngine:
             self.network.check_proposals(None, f"video {video.name!r}")
         self.reset()
         self._keep_size = self._has_tiny_object(video)
+        done = -1 if stored is None else stored.snapshot.frame_index
         index = -1
         for index, frame in enumerate(video.frames):
+            if stored is not None and index <= done:
+                yield stored.prediction(index, frame)
+                continue
+            if stored is not None and index == done + 1:
+                self._restore(stored.snapshot)
+            for object_id in video.gone.get(index, ()):
+                if object_id in self._ids:
+                    self.remove_object(object_id)
             annotation = video.annotations.get(index)
             starts = annotation is not None or bool(self._ids)
             proposals = video.proposals.of_frame(index, frame) if video.proposals is not None and starts else None
@@ -165,6 +265,38 @@ class InferenceEngine:
 
     # Details ----------------------------------------------------------------------------------------------------------
 
+    def _restore(self, snapshot: Snapshot) -> None:
+        device = self.network.device
+        self._state = map_tensors(lambda tensor: tensor.to(device), snapshot.state)
+        self._ids, self._size, self._keep_size = snapshot.ids, snapshot.size, snapshot.keep_size
+        self._frame_index, self._latest = snapshot.frame_index, None
+
+    def _annotate(self, object_id: int, mask: Array) -> FramePrediction:
+        last = self._latest
+        if last is None:
+            raise ValueError("there is no frame yet: call step() with the frame in which the object is seen")
+        known = {} if last.annotation is None else {i: last.annotation == i for i in object_ids_in(last.annotation)}
+        known.pop(object_id, None)
+        return self._take(dataclasses.replace(last, annotation=as_label_map({**known, object_id: mask}, last.size)))
+
+    def _take(self, step: FrameStep) -> FramePrediction:
+        """Process a frame, and keep what follows from it; on an error, nothing changes."""
+        if step.state is not None or step.annotation is not None:
+            self.network.check_proposals(step.proposals, f"frame {step.index}")
+        ids = step.ids if step.annotation is None else self._with_new(step.ids, step.annotation)
+        out_of_memory = False
+        try:
+            prediction, state = self._segment(step, ids)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            out_of_memory = True
+        if out_of_memory:  # outside the handler, whose exception would keep the memory alive
+            raise ValueError(self._too_large(step.index, step.size, len(ids)))
+        self._latest = step.slim(state)
+        self._state, self._ids, self._size, self._frame_index = state, ids, step.size, step.index
+        return prediction
+
     def _check_size(self, frame: Tensor) -> tuple[int, int]:
         size = (int(frame.shape[1]), int(frame.shape[2]))
         if self._size is not None and size != self._size:
@@ -174,34 +306,34 @@ class InferenceEngine:
             )
         return size
 
-    def _with_new(self, annotation: UInt8[Tensor, "H W"]) -> tuple[int, ...]:
-        ids = (*self._ids, *(i for i in object_ids_in(annotation) if i not in self._ids))
+    @staticmethod
+    def _with_new(known: tuple[int, ...], annotation: UInt8[Tensor, "H W"]) -> tuple[int, ...]:
+        ids = (*known, *(i for i in object_ids_in(annotation) if i not in known))
         if len(ids) > MAX_OBJECTS:
             raise ValueError(f"more than {MAX_OBJECTS} objects")
         return ids
 
-    def _segment(
-        self, frame: Tensor, annotation: UInt8[Tensor, "H W"] | None, ids: tuple[int, ...], proposals: Proposals | None
-    ) -> tuple[FramePrediction, State[Any, Any] | None]:
+    def _segment(self, step: FrameStep, ids: tuple[int, ...]) -> tuple[FramePrediction, State[Any, Any] | None]:
         """The result of :meth:`step`, and the state after the frame."""
-        size = (int(frame.shape[1]), int(frame.shape[2]))
-        if self._state is None and annotation is None:
-            return self._empty(frame), None
+        frame, annotation, proposals, size = step.frame, step.annotation, step.proposals, step.size
+        if step.state is None and annotation is None:
+            empty = torch.zeros(size, dtype=torch.uint8)
+            return FramePrediction(step.index, frame, empty, torch.zeros(0, *size), (), processed_size=size), None
         image = frame.to(self.network.device)
         image = (image.float() / 255 if image.dtype == torch.uint8 else image.float()).unsqueeze(0)
         inner = self._inner_size(size)
         if inner != size:
             image = F.interpolate(image, size=inner, mode="bicubic", align_corners=False)
         if proposals is not None:
-            proposals = _resize_proposals(proposals.to(image.device), size, inner)
+            proposals = resize_proposals(proposals.to(image.device), size, inner)
         given = None if annotation is None else self._given(annotation, ids)
-        resized = given if given is None or inner == size else Given(_resize_masks(given.masks, inner), given.which)
+        resized = given if given is None or inner == size else Given(resize_masks(given.masks, inner), given.which)
         with self._autocast():
-            before = None if self._state is None else grow(self._state, len(ids))
+            before = None if step.state is None else grow(step.state, len(ids))
             output, state = advance(self.network, self.propagation, before, FrameInput(image, proposals), resized)
         if given is not None:
             state = drop_unread(state)
-        return self._predict(output, frame, ids, given, () if annotation is None else object_ids_in(annotation)), state
+        return self._predict(output, step, ids, given), state
 
     def _given(self, annotation: UInt8[Tensor, "H W"], ids: tuple[int, ...]) -> Given:
         slots = ids_to_slots(annotation, ids).to(self.network.device)
@@ -235,24 +367,18 @@ class InferenceEngine:
             return contextlib.nullcontext()
         return torch.autocast(self.network.device.type, dtype=self.precision)
 
-    def _too_large(self, size: tuple[int, int], num_objects: int) -> str:
+    def _too_large(self, index: int, size: tuple[int, int], num_objects: int) -> str:
         height, width = self._inner_size(size)
         inner = "" if (height, width) == size else f", processed at {width}x{height},"
         smaller = 480 if min(height, width) > 480 else max(min(height, width) // 2, 1)
         return (
-            f"frame {self._frame_index + 1} of {size[1]}x{size[0]} pixels{inner} with {num_objects} object(s) does not fit into "
+            f"frame {index} of {size[1]}x{size[0]} pixels{inner} with {num_objects} object(s) does not fit into "
             f"memory: process it at a smaller size with short_side={smaller} (--short-side {smaller}), or remember fewer frames"
         )
 
-    def _empty(self, frame: Tensor) -> FramePrediction:
-        size = (int(frame.shape[1]), int(frame.shape[2]))
-        empty = torch.zeros(size, dtype=torch.uint8)
-        return FramePrediction(self._frame_index + 1, frame, empty, torch.zeros(0, *size), (), processed_size=size)
-
-    def _predict(
-        self, output: StepOutput, frame: Tensor, ids: tuple[int, ...], given: Given | None, given_ids: tuple[int, ...]
-    ) -> FramePrediction:
-        size = (int(frame.shape[1]), int(frame.shape[2]))
+    @staticmethod
+    def _predict(output: StepOutput, step: FrameStep, ids: tuple[int, ...], given: Given | None) -> FramePrediction:
+        size = step.size
         probabilities = output.probabilities
         processed = (int(probabilities.shape[-2]), int(probabilities.shape[-1]))
         if processed != size:
@@ -260,21 +386,6 @@ class InferenceEngine:
             if given is not None:
                 probabilities = show_given(probabilities, given)
         label_map = slots_to_ids(label_map_from_probabilities(probabilities)[0], ids).cpu()
-        return FramePrediction(
-            self._frame_index + 1, frame, label_map, probabilities[0, 1:].cpu(), ids, given_ids, processed, output.aux
-        )
-
-
-def _resize_masks(masks: Float[Tensor, "B N H W"], size: tuple[int, int]) -> Float[Tensor, "B N h w"]:
-    """Resize to the nearest pixel, like label maps; a mask that would lose all its pixels keeps every one that it touches."""
-    resized = F.interpolate(masks, size=size, mode="nearest")
-    lost = masks.flatten(2).any(dim=2) & ~resized.flatten(2).any(dim=2)
-    return torch.where(lost[:, :, None, None], F.adaptive_max_pool2d(masks, size), resized)
-
-
-def _resize_proposals(proposals: Proposals, size: tuple[int, int], inner: tuple[int, int]) -> Proposals:
-    """Proposals in pixels of a resized frame."""
-    if inner == size:
-        return proposals
-    scale = proposals.boxes.new_tensor([inner[1] / size[1], inner[0] / size[0]] * 2)
-    return Proposals(proposals.boxes * scale, proposals.masks, proposals.scores)
+        given_ids = () if step.annotation is None else object_ids_in(step.annotation)
+        planes = probabilities[0, 1:].cpu()
+        return FramePrediction(step.index, step.frame, label_map, planes, ids, given_ids, processed, output.aux)

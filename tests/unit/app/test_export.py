@@ -120,8 +120,8 @@ def test_predict_takes_the_librarys_own_weights(
     write_label_map(tmp_path / "m.png", mask)
     assert export(checkpoint, tmp_path / "lite.safetensors") == 0
     monkeypatch.setattr(portable, "LITE_FILE", tmp_path / "lite.safetensors")
-    arguments = ["--video", str(video), "--masks", str(tmp_path / "m.png"), "--device", "cpu", "--short-side", "0"]
-    assert main(["predict", *arguments, "--output", str(tmp_path / "lite")]) == 0
+    arguments = [str(video), "--mask", str(tmp_path / "m.png"), "--device", "cpu", "--short-side", "0"]
+    assert main(["segment", *arguments, "--output", str(tmp_path / "lite")]) == 0
     assert "weights: lite (Dummy, a small network that comes with the library" in capsys.readouterr().out
     code, output = run(tmp_path / "lite.safetensors", video, tmp_path / "m.png")
     assert code == 0

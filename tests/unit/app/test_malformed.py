@@ -267,8 +267,8 @@ def test_checkpoints(
     torch.save(content, "broken.ckpt")
     write_image(folder / "frames" / "0.png", make_frames(1)[0])
     write_label_map(folder / "mask.png", make_label_map())
-    own = ("--video", "frames", "--masks", "mask.png", "--output", "out")
-    assert f"broken.ckpt: {message}" in fail(capsys, "predict", "--checkpoint", "broken.ckpt", *own)
+    own = ("frames", "--mask", "mask.png", "--output", "out")
+    assert f"broken.ckpt: {message}" in fail(capsys, "segment", "--checkpoint", "broken.ckpt", *own)
     assert not list(Path("out").rglob("*.png"))
 
 

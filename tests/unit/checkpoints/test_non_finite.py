@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def predict(path: Path) -> list[str]:
-    return ["predict", "--checkpoint", str(path), "--video", "v", "--masks", "m", "--output", "o", "--device", "cpu"]
+    return ["segment", "v", "--checkpoint", str(path), "--mask", "m", "--output", "o", "--device", "cpu"]
 
 
 def resume(path: Path) -> list[str]:

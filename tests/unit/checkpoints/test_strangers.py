@@ -120,7 +120,7 @@ def test_nothing_is_imported(change: str, load: Callable[..., Any], sound: Path,
 
 
 COMMANDS = {
-    "predict": ["--checkpoint", "c.ckpt", "--video", "frames", "--masks", "v.png", "--output", "o", "--device", "cpu"],
+    "segment": ["frames", "--checkpoint", "c.ckpt", "--mask", "v.png", "--output", "o", "--device", "cpu"],
     "test": ["finetune_own", "--checkpoint", "c.ckpt"],
     "validate": ["finetune_own", "--checkpoint", "c.ckpt"],
     "train": ["finetune_own", "--checkpoint", "c.ckpt", "--run-dir", "run"],

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tests.unit.dummies import make_frames, make_label_map
 from tests.unit.masks import smoothed
-from vos_lightning.io.given_masks import GivenMasks, areas_of, find_rims, read_given
+from vos_lightning.io.given_masks import GivenMasks, areas_of, read_given
 from vos_lightning.io.label_maps import write_label_map
+from vos_lightning.io.rims import find_rims
 from vos_lightning.io.videos import VideoWriter, count_frames, open_frames
 
 MASK = make_label_map((1, 2), height=32, width=48)

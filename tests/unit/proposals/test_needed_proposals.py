@@ -142,8 +142,8 @@ def error_of(capfd: pytest.CaptureFixture[str]) -> str:
 
 
 def predict(checkpoint: Path, output: str, *options: str) -> int:
-    own = ["--video", "v.mp4", "--masks", "first.png", "--output", output, "--no-overlay", "--device", "cpu", "--short-side", "0"]
-    return cli.main(["predict", "--checkpoint", str(checkpoint), *own, *options])
+    own = ["v.mp4", "--mask", "first.png", "--output", output, "--formats", "masks", "--device", "cpu", "--short-side", "0"]
+    return cli.main(["segment", "--checkpoint", str(checkpoint), *own, *options])
 
 
 def masks_in(folder: str | Path) -> torch.Tensor:

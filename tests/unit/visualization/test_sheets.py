@@ -29,7 +29,7 @@ class TestThumbnails:
         target[10:30, 30:50] = 2
         picture = thumbnail(frame, label_map, "0", target, height=40)[:, CAPTION_HEIGHT:]
         assert picture.shape == (3, 40, 60)
-        assert picture[:, 20, 20].tolist() == [109, 45, 45]  # half of the palette's (128, 0, 0)
+        assert picture[:, 20, 20].tolist() == [54, 134, 156]  # 0.4 of the first colour, (0, 200, 255)
         white = (picture == 255).all(dim=0)
         assert white[20, 30]
         assert white[20, 49]

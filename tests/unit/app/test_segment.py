@@ -118,8 +118,8 @@ class TestLoading:
 
 def run(checkpoint: Path, video: Path, masks: Path, *options: str) -> tuple[int, Path]:
     output = video.parent / "out"
-    arguments = ["--checkpoint", str(checkpoint), "--video", str(video), "--masks", str(masks), "--output", str(output)]
-    return main(["predict", *arguments, "--device", "cpu", "--short-side", "0", *options]), output
+    arguments = ["--checkpoint", str(checkpoint), "--mask", str(masks), "--output", str(output)]
+    return main(["segment", *arguments, "--device", "cpu", "--short-side", "0", *options, "--", str(video)]), output
 
 
 class TestCommand:
@@ -145,7 +145,7 @@ class TestCommand:
         (tmp_path / "masks").mkdir()
         write_label_map(tmp_path / "masks" / "1.png", mask * (mask == 1))
         write_label_map(tmp_path / "masks" / "00003.png", mask * (mask == 2))
-        code, output = run(checkpoint, video, tmp_path / "masks", "--no-overlay", "--first-number", "0")
+        code, output = run(checkpoint, video, tmp_path / "masks", "--formats", "masks", "--first-number", "0")
         assert code == 0
         found = [sorted(set(read_label_map(output / "masks" / "v" / f"{t:05d}.png").flatten().tolist())) for t in range(5)]
         assert found == [[0], [0, 1], [0, 1], [0, 1, 2], [0, 1, 2]]
@@ -263,7 +263,7 @@ class TestCommand:
         assert code == 2
         assert "holds the output of an earlier run" in capsys.readouterr().err
         assert len(list((output / "masks" / "v").iterdir())) == 5
-        assert run(checkpoint, tmp_path / "short.mp4", tmp_path / "first.png", "--overwrite", "--no-overlay")[0] == 0
+        assert run(checkpoint, tmp_path / "short.mp4", tmp_path / "first.png", "--overwrite", "--formats", "masks")[0] == 0
         assert sorted(p.name for p in output.rglob("*.*")) == [
             "00000.png",
             "00001.png",

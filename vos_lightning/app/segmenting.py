@@ -1,0 +1,186 @@
+"""One of the user's own videos after the other is segmented, and an interrupted one goes on."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from vos_lightning.app.own_videos import Job, autocast_type, open_proposals
+from vos_lightning.callbacks.stopping import StopRequest
+from vos_lightning.checkpoints import loading
+from vos_lightning.io.given_masks import own_video
+from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.io.outputs import MASKS, OutputFolder
+from vos_lightning.predictions.drift import ObjectRow
+from vos_lightning.predictions.renderings import Renderings
+from vos_lightning.predictions.writer import PredictionFiles
+from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.snapshots import Stored, read_snapshot, write_snapshot
+from vos_lightning.proposals.frames import CountedProposals
+from vos_lightning.structures import FramePrediction, VideoSample
+
+SNAPSHOT_SECONDS = 15.0
+"""Least seconds between two snapshots of a run, from which it goes on after a kill."""
+SAVING_SHARE = 0.05
+"""Largest share of the time that is spent on snapshots."""
+
+
+class SegmentRun:
+    """Segments videos one after the other with one network, into one folder.
+
+    Args:
+        arguments: those of ``vos segment``.
+        output: where to write.
+        stop: tells when a signal asks for the end.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, output: OutputFolder, stop: StopRequest) -> None:
+        self._arguments, self._output, self._stop = arguments, output, stop
+        short_side = {None: "checkpoint", 0: None}.get(arguments.short_side, arguments.short_side)
+        self._engine: InferenceEngine = loading.load_engine(
+            arguments.checkpoint,
+            device=arguments.device,
+            short_side=arguments.max_size or short_side,
+            max_memory_frames=arguments.memory_frames or None,
+        )
+        self._engine.precision = autocast_type(arguments.precision, self._engine.network.device)
+        self._engine.enlarge = self._engine.enlarge and arguments.max_size is None
+        formats = [name for name in dict.fromkeys(arguments.formats) if name != "masks"]
+        self._files = PredictionFiles(output, Renderings(formats, arguments.dim, arguments.labels), contact_sheet=False)
+        self._saved, self._interval = time.monotonic(), SNAPSHOT_SECONDS
+
+    def segment(self, job: Job) -> None:
+        """Segment a video, or what is left of it.
+
+        Raises:
+            ValueError: the video cannot be read to its end, or the network cannot segment it.
+            OSError: a file cannot be read or written.
+            Stopped: a signal has asked for the end; what was written is complete.
+        """
+        arguments, engine, files = self._arguments, self._engine, self._files
+        if job.name in self._output.done:
+            if job.made_from is not None and self._output.done[job.name] == job.made_from:
+                sys.stdout.write(f"{job.name}: done already, kept\n")
+                return
+            sys.stdout.write(f"{job.name}: the video or its masks have changed; it is segmented anew\n")
+            self._output.drop(job.name)
+        proposals = open_proposals(engine.network, job.frames, arguments.proposals, arguments.detector)
+        video = own_video(job.frames, job.masks, proposals, job.name)
+        stored = self._begun(job, video) if self._output.begun else None
+        before, flagged = files.num_frames, files.num_flagged
+        self._saved = time.monotonic()
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(job.source.text, total=job.frames.length)
+            last = -1 if stored is None else stored.snapshot.frame_index
+            for prediction in self._predictions(video, stored):
+                forward = arguments.direction == "forward"
+                files.take(video, prediction, stored=forward and prediction.frame_index <= last)
+                progress.update(task, completed=files.num_frames - before)
+                if self._stopped(job, forward):
+                    break
+        self._output.remove(self._snapshot_name(job.name))
+        files.end_video(job.made_from)
+        self._tell(video, files.num_frames - before, files.num_flagged - flagged, proposals)
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Record that a video is passed over; what was written of it is kept."""
+        self._files.pass_over(name, reason, keep=True)
+
+    def finish(self, error: BaseException | None) -> None:
+        """Finish all files, see :meth:`PredictionFiles.finish`."""
+        self._files.finish(error)
+
+    # Details ----------------------------------------------------------------------------------------------------------
+
+    def _predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
+        if self._arguments.direction == "forward":
+            return self._engine.run(video, stored)
+        return self._engine.segment(video, direction=self._arguments.direction)
+
+    def _stopped(self, job: Job, forward: bool) -> bool:
+        """Whether a stream ends here because of a signal; a file is stopped by an exception, after its state was saved."""
+        ends = self._stop.number is not None
+        if ends and job.frames.live:
+            return True
+        if forward and job.made_from is not None and (ends or time.monotonic() - self._saved > self._interval):
+            self._save(job)
+        self._stop.check()
+        return False
+
+    # Going on after the end -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _snapshot_name(name: str) -> str:
+        return f"resume/{name}.pt"
+
+    def _save(self, job: Job) -> None:
+        start = time.monotonic()
+        notes = {"made_from": job.made_from, "rows": [list(vars(row).values()) for row in self._files.rows]}
+        write = functools.partial(write_snapshot, snapshot=self._engine.snapshot(), notes=notes)
+        self._output.put(self._snapshot_name(job.name), write)
+        self._saved = time.monotonic()
+        self._interval = max(SNAPSHOT_SECONDS, (self._saved - start) / SAVING_SHARE)
+
+    def _begun(self, job: Job, video: VideoSample) -> Stored | None:
+        """The beginning of the video from an interrupted run; files of another video, or of changed inputs, are removed."""
+        name = self._snapshot_name(job.name)
+        if f"{MASKS}/{job.name}/{video.name_of(0)}.png" not in self._output.begun:
+            self._output.drop()
+            return None
+        if name not in self._output.begun or job.made_from is None:
+            why = "a stream cannot be resumed" if job.made_from is None else "its state was not saved"
+            if self._arguments.direction != "forward":
+                why = f"the direction {self._arguments.direction!r} looks at the whole video"
+        else:
+            try:
+                snapshot, notes = read_snapshot(self._output.check(name))
+            except ValueError:
+                notes, why = {}, "its state cannot be read"
+            else:
+                why = "the video or its masks have changed"
+            if notes.get("made_from") == job.made_from:
+                sys.stdout.write(f"{job.name}: goes on after frame {video.name_of(snapshot.frame_index)}\n")
+                return Stored(snapshot, _StoredPredictions(self._output, video, notes["rows"]))
+        sys.stdout.write(f"{job.name}: begins anew, as {why}\n")
+        self._output.drop()
+        return None
+
+    def _tell(self, video: VideoSample, num_frames: int, num_flagged: int, proposals: CountedProposals | None) -> None:
+        sys.stdout.write(
+            f"{video.name}: {num_frames} frames, {len(video.object_ids)} objects, {num_flagged} frames to look at "
+            f"(flags in {self._output.folder / 'index' / f'{video.name}.csv'})\n"
+        )
+        drift = self._files.drift
+        for line in (drift.advice() if drift is not None else None, None if proposals is None else proposals.note):
+            if line is not None:
+                sys.stdout.write(f"{line}\n")
+
+
+class _StoredPredictions:
+    """Predictions of an interrupted run, from its label maps and its index."""
+
+    def __init__(self, output: OutputFolder, video: VideoSample, rows: Sequence[Sequence[Any]]) -> None:
+        self._output, self._video = output, video
+        self._rows: dict[int, list[ObjectRow]] = {}
+        for values in rows:
+            row = ObjectRow(*values)
+            self._rows.setdefault(row.frame, []).append(row)
+
+    def __call__(self, index: int, frame: Tensor) -> FramePrediction:
+        rows = self._rows.get(index, [])
+        label_map = read_label_map(self._output.check(f"{MASKS}/{self._video.name}/{self._video.name_of(index)}.png"))
+        # Only the mean probability of an object's pixels is used again.
+        planes = [torch.full(label_map.shape, row.confidence) for row in rows]
+        probabilities = torch.stack(planes) if planes else torch.zeros(0, *label_map.shape)
+        given = tuple(row.object_id for row in rows if "given" in row.flags.split())
+        return FramePrediction(index, frame, label_map, probabilities, tuple(row.object_id for row in rows), given)
