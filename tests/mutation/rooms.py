@@ -25,23 +25,24 @@ def _unit(*names: str) -> tuple[str, ...]:
 
 # The tests of a room are those that compute with it directly. What only surrounds it is left out: a test that survives has to run
 # all of them. mutmut records which of them reach a function, and runs no others.
+_TABLE = ("test_half_precision.py", "test_tensor_devices.py")
+"""Both call the functions of these rooms with the same arguments."""
 ROOMS = {
     "losses": Room(
         "vos_lightning/losses/*.py",
         _unit(
             "losses",
             "matching/test_points.py",
-            "matching/test_assignment.py",
             "modules/test_modules.py",
-            "test_half_precision.py",
+            *_TABLE,
         ),
     ),
-    "matching": Room("vos_lightning/matching/*.py", _unit("matching", "test_half_precision.py")),
+    "matching": Room("vos_lightning/matching/*.py", _unit("matching", *_TABLE)),
     "attention": Room(
         "vos_lightning/attention/*.py",
         _unit("attention", "networks/test_munet.py", "networks/test_pmvos.py", "networks/test_dmn_aoa.py"),
     ),
-    "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", "test_half_precision.py")),
+    "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", *_TABLE)),
     "metrics": Room("vos_lightning/metrics/*.py", _unit("metrics", "evaluation")),
     "propagation": Room("vos_lightning/propagation/*.py", (*_unit("propagation"), "tests/invariants")),
     "networks": Room("vos_lightning/networks/*.py", (*_unit("networks"), "tests/invariants")),
