@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.mutation.named import Named, read_named, read_outcomes
 from tests.mutation.results import KILLED, SURVIVED, Results, read_results
 from tests.mutation.rooms import ROOMS, ROOT, UNCHANGED, workshop
 
@@ -48,7 +49,8 @@ def write_report() -> str:
     reasons = read_reasons()
     survivors = {room: _survivors(room, found, reasons) for room, found in results.items()}
     head = _head(results, survivors)
-    PAGE.write_text(head + "".join(_section(room, found) for room, found in survivors.items() if found))
+    sections = (_section(room, found) for room, found in survivors.items() if found)
+    PAGE.write_text("\n".join([head, _named_section(read_named(), read_outcomes()), *sections]))
     for reason in reasons:
         if not any(reason.fits(s.function, s.change) for found in survivors.values() for s in found):
             head += f"\nNo survivor fits this reason: {reason}"
@@ -118,10 +120,21 @@ def _row(results: Results, survivors: list[Survivor]) -> Counter[str]:
     return Counter(row | {"harmless": len(survivors) - opened, "open": opened})
 
 
+def _named_section(named: list[Named], outcomes: dict[str, str]) -> str:
+    text = """## Faults written by hand
+
+They are those of `tests/mutation/named.yaml`; `make mutate ARGS=--named` tests them.
+
+| fault | seen |
+| --- | --- |
+"""
+    return text + "".join(f"| {each.fault} | {outcomes.get(each.key, 'not tested')} |\n" for each in named)
+
+
 def _section(room: str, survivors: list[Survivor]) -> str:
-    text = f"\n## Survivors in {room}\n\n"
+    parts = [f"## Survivors in {room}\n"]
     for reason in sorted({survivor.reason or "" for survivor in survivors}):
-        text += f"{reason or OPEN}:\n\n"
         chosen = [survivor for survivor in survivors if (survivor.reason or "") == reason]
-        text += "".join(f"- `{survivor.function}`: `` {survivor.change} ``\n" for survivor in chosen) + "\n"
-    return text
+        lines = "".join(f"- `{survivor.function}`: `` {survivor.change} ``\n" for survivor in chosen)
+        parts.append(f"{reason or OPEN}:\n\n{lines}")
+    return "\n".join(parts)

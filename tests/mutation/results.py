@@ -30,6 +30,18 @@ def read_results(folder: Path) -> Results:
     return found
 
 
+def mend(folder: Path) -> None:
+    """Forget the files that a process was writing when it was killed; nothing else may be working in the workshop."""
+    with contextlib.chdir(folder):
+        for path in _sources():
+            written, kept = Path("mutants", path), Path("mutants", f"{path}.meta")
+            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+                json.loads(kept.read_text())
+                continue
+            written.unlink(missing_ok=True)
+            kept.unlink(missing_ok=True)
+
+
 def _sources() -> Iterator[Path]:
     # mutmut reads its configuration once a process; here is one workshop after the other.
     from mutmut import configuration

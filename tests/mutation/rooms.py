@@ -44,7 +44,7 @@ ROOMS = {
     ),
     "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", *_TABLE)),
     "metrics": Room("vos_lightning/metrics/*.py", _unit("metrics", "evaluation")),
-    "propagation": Room("vos_lightning/propagation/*.py", (*_unit("propagation"), "tests/invariants")),
+    "propagation": Room("vos_lightning/propagation/*.py", (*_unit("propagation"), "tests/invariants/test_networks.py")),
     "networks": Room("vos_lightning/networks/*.py", (*_unit("networks"), "tests/invariants")),
 }
 
@@ -58,7 +58,7 @@ UNCHANGED = {
     r"^\s*assert isinstance\(": "says to the type checker what is known",
 }
 
-_LINKS = ("vos_lightning", "data_modules", "tests", "experiments", "docs", "benchmarks", "pyproject.toml", "Makefile")
+LINKS = ("vos_lightning", "data_modules", "tests", "experiments", "docs", "benchmarks", "pyproject.toml", "Makefile")
 _PYTEST = (
     "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:jaxtyping", "-p", "tests.mutation.typed",
     "-o", "addopts=--strict-markers", "-m", "not slow and not gpu and not realdata", "--tb=no",
@@ -69,7 +69,7 @@ def workshop(name: str) -> Path:
     """The folder of a room, with the configuration of mutmut; everything else but ``mutants/`` is a link into the repository."""
     folder, room = WORKSHOPS / name, ROOMS[name]
     folder.mkdir(parents=True, exist_ok=True)
-    for link in _LINKS:
+    for link in LINKS:
         if not (folder / link).exists():
             (folder / link).symlink_to(os.path.relpath(ROOT / link, folder))
     options: dict[str, str | tuple[str, ...]] = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from tests.mutation.named import read_named
 from tests.mutation.report import Reason, Survivor, _head, as_change, read_reasons, readable
-from tests.mutation.results import Results, read_results, sample
+from tests.mutation.results import Results, mend, read_results, sample
 from tests.mutation.rooms import ROOMS, ROOT, workshop
 
 
@@ -18,6 +20,25 @@ def test_a_larger_sample_holds_the_smaller_one() -> None:
     assert all(large[room][: len(names)] == names for room, names in small.items())
     assert small != other
     assert sample(results, None, 0) == sample(results, 40, 1) == {room: sorted(names) for room, names in results.items()}
+
+
+def test_files_that_a_kill_left_half_written_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.mutation.rooms.WORKSHOPS", tmp_path)
+    folder = workshop("losses")
+    whole, empty, cut = (
+        folder / "mutants" / "vos_lightning" / "losses" / f"{name}.py" for name in ("auxiliary", "matching", "segmentation")
+    )
+    whole.parent.mkdir(parents=True)
+    for path, results in ((whole, '{"exit_code_by_key": {"a": 1}}'), (empty, None), (cut, '{"exit_code')):
+        path.write_text("")
+        if results is not None:
+            path.with_name(f"{path.name}.meta").write_text(results)
+    mend(folder)
+    assert [path.exists() for path in (whole, empty, cut)] == [True, False, False]
+    found = read_results(folder)
+    assert found["a"] == 1
+    assert "vos_lightning.losses.segmentation.x__mean_of__mutmut_1" in found
+    assert not any("auxiliary" in name for name in found)
 
 
 def test_a_change_is_one_line() -> None:
@@ -51,7 +72,7 @@ def test_reasons_are_for_functions_and_changes() -> None:
     assert all(len(reason.reason) > 20 for reason in read_reasons())
 
 
-def test_every_room_has_its_mutants_and_tests(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_room_has_its_mutants_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.mutation.rooms.WORKSHOPS", tmp_path)
     for room in ROOMS.values():
         assert all((ROOT / test).exists() for test in room.tests)
@@ -61,3 +82,12 @@ def test_every_room_has_its_mutants_and_tests(tmp_path, monkeypatch: pytest.Monk
     functions = Counter(map(readable, found))
     assert functions["losses.segmentation.mask_iou_loss"] > 20
     assert {name.split(".")[0] for name in functions} == {"losses"}
+
+
+def test_named_faults_are_in_their_files() -> None:
+    named = read_named()
+    assert len({each.key for each in named}) == len(named) > 10
+    for each in named:
+        assert (ROOT / "vos_lightning" / each.file).read_text().count(each.was) == 1, each.fault
+        assert each.was != each.becomes
+        assert all((ROOT / "tests" / "unit" / test).exists() for test in each.tests)

@@ -33,6 +33,7 @@ def test_the_hardest_share_is_rounded_to_cells_and_never_empty():
     for ratio, kept in ((0.01, 1), (0.3, 1), (0.4, 2), (0.6, 2), (0.7, 3), (0.9, 4), (1.0, 4)):
         loss = float(uncertainty_loss(predicted, target, everything, ratio))
         assert loss == pytest.approx(sum(by_prediction[:kept]) / kept)
+    assert float(uncertainty_loss(predicted, target, everything)) == pytest.approx(sum(error) / 4)
 
 
 def test_only_counted_cells_are_among_the_hardest():

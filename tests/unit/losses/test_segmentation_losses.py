@@ -14,7 +14,7 @@ from vos_lightning.losses.segmentation import (
     trainable_labels,
 )
 
-FRACTIONS = [0.4, 0.15, 1.0]
+FRACTIONS = [0.4, 0.15, 1.0, 0.01]
 
 
 @pytest.fixture
