@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tests.tolerances import assert_close
 from vos_lightning.mask_ops import (
     Padding,
+    PadMode,
     as_object_map,
     ids_to_slots,
     label_map_from_probabilities,
@@ -112,6 +113,33 @@ def test_reflection_is_pytorchs() -> None:
     assert torch.equal(pad(x, padding, "reflect"), F.pad(x, (4, 3, 1, 1), mode="reflect"))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 3), (3, 5)])
+def test_reflection_goes_back_and_forth(size: tuple[int, int]) -> None:
+    """More padding than there are pixels, on every side another amount."""
+    x = torch.rand(2, 1, *size)
+    expected = np.pad(x.numpy(), ((0, 0), (0, 0), (11, 3), (7, 14)), mode="reflect")
+    assert torch.equal(pad(x, Padding(left=7, right=14, top=11, bottom=3), "reflect"), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(
+    "sides", [(1, 2, 0, 0), (0, 0, 1, 2), (0, 3, 0, 0), (0, 0, 0, 3), (2, 0, 0, 0), (0, 0, 2, 0), (4, 3, 2, 1)]
+)
+@pytest.mark.parametrize("mode", ["zero", "mean", "reflect"])
+def test_every_side_is_padded_by_itself(mode: PadMode, sides: tuple[int, int, int, int]) -> None:
+    left, right, top, bottom = sides
+    x = torch.rand(2, 3, 5, 6)
+    padded = pad(x, Padding(*sides), mode)
+    if mode == "reflect":
+        expected = np.pad(x.numpy(), ((0, 0), (0, 0), (top, bottom), (left, right)), mode="reflect")
+    else:
+        expected = np.zeros((2, 3, 5 + top + bottom, 6 + left + right), dtype=np.float32)
+        if mode == "mean":
+            expected[:] = np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+        expected[:, :, top : top + 5, left : left + 6] = x
+    assert_close(padded, torch.from_numpy(expected))
+    assert_close(unpad(padded, Padding(*sides)), x)
+
+
 def test_mean_padding_is_zero_after_normalisation() -> None:
     padded = pad(torch.zeros(1, 3, 1, 1), Padding(1, 0, 0, 0), "mean")
     assert_close(padded[0, :, 0, 0], torch.tensor([0.485, 0.456, 0.406]))
@@ -126,6 +154,7 @@ def test_ids_and_slots_are_inverse() -> None:
         [200, 0, 0],
     ]
     assert object_ids_in(label_map) == (3, 7, 9, 200)
+    assert object_ids_in(torch.tensor([0, 1, 254, 255, 1], dtype=torch.uint8)) == (1, 254)
 
 
 def test_masks_and_label_maps() -> None:
@@ -167,5 +196,20 @@ def test_black_and_white_masks_are_object_1_and_void_must_be_allowed() -> None:
     assert as_object_map(mixed, has_void=True).tolist() == [[0, 3, 255]]
     with pytest.raises(ValueError, match="255 beside the ids 3"):
         as_object_map(mixed)
-    plain = torch.tensor([[0, 3, 7]], dtype=torch.uint8)
-    assert as_object_map(plain).tolist() == [[0, 3, 7]]
+    plain = torch.tensor([[0, 3, 254]], dtype=torch.uint8)
+    assert as_object_map(plain).tolist() == [[0, 3, 254]]
+    assert as_object_map(plain[:, :0]).tolist() == [[]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "arguments", "beginning"),
+    [
+        ([4], {}, "id 255 beside the ids 4: number"),
+        ([5, 4, 3, 2, 1], {"name": "a.png"}, "a.png: id 255 beside the ids 1, 2, 3, 4, 5: number"),
+        ([6, 5, 4, 3, 2, 1], {"name": "a.png"}, "a.png: id 255 beside the ids 1, 2, 3, 4, 5, ...: number"),
+    ],
+)
+def test_the_message_names_the_file_and_the_first_ids(ids: list[int], arguments: dict[str, str], beginning: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
+        as_object_map(torch.tensor([0, 255, *ids], dtype=torch.uint8), **arguments)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(beginning)
