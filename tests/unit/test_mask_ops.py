@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from tests.tolerances import assert_close
 from vos_lightning.mask_ops import (
+    Aggregation,
     Padding,
     PadMode,
     as_object_map,
@@ -60,6 +62,38 @@ def test_aggregation_sharpens_a_single_object() -> None:
     assert_close(plain[:, 1:], p)
 
 
+@pytest.mark.parametrize("mode", ["minimum", "product", "none"])
+def test_aggregation_does_not_see_slots_that_do_not_exist(mode: Aggregation) -> None:
+    logits = 6 * torch.randn(2, 4, 3, 4)
+    valid = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    merged, probabilities = soft_aggregate(logits, valid, mode)
+    for b in range(2):
+        alone = soft_aggregate(logits[b : b + 1, valid[b]], torch.ones(1, 2, dtype=torch.bool), mode)
+        kept = torch.cat([torch.tensor([True]), valid[b]])
+        assert_close(merged[b : b + 1, kept], alone[0])
+        assert_close(probabilities[b : b + 1, kept], alone[1])
+        assert probabilities[b, ~kept].eq(0).all()
+
+
+def test_objects_that_are_not_merged_keep_their_own_probabilities() -> None:
+    logits = 3 * torch.randn(2, 3, 4, 5)
+    merged, probabilities = soft_aggregate(logits, torch.ones(2, 3, dtype=torch.bool), "none")
+    assert torch.equal(merged[:, 1:], logits)
+    assert merged[:, 0].eq(0).all()
+    assert_close(probabilities[:, 1:], logits.sigmoid())
+    assert_close(probabilities[:, 0], 1 - logits.sigmoid().amax(dim=1))
+
+
+@pytest.mark.parametrize("mode", ["minimum", "product"])
+def test_merged_logits_are_those_of_clamped_probabilities(mode: Aggregation) -> None:
+    """So that a pixel which is certainly wrong has a loss that is bounded."""
+    logits = torch.tensor([-1e4, -20.0, -1.0, 20.0, 1e4])
+    merged, _ = soft_aggregate(logits.view(1, 1, 1, 5), torch.ones(1, 1, dtype=torch.bool), mode)
+    largest = math.log(1e7 - 1)
+    assert_close(merged[0, 1, 0], torch.tensor([-largest, -largest, -1.0, largest, largest]))
+    assert_close(merged[0, 0, 0], -merged[0, 1, 0])
+
+
 def test_aggregation_without_objects_is_background() -> None:
     _, probabilities = soft_aggregate(torch.zeros(1, 0, 2, 2), torch.zeros(1, 0, dtype=torch.bool), "minimum")
     assert torch.equal(probabilities, torch.ones(1, 1, 2, 2))
@@ -90,6 +124,8 @@ def test_unknown_aggregation_is_named() -> None:
         ((480, 853), True, Padding(6, 5, 0, 0)),
         ((480, 853), False, Padding(5, 6, 0, 0)),
         ((120, 214), True, Padding(5, 5, 4, 4)),
+        ((475, 853), True, Padding(6, 5, 3, 2)),
+        ((475, 853), False, Padding(5, 6, 2, 3)),
         ((64, 64), True, Padding(0, 0, 0, 0)),
     ],
 )
@@ -122,7 +158,7 @@ def test_reflection_goes_back_and_forth(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "sides", [(1, 2, 0, 0), (0, 0, 1, 2), (0, 3, 0, 0), (0, 0, 0, 3), (2, 0, 0, 0), (0, 0, 2, 0), (4, 3, 2, 1)]
+    "sides", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 2, 0, 0), (0, 0, 1, 2), (4, 3, 2, 1), (0, 0, 0, 0)]
 )
 @pytest.mark.parametrize("mode", ["zero", "mean", "reflect"])
 def test_every_side_is_padded_by_itself(mode: PadMode, sides: tuple[int, int, int, int]) -> None:
@@ -138,6 +174,7 @@ def test_every_side_is_padded_by_itself(mode: PadMode, sides: tuple[int, int, in
         expected[:, :, top : top + 5, left : left + 6] = x
     assert_close(padded, torch.from_numpy(expected))
     assert_close(unpad(padded, Padding(*sides)), x)
+    assert torch.equal(pad(x[1], Padding(*sides), mode), padded[1])
 
 
 def test_mean_padding_is_zero_after_normalisation() -> None:
