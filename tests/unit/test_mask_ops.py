@@ -92,6 +92,8 @@ def test_merged_logits_are_those_of_clamped_probabilities(mode: Aggregation) -> 
     largest = math.log(1e7 - 1)
     assert_close(merged[0, 1, 0], torch.tensor([-largest, -largest, -1.0, largest, largest]))
     assert_close(merged[0, 0, 0], -merged[0, 1, 0])
+    both, _ = soft_aggregate(torch.full((1, 2, 1, 1), 30.0), torch.ones(1, 2, dtype=torch.bool), mode)
+    assert_close(both.flatten(), torch.tensor([-largest, largest, largest]))
 
 
 def test_aggregation_without_objects_is_background() -> None:
@@ -175,6 +177,7 @@ def test_every_side_is_padded_by_itself(mode: PadMode, sides: tuple[int, int, in
     assert_close(padded, torch.from_numpy(expected))
     assert_close(unpad(padded, Padding(*sides)), x)
     assert torch.equal(pad(x[1], Padding(*sides), mode), padded[1])
+    assert torch.equal(unpad(padded[1, 2], Padding(*sides)), unpad(padded, Padding(*sides))[1, 2])
 
 
 def test_mean_padding_is_zero_after_normalisation() -> None:
