@@ -37,6 +37,19 @@ def test_matching_loss_is_the_squared_distance_to_the_greedy_assignment(proposal
     assert loss.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_assignment_is_by_share_and_not_by_number_of_cells():
+    """The first proposal covers more of the first object, and much besides; the second object is large."""
+    truth, found = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
+    truth[0, 0, 0, :4], truth[0, 1, 2:] = 1, 1
+    found[0, 0, :2, :6], found[0, 1, 0, :2] = 1, 1
+    found[0, 0, 0, 3] = 0
+    both = torch.ones(1, 2, dtype=torch.bool)
+    expected = oracle.matching_loss(torch.zeros(2, 2), found[0], truth[0], [0, 1], [0, 1])
+    assert matching_loss(torch.zeros(1, 2, 2), found, truth, both, both).tolist() == [expected] == [0.25]
+    right = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    assert matching_loss(right, found, truth, both, both).tolist() == [0.0]
+
+
 def test_masks_are_cut_at_half():
     """A cell with exactly one half belongs to nothing."""
     one = torch.ones(1, 1, dtype=torch.bool)
