@@ -8,9 +8,9 @@ DATA   ?= data
 export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train validate evaluate segment predict visualize baselines list results doctor submit show lint format \
-  test test-all test-portable test-gpu bench bench-networks lite lite-switches lite-gpu fuzz kills slurm lock audit wandb-sync \
-  clean
+.PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
+  test-all test-portable test-gpu bench bench-networks lite lite-switches lite-gpu fuzz kills mutate slurm lock audit wandb-sync \
+  clean segment
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -123,6 +123,9 @@ fuzz: $(STAMP) ## give 10,000 broken inputs to every command (about 15 minutes);
 
 kills: $(STAMP) ## kill a staged training 50 times at random moments and compare its end, bit by bit (about 10 minutes)
 	@$(BIN)/python -m benchmarks.kills $(ARGS)
+
+mutate: $(STAMP) ## change the library in one place at a time: do the tests notice? SAMPLE=300, ROOMS="losses"; it goes on where it stopped
+	@$(BIN)/python -m tests.mutation $(ROOMS) $(if $(SAMPLE),--sample $(SAMPLE)) $(ARGS)
 
 slurm: $(STAMP) ## submit EXP to SLURM: make slurm EXP=... NODES=1 GPUS=4 TIME=24:00:00; DRY=1 prints the job (docs/clusters.md)
 	@test -n "$(EXP)" || { echo 'error: which experiment? make slurm EXP=emvos_davis17 GPUS=4 (make list)' >&2; exit 2; }

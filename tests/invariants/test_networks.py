@@ -99,6 +99,18 @@ def test_a_clip_does_not_depend_on_its_batch_mates(network: VOSNetwork, propagat
     assert_close(together[1:2], alone)
 
 
+def test_new_tensors_are_where_the_network_is(network: VOSNetwork, propagation: Propagation) -> None:
+    """The default device is one on which nothing can be computed: what is made there shows."""
+    frames, labels = (x.to(network.device) for x in random_clip(1, 3, 2, SIZE))
+    given = {0: given_at(labels, 0, [1], 2), 1: given_at(labels, 1, [2], 2)}
+    own = proposals_of(network, frames.transpose(0, 1).flatten(0, 1))
+    with torch.no_grad():
+        expected = unroll(network, propagation, frames, given, own)
+        with torch.device("meta"):
+            found = unroll(network, propagation, frames, given, own)
+    assert torch.equal(probabilities(found), probabilities(expected))
+
+
 def test_permuting_slots_permutes_outputs(network: VOSNetwork, propagation: Propagation) -> None:
     frames, labels = random_clip(1, 3, 3, SIZE)
     given = given_at(labels, 0, [1, 2, 3], 3)

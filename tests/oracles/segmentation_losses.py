@@ -38,3 +38,19 @@ def mask_iou(probabilities: Tensor, labels: Tensor, objects: list[int]) -> float
         pairs = [(float(labels[y, x] == n), float(probabilities[n, y, x])) for y, x in pixels(labels)]
         losses.append(1 - sum(min(pair) for pair in pairs) / sum(max(pair) for pair in pairs))
     return sum(losses) / len(losses) if losses else 0.0
+
+
+def cross_entropy(probabilities: Tensor, labels: Tensor) -> float:
+    """``(N + 1, H, W)`` and ``(H, W)``: the mean over the pixels that are not ignored; 0 of nothing."""
+    return bootstrapped(probabilities, labels, 1.0)
+
+
+def foreground_iou(probabilities: Tensor, labels: Tensor) -> tuple[float, int]:
+    """``(B, N + 1, H, W)`` and ``(B, H, W)``: mean over the objects of all frames that are visible, and their number."""
+    found = []
+    for frame, label in zip(probabilities, labels, strict=True):
+        seen = [(int(frame[:, y, x].argmax()), int(label[y, x])) for y, x in pixels(label)]
+        for n in {true for _, true in seen} - {0}:
+            both, either = sum(p == t == n for p, t in seen), sum(n in pair for pair in seen)
+            found += [both / either]
+    return (sum(found) / len(found) if found else 0.0), len(found)

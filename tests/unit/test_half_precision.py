@@ -85,6 +85,9 @@ VALID = torch.tensor([[True, True], [True, False]])
 ALL = torch.ones(B, N, dtype=torch.bool)
 CELLS = torch.ones(B, N, H, W, dtype=torch.bool)
 PROPOSALS = torch.ones(B, K, dtype=torch.bool)
+POINTS = torch.ones(B, N, K, dtype=torch.bool)
+MANY = torch.ones(B, N, 900, dtype=torch.bool)
+OF_MAPS = torch.arange(B * N)
 LABELS = torch.randint(0, N + 1, (B, H, W), generator=RANDOM).to(torch.uint8)
 LABELS[0, 0, 0] = 255
 WIDE = torch.ones(1, 300, 300, dtype=torch.uint8)
@@ -106,8 +109,8 @@ COSINES = local_window.LocalMatch(
 def read_points(kind: similarity.Similarity) -> Callable[..., Tensor]:
     def read(query: Tensor, key: Tensor, shared: Tensor, own: Tensor, grid_key: Tensor, grid_value: Tensor) -> Tensor:
         grid, seen = points.PointGrid(grid_key, grid_value), points.PointMap(key, shared, own)
-        index, rows = CHOSEN.index.flatten(0, 1), torch.arange(B * N)
-        return points.match_points(query, index, points.point_memory(grid, seen, rows, kind), 3, kind)
+        index = CHOSEN.index.flatten(0, 1)
+        return points.match_points(query, index, points.point_memory(grid, seen, OF_MAPS, kind), 3, kind)
 
     return read
 
@@ -221,10 +224,10 @@ CASES: dict[str, tuple[Any, ...]] = {
         for name in ("predicted", "loss", "target")
     },
     "points, loss": (
-        lambda x, t: auxiliary.point_loss(x, t, torch.ones(B, N, K, dtype=torch.bool)), logits(B, N, K), probabilities(B, N, K),
+        lambda x, t: auxiliary.point_loss(x, t, POINTS), logits(B, N, K), probabilities(B, N, K),
     ),
     "mean over objects": (
-        lambda x: auxiliary.mean_over_objects(x, torch.ones(B, N, 900, dtype=torch.bool)), torch.full((B, N, 900), 100.0).half(),
+        lambda x: auxiliary.mean_over_objects(x, MANY), torch.full((B, N, 900), 100.0).half(),
     ),
     "soft IoU": (lambda m, t: matching_losses.soft_iou_loss(m, t, ALL), OBJECTS, probabilities(B, N, H, W)),
     "soft IoU of many cells": (lambda m, t: matching_losses.soft_iou_loss(m, t, ONE), WHOLE[:, 1:] * 0.9, WHOLE[:, 1:]),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 
 from tests.tolerances import assert_close
 from vos_lightning.mask_ops import (
+    Aggregation,
     Padding,
+    PadMode,
     as_object_map,
     ids_to_slots,
     label_map_from_probabilities,
@@ -59,6 +62,40 @@ def test_aggregation_sharpens_a_single_object() -> None:
     assert_close(plain[:, 1:], p)
 
 
+@pytest.mark.parametrize("mode", ["minimum", "product", "none"])
+def test_aggregation_does_not_see_slots_that_do_not_exist(mode: Aggregation) -> None:
+    logits = 6 * torch.randn(2, 4, 3, 4)
+    valid = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    merged, probabilities = soft_aggregate(logits, valid, mode)
+    for b in range(2):
+        alone = soft_aggregate(logits[b : b + 1, valid[b]], torch.ones(1, 2, dtype=torch.bool), mode)
+        kept = torch.cat([torch.tensor([True]), valid[b]])
+        assert_close(merged[b : b + 1, kept], alone[0])
+        assert_close(probabilities[b : b + 1, kept], alone[1])
+        assert probabilities[b, ~kept].eq(0).all()
+
+
+def test_objects_that_are_not_merged_keep_their_own_probabilities() -> None:
+    logits = 3 * torch.randn(2, 3, 4, 5)
+    merged, probabilities = soft_aggregate(logits, torch.ones(2, 3, dtype=torch.bool), "none")
+    assert torch.equal(merged[:, 1:], logits)
+    assert merged[:, 0].eq(0).all()
+    assert_close(probabilities[:, 1:], logits.sigmoid())
+    assert_close(probabilities[:, 0], 1 - logits.sigmoid().amax(dim=1))
+
+
+@pytest.mark.parametrize("mode", ["minimum", "product"])
+def test_merged_logits_are_those_of_clamped_probabilities(mode: Aggregation) -> None:
+    """So that a pixel which is certainly wrong has a loss that is bounded."""
+    logits = torch.tensor([-1e4, -20.0, -1.0, 20.0, 1e4])
+    merged, _ = soft_aggregate(logits.view(1, 1, 1, 5), torch.ones(1, 1, dtype=torch.bool), mode)
+    largest = math.log(1e7 - 1)
+    assert_close(merged[0, 1, 0], torch.tensor([-largest, -largest, -1.0, largest, largest]))
+    assert_close(merged[0, 0, 0], -merged[0, 1, 0])
+    both, _ = soft_aggregate(torch.full((1, 2, 1, 1), 30.0), torch.ones(1, 2, dtype=torch.bool), mode)
+    assert_close(both.flatten(), torch.tensor([-largest, largest, largest]))
+
+
 def test_aggregation_without_objects_is_background() -> None:
     _, probabilities = soft_aggregate(torch.zeros(1, 0, 2, 2), torch.zeros(1, 0, dtype=torch.bool), "minimum")
     assert torch.equal(probabilities, torch.ones(1, 1, 2, 2))
@@ -89,6 +126,8 @@ def test_unknown_aggregation_is_named() -> None:
         ((480, 853), True, Padding(6, 5, 0, 0)),
         ((480, 853), False, Padding(5, 6, 0, 0)),
         ((120, 214), True, Padding(5, 5, 4, 4)),
+        ((475, 853), True, Padding(6, 5, 3, 2)),
+        ((475, 853), False, Padding(5, 6, 2, 3)),
         ((64, 64), True, Padding(0, 0, 0, 0)),
     ],
 )
@@ -112,6 +151,35 @@ def test_reflection_is_pytorchs() -> None:
     assert torch.equal(pad(x, padding, "reflect"), F.pad(x, (4, 3, 1, 1), mode="reflect"))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 3), (3, 5)])
+def test_reflection_goes_back_and_forth(size: tuple[int, int]) -> None:
+    """More padding than there are pixels, on every side another amount."""
+    x = torch.rand(2, 1, *size)
+    expected = np.pad(x.numpy(), ((0, 0), (0, 0), (11, 3), (7, 14)), mode="reflect")
+    assert torch.equal(pad(x, Padding(left=7, right=14, top=11, bottom=3), "reflect"), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize(
+    "sides", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 2, 0, 0), (0, 0, 1, 2), (4, 3, 2, 1), (0, 0, 0, 0)]
+)
+@pytest.mark.parametrize("mode", ["zero", "mean", "reflect"])
+def test_every_side_is_padded_by_itself(mode: PadMode, sides: tuple[int, int, int, int]) -> None:
+    left, right, top, bottom = sides
+    x = torch.rand(2, 3, 5, 6)
+    padded = pad(x, Padding(*sides), mode)
+    if mode == "reflect":
+        expected = np.pad(x.numpy(), ((0, 0), (0, 0), (top, bottom), (left, right)), mode="reflect")
+    else:
+        expected = np.zeros((2, 3, 5 + top + bottom, 6 + left + right), dtype=np.float32)
+        if mode == "mean":
+            expected[:] = np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+        expected[:, :, top : top + 5, left : left + 6] = x
+    assert_close(padded, torch.from_numpy(expected))
+    assert_close(unpad(padded, Padding(*sides)), x)
+    assert torch.equal(pad(x[1], Padding(*sides), mode), padded[1])
+    assert torch.equal(unpad(padded[1, 2], Padding(*sides)), unpad(padded, Padding(*sides))[1, 2])
+
+
 def test_mean_padding_is_zero_after_normalisation() -> None:
     padded = pad(torch.zeros(1, 3, 1, 1), Padding(1, 0, 0, 0), "mean")
     assert_close(padded[0, :, 0, 0], torch.tensor([0.485, 0.456, 0.406]))
@@ -126,6 +194,7 @@ def test_ids_and_slots_are_inverse() -> None:
         [200, 0, 0],
     ]
     assert object_ids_in(label_map) == (3, 7, 9, 200)
+    assert object_ids_in(torch.tensor([0, 1, 254, 255, 1], dtype=torch.uint8)) == (1, 254)
 
 
 def test_masks_and_label_maps() -> None:
@@ -167,5 +236,20 @@ def test_black_and_white_masks_are_object_1_and_void_must_be_allowed() -> None:
     assert as_object_map(mixed, has_void=True).tolist() == [[0, 3, 255]]
     with pytest.raises(ValueError, match="255 beside the ids 3"):
         as_object_map(mixed)
-    plain = torch.tensor([[0, 3, 7]], dtype=torch.uint8)
-    assert as_object_map(plain).tolist() == [[0, 3, 7]]
+    plain = torch.tensor([[0, 3, 254]], dtype=torch.uint8)
+    assert as_object_map(plain).tolist() == [[0, 3, 254]]
+    assert as_object_map(plain[:, :0]).tolist() == [[]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "arguments", "beginning"),
+    [
+        ([4], {}, "id 255 beside the ids 4: number"),
+        ([5, 4, 3, 2, 1], {"name": "a.png"}, "a.png: id 255 beside the ids 1, 2, 3, 4, 5: number"),
+        ([6, 5, 4, 3, 2, 1], {"name": "a.png"}, "a.png: id 255 beside the ids 1, 2, 3, 4, 5, ...: number"),
+    ],
+)
+def test_the_message_names_the_file_and_the_first_ids(ids: list[int], arguments: dict[str, str], beginning: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
+        as_object_map(torch.tensor([0, 255, *ids], dtype=torch.uint8), **arguments)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(beginning)
