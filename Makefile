@@ -67,8 +67,8 @@ list: $(STAMP) ## list the papers; PAPER=emvos: its experiments and the publishe
 results: $(STAMP) ## write runs/results.md and results.html: every published row beside what the runs measured
 	@$(RUN) results $(ARGS)
 
-doctor: $(STAMP) ## check the data sets in DATA: counts, missing and damaged files, masks (ARGS=--fix repairs what is safe)
-	@$(RUN) doctor $(DATA) $(ARGS)
+doctor: $(STAMP) ## check data sets and proposals in DATA, or those that EXP reads (ARGS=--fix repairs what is safe)
+	@$(RUN) doctor $(or $(EXP),$(DATA)) $(ARGS)
 
 submit: $(STAMP) ## zip predictions for a server: SERVER=davis17-testdev PREDICTIONS=dir OUTPUT=file.zip [DATA=its data set]
 	@$(RUN) submit --server $(SERVER) --predictions $(PREDICTIONS) --output $(OUTPUT) \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -65,14 +66,9 @@ class StoredProposals(ProposalSource):
             there.update(str(path.relative_to(root).with_suffix("")) for path in find_files(root, {".npz"}))
         missing = [item for name, item in wanted.items() if name not in there]
         if missing:
-            command = precompute_command(
-                "FOLDER_OF_IMAGES" if missing[0].frames is None else "FOLDER_OF_VIDEOS",
-                str(self.roots[0]) if len(self.roots) == 1 else "ONE_OF_THEM",
-                stills=missing[0].frames is None,
-            )
             raise FileNotFoundError(
                 f"there are no proposals of {missing[0].name} ({len(missing)} of {len(wanted)} files are missing) in "
-                f"{', '.join(map(str, self.roots))}: compute them with `{command}`"
+                f"{', '.join(map(str, self.roots))}: compute them with `{self.command(missing[0])}`"
             )
         empty: list[bool] = []
         for name, item in wanted.items():
@@ -83,6 +79,24 @@ class StoredProposals(ProposalSource):
         if empty and all(empty):
             rank_zero_warn(f"the detector has found nothing in any frame of the {len(empty)} videos: no object will be matched")
 
+    def command(self, item: ItemNames) -> str:
+        """The command line that computes the proposals of a video or an image, and of those beside it."""
+        stills = item.frames is None
+        # The image is `<folder>/<name>.jpg`, or `<folder>/<name>/<frame>.jpg` of a video.
+        place = os.path.splitext(item.image)[0] if stills else os.path.dirname(item.image)
+        images = place.removesuffix(item.name).rstrip("/") if place.endswith(f"/{item.name}") else ""
+        output = str(self.roots[0]) if len(self.roots) == 1 else "ONE_OF_THEM"
+        return precompute_command(images or f"FOLDER_OF_{'IMAGES' if stills else 'VIDEOS'}", output, stills, self.generator)
+
+    def place(self, video: str) -> Path:
+        """Path of the file of a video: in the first folder that has it, otherwise in the last one.
+
+        Raises:
+            ValueError: the name or a link leads out of the folders.
+        """
+        places = [inside(root, f"{video}.npz") for root in self.roots]
+        return next((place for place in places if place.is_file()), places[-1])
+
     def file(self, video: str) -> ProposalFile:
         """The file of a video.
 
@@ -90,8 +104,7 @@ class StoredProposals(ProposalSource):
             FileNotFoundError: it is missing.
             ValueError: the file comes from another generator.
         """
-        places = [inside(root, f"{video}.npz") for root in self.roots]
-        file = ProposalFile(next((place for place in places if place.is_file()), places[-1]))
+        file = ProposalFile(self.place(video))
         if self.generator is not None and file.header.get("generator") != self.generator:
             raise ValueError(f"{file.path}: made by {file.header.get('generator')!r}, not by {self.generator!r}")
         return file

@@ -27,6 +27,8 @@ class ItemNames(NamedTuple):
     """``video_name`` of its clips."""
     frames: Mapping[int, str] | None
     """Names of the frames that clips are drawn from, by index; None for a still image."""
+    image: str = ""
+    """Path of the image, or of the first frame; empty where it is not on disk."""
 
 
 class ClipSource(ABC):

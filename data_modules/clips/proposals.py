@@ -97,8 +97,12 @@ class ProposalVideos(LazyVideos):
 
     def names(self) -> Iterator[ItemNames]:
         """Names of every video and its frames; videos on disk are not opened."""
-        for video in self.videos.records if isinstance(self.videos, RecordVideos) else self.videos:
-            yield ItemNames(video.name, dict(enumerate(video.frame_names or ())))
+        if isinstance(self.videos, RecordVideos):
+            for record in self.videos.records:
+                yield ItemNames(record.name, dict(enumerate(record.frame_names)), record.frame_paths[0])
+        else:
+            for video in self.videos:
+                yield ItemNames(video.name, dict(enumerate(video.frame_names or ())))
 
 
 def name_of(videos: LazySequence[VideoSample], index: int) -> str:
@@ -132,8 +136,24 @@ def refuse_pasting(recipe: ClipRecipe) -> None:
         raise ValueError("proposals do not follow objects into other clips: set recipe.swap_probability of the source to 0")
 
 
+def needed_proposals(
+    clips: Iterable[ClipSource], videos: Iterable[LazySequence[VideoSample]]
+) -> list[tuple[ProposalSource, Iterator[ItemNames]]]:
+    """Every source of proposals that clips and videos have, with all that it has to have proposals of."""
+    wanted: dict[int, tuple[ProposalSource, list[Iterable[ItemNames]]]] = {}
+    for source in clips:
+        if isinstance(source, ProposalClips):
+            _, names = wanted.setdefault(id(source.proposals), (source.proposals, []))
+            names.append(map(source.names, range(len(source))))
+    for group in videos:
+        if isinstance(group, ProposalVideos):
+            _, names = wanted.setdefault(id(group.proposals), (group.proposals, []))
+            names.append(group.names())
+    return [(proposals, chain.from_iterable(names)) for proposals, names in wanted.values()]
+
+
 def check_proposals(clips: Sequence[ClipSource], videos: Sequence[LazySequence[VideoSample]]) -> bool:
-    """Check the proposals of everything that is going to be used.
+    """Check the proposals of everything that is going to be used, see :meth:`ProposalSource.check`.
 
     Args:
         clips: sources of training clips.
@@ -146,17 +166,8 @@ def check_proposals(clips: Sequence[ClipSource], videos: Sequence[LazySequence[V
         FileNotFoundError: see :meth:`ProposalSource.check`.
         ValueError: see :meth:`ProposalSource.check`.
     """
-    wanted: dict[int, tuple[ProposalSource, list[Iterable[ItemNames]]]] = {}
-    for source in clips:
-        if isinstance(source, ProposalClips):
-            _, names = wanted.setdefault(id(source.proposals), (source.proposals, []))
-            names.append(map(source.names, range(len(source))))
-    for group in videos:
-        if isinstance(group, ProposalVideos):
-            _, names = wanted.setdefault(id(group.proposals), (group.proposals, []))
-            names.append(group.names())
-    for proposals, names in wanted.values():
-        proposals.check(chain.from_iterable(names))
+    for proposals, names in needed_proposals(clips, videos):
+        proposals.check(names)
     return all(isinstance(source, ProposalClips) for source in clips) and all(
         isinstance(group, ProposalVideos) for group in videos if len(group)
     )

@@ -61,7 +61,7 @@ class RecordClips(ClipSource):
     def names(self, index: int) -> ItemNames:
         """Names of a video and its labelled frames."""
         record = self.records[index]
-        return ItemNames(record.name, {i: record.frame_names[i] for i in self.labelled[index]})
+        return ItemNames(record.name, {i: record.frame_names[i] for i in self.labelled[index]}, record.frame_paths[0])
 
     def check_objects(self) -> None:
         """Look for an object in up to :data:`CHECKED_ITEMS` evenly spread videos, until one is found.

@@ -103,7 +103,8 @@ class CocoClips(ClipSource):
 
     def names(self, index: int) -> ItemNames:
         """Name of an image."""
-        return ItemNames(Path(pickle.loads(self.items[index])[0]).stem, None)
+        path = Path(self.image_root, pickle.loads(self.items[index])[0])
+        return ItemNames(path.stem, None, str(path))
 
     def draw(self, index: int, rng: np.random.Generator, recipe: ClipRecipe) -> RawClip:  # noqa: ARG002
         """Repeat image ``index`` in every frame."""

@@ -88,7 +88,7 @@ class ImageClips(ClipSource):
 
     def names(self, index: int) -> ItemNames:
         """Name of an image."""
-        return ItemNames(self.pairs[index][0], None)
+        return ItemNames(self.pairs[index][0], None, self.pairs[index][1])
 
     def check_objects(self) -> None:
         """Look for an object in up to :data:`data_modules.clips.videos.CHECKED_ITEMS` masks, until one is found.

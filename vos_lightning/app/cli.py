@@ -80,8 +80,11 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _command("vos_lightning.app.precompute"),
         "find object proposals, one file a video: precompute-proposals --images D --output D --pretrained COCO_V1",
     ),
+    "doctor": (
+        _command("vos_lightning.app.doctor"),
+        "check data sets and proposals on disk: doctor DIR ..., or doctor EXP for those of an experiment [--fix] [--json]",
+    ),
     # Data sets are referred to by name only, as in experiments: the library does not import them.
-    "doctor": (_command("data_modules.doctor.command"), "check data sets on disk: doctor DIR ... [--fix] [--json]"),
     "submit": (_command("data_modules.submission.command"), "check predictions and zip them for an evaluation server"),
     "results": (
         _command("vos_lightning.app.results.command"),

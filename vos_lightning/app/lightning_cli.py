@@ -72,7 +72,7 @@ class VOSCommandLine(LightningCLI):
             f"--best_checkpoint.dirpath={checkpoints}",
             f"--last_checkpoint.dirpath={checkpoints}",
         ]
-        _quiet()
+        quiet()
         try:
             super().__init__(
                 LightningModule,
@@ -401,7 +401,7 @@ def condense(message: str) -> str:
     return f"{'.'.join(keys)}: {text}"[:400] if keys else text[:400]
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence warnings about choices that are intended here, so that the remaining ones get read."""
     # Lightning 2.6.6 calls functions that newer versions of jsonargparse deprecate.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +41,21 @@ NUM_PROPOSALS = 30
 """Default number of proposals of a frame that networks use; the best ones are taken."""
 
 
-def precompute_command(images: str = "FOLDER_OR_VIDEO", output: str = "FOLDER", stills: bool = False) -> str:
+def precompute_command(
+    images: str = "FOLDER_OR_VIDEO", output: str = "FOLDER", stills: bool = False, generator: str | None = None
+) -> str:
     """The command line that computes missing proposals, for messages.
 
     Args:
         images: folder or file of the frames.
         output: folder of the proposals.
         stills: every image has its own proposals.
+        generator: origin that the files have to record; None for any.
     """
     more = " --stills" if stills else ""
-    return f"vos precompute-proposals --images {images}{more} --output {output} --pretrained COCO_V1"
+    published = re.fullmatch(r"maskrcnn_(\w+)_COCO_V1", generator or "maskrcnn_resnet50_COCO_V1")
+    detector = f"--pretrained COCO_V1 --architecture {published[1]}" if published else f"and the options of {generator}"
+    return f"vos precompute-proposals --images {images}{more} --output {output} {detector}"
 
 
 class _Header(TypedDict, total=False):

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from data_modules.doctor.checks import check_split
-from data_modules.doctor.command import main
 from data_modules.doctor.files import Report
 from data_modules.doctor.known import DAVIS_2016_VAL_FRAMES, KNOWN, release_of
 from data_modules.doctor.layouts import recognise
 from tests.layouts import write_davis_layout, write_static_images
+from vos_lightning.app.doctor import main
 from vos_lightning.io.label_maps import PALETTE, read_label_map, write_label_map
 
 NUM_VIDEOS, NUM_FRAMES = 4, 6

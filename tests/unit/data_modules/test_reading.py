@@ -27,11 +27,11 @@ from data_modules.datasets.static_images import StaticImagesDataModule
 from data_modules.datasets.static_sets import StaticSetDataModule
 from data_modules.datasets.video_folders import VideoFoldersDataModule
 from data_modules.datasets.vost import VOSTDataModule
-from data_modules.doctor.command import main
 from data_modules.proposals import ProposalsDataModule, ProposalsFromTruth
 from data_modules.records import find_record
 from data_modules.videos import RecordVideos, folder_videos, open_video
 from tests.layouts import write_davis_layout, write_static_images
+from vos_lightning.app.doctor import main
 from vos_lightning.io.images import read_pixels
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import open_frames
