@@ -116,7 +116,7 @@ def open_address(address: str) -> LiveFrames:
     """Frames from an address, ``http://``, ``https://``, ``rtsp://`` or ``rtsps://``.
 
     Args:
-        address: where a video file, a live stream or an HLS play list can be had.
+        address: where a video file, a live stream or an HLS play list is.
 
     Raises:
         ValueError: nothing can be read there.

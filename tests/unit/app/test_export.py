@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.unit.app.test_predict import changed, run
+from tests.unit.app.test_segment import changed, run
 from vos_lightning.app.cli import main
 from vos_lightning.app.export import without_places
 from vos_lightning.checkpoints import portable

@@ -37,6 +37,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     # Both score files with NumPy alone, so that it is all they wait for.
     "evaluate --help": SLOW,
     "curves --help": SLOW,
+    "predict --help": HEAVY,
     "segment --help": SLOW,
     "visualize --help": SLOW,
     "benchmark --help": SLOW,
