@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 Aggregation = Literal["none", "product", "minimum"]
@@ -106,6 +106,60 @@ def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False, na
     )
 
 
+# Many objects, a part at a time ---------------------------------------------------------------------------------------
+
+PART_BYTES = 2**27
+"""Most bytes that a part of a computation may take beside its result (128 MiB), see :func:`by_objects`."""
+
+
+def by_objects(function: Callable[..., Any], bytes_of_one: float, *tensors: Shaped[Tensor, "B N ..."]) -> Any:
+    """Apply a function to some objects at a time and join the results, so that many objects take not much more memory than some.
+
+    What all objects share has to be computed before, and be bound to the function. With gradients, everything that is computed
+    stays until the backward pass, so that all objects are one part there.
+
+    Args:
+        function: takes one part of every tensor; its result, or each tensor of a tuple of results, has the objects in dimension
+            1, and does not mix them.
+        bytes_of_one: bytes that the function takes for one object; it decides how many are a part.
+        tensors: what the function takes, with all objects in dimension 1.
+
+    Returns:
+        What the function would return for all objects at once.
+    """
+    return _in_parts(function, bytes_of_one, 1, tensors)
+
+
+def by_rows(function: Callable[..., Any], bytes_of_one: float, *tensors: Shaped[Tensor, "... H W"]) -> Any:
+    """The same as :func:`by_objects` for rows of pixels: a function of pixels that mixes objects, but not pixels.
+
+    Args:
+        function: takes some rows of every tensor; its results have the same rows.
+        bytes_of_one: bytes that the function takes for one row.
+        tensors: what the function takes, with all rows in the last dimension but one.
+    """
+    return _in_parts(function, bytes_of_one, tensors[0].ndim - 2, tensors)
+
+
+def _in_parts(function: Callable[..., Any], bytes_of_one: float, dim: int, tensors: Sequence[Tensor]) -> Any:
+    count = tensors[0].shape[dim]
+    at_once = max(1, int(PART_BYTES / max(1.0, bytes_of_one)))
+    if torch.is_grad_enabled() or count <= at_once:
+        return function(*tensors)
+    joined: list[Tensor] = []
+    several = False
+    for start in range(0, count, at_once):
+        length = min(at_once, count - start)
+        result = function(*(tensor.narrow(dim, start, length) for tensor in tensors))
+        several = isinstance(result, tuple)
+        parts = result if several else (result,)
+        # Written into their places, as joining them at the end would hold everything twice.
+        joined = joined or [x.new_empty((*x.shape[:dim], count, *x.shape[dim + 1 :])) for x in parts]
+        for whole, x in zip(joined, parts, strict=True):
+            whole.narrow(dim, start, length).copy_(x)
+    return tuple(joined) if several else joined[0]
+
+
 # Soft aggregation -----------------------------------------------------------------------------------------------------
 
 
@@ -137,11 +191,18 @@ def soft_aggregate(
     """
     if mode not in get_args(Aggregation):
         raise ValueError(f"aggregation must be one of {get_args(Aggregation)}, not {mode!r}")
-    logits = logits.float()
     batch, num_objects, height, width = logits.shape
     if num_objects == 0:
-        background = logits.new_zeros(batch, 1, height, width)
+        background = logits.new_zeros(batch, 1, height, width, dtype=torch.float32)
         return background, torch.ones_like(background)
+    # Some eight tensors of 4 bytes at a time.
+    merged, probabilities = by_rows(lambda part: _aggregate(part.float(), valid, mode), 32.0 * logits[..., 0, :].numel(), logits)
+    return merged, probabilities
+
+
+def _aggregate(
+    logits: Float[Tensor, "B N h W"], valid: Bool[Tensor, "B N"], mode: Aggregation
+) -> tuple[Float[Tensor, "B N1 h W"], Float[Tensor, "B N1 h W"]]:
     absent = ~valid[:, :, None, None]
     lowest = torch.finfo(logits.dtype).min
     if mode == "none":
@@ -165,7 +226,14 @@ def soft_aggregate(
 
 def logits_from_masks(masks: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Log-odds of probabilities clamped to [1e-7, 1 - 1e-7]: how a given mask takes part in the aggregation."""
-    return torch.logit(masks.double(), eps=PROBABILITY_EPSILON).float()
+
+    def logits_of(part: Tensor) -> Tensor:
+        return torch.logit(part.double(), eps=PROBABILITY_EPSILON).float()
+
+    if masks.ndim < 2:
+        return logits_of(masks)
+    logits: Tensor = by_rows(logits_of, 20.0 * masks[..., 0, :].numel(), masks)
+    return logits
 
 
 # Padding and strides --------------------------------------------------------------------------------------------------

@@ -308,6 +308,34 @@ def test_a_network_that_needs_proposals_refuses_frames_without(network: VOSNetwo
         assert engine.step(frames[0, t], masks, proposals=nothing).frame_index == t
 
 
+def test_objects_a_part_at_a_time_change_nothing(
+    network: VOSNetwork, propagation: Propagation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the objects of a frame share is computed once, and each object by itself."""
+    frames, labels = random_clip(1, 4, 5, SIZE)
+    given = {0: given_at(labels, 0, [1, 2, 4], 5), 2: given_at(labels, 2, [2, 3, 5], 5)}
+    calls = {"parts": 0}
+    narrow = Tensor.narrow
+
+    def counting(self: Tensor, *arguments: Any) -> Tensor:
+        calls["parts"] += 1
+        return narrow(self, *arguments)
+
+    together = run(network, propagation, frames, given)
+    with monkeypatch.context() as patch:
+        patch.setattr("vos_lightning.mask_ops.PART_BYTES", 1)
+        patch.setattr(Tensor, "narrow", counting)
+        apart = run(network, propagation, frames, given)
+    assert calls["parts"] > 0
+    for one, other in zip(apart, together, strict=True):
+        assert_close(one.probabilities, other.probabilities)
+        assert_close(one.logits, other.logits)
+        assert one.aux.keys() == other.aux.keys()
+        for name, value in one.aux.items():
+            if name not in ("points", "points_valid", "point_logits"):  # as wide as the most points of an object
+                assert_close(value, other.aux[name])
+
+
 def test_bfloat16_runs(network: VOSNetwork, propagation: Propagation) -> None:
     frames, labels = random_clip(1, 3, 1, SIZE)
     with torch.autocast(network.device.type, dtype=torch.bfloat16):

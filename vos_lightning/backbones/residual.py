@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+OfObjects = Callable[[Tensor], Tensor]
+"""What a layer does to the features of objects ``(B, N, C1, h, w)``, when those of their frame are known."""
 
-def shared_conv(
-    conv: nn.Conv2d, own: Float[Tensor, "B N C1 h w"], shared: Float[Tensor, "B C2 h w"]
-) -> Float[Tensor, "B N C3 h w"]:
+
+def conv_of_frame(conv: nn.Conv2d, shared: Float[Tensor, "B C2 h w"]) -> OfObjects:
     """Convolve the concatenation of every object's channels and its frame's channels.
 
     A convolution of concatenated channels is the sum of two convolutions; the one over the frame's channels does not depend on
-    the object and is computed once.
+    the object and is computed once, here.
 
     Args:
         conv: a convolution with ``C1 + C2`` input channels.
-        own: features of every object.
         shared: features of the frame, shared by its objects.
 
     Returns:
-        The result of ``conv`` on the concatenation.
+        A function from the features of objects to the result of ``conv`` on the concatenation.
     """
-    batch, num_objects, channels = own.shape[:3]
-    of_own, of_shared = conv.weight.tensor_split((channels,), dim=1)
-    once = F.conv2d(shared, of_shared, conv.bias, conv.stride, conv.padding)
-    each = F.conv2d(own.flatten(0, 1), of_own, None, conv.stride, conv.padding)
-    return each.unflatten(0, (batch, num_objects)) + once.unsqueeze(1)
+    of_own, of_shared = conv.weight.tensor_split((conv.in_channels - shared.shape[1],), dim=1)
+    once = F.conv2d(shared, of_shared, conv.bias, conv.stride, conv.padding).unsqueeze(1)
+
+    def apply(own: Tensor) -> Tensor:
+        each = F.conv2d(own.flatten(0, 1), of_own, None, conv.stride, conv.padding)
+        return each.unflatten(0, own.shape[:2]) + once
+
+    return apply
 
 
 def merge_objects(x: Float[Tensor, "B N C h w"]) -> Float[Tensor, "R C h w"]:
@@ -79,15 +84,20 @@ class ResidualBlock(nn.Module):
         """Apply the block."""
         return self.shortcut(x) + self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
 
-    def fuse(self, own: Float[Tensor, "B N C1 h w"], shared: Float[Tensor, "B C2 h w"]) -> Float[Tensor, "B N C3 h w"]:
-        """Apply the block to the concatenation of every object's and its frame's channels, see :func:`shared_conv`.
+    def of_frame(self, shared: Float[Tensor, "B C2 h w"]) -> OfObjects:
+        """Apply the block to the concatenation of every object's and its frame's channels, see :func:`conv_of_frame`.
 
         Only for blocks that change the number of channels.
         """
         assert isinstance(self.shortcut, nn.Conv2d)
-        hidden = shared_conv(self.conv1, F.relu(own), F.relu(shared))
-        residual = self.conv2(F.relu(hidden.flatten(0, 1), inplace=True)).unflatten(0, own.shape[:2])
-        return shared_conv(self.shortcut, own, shared) + residual
+        conv1, shortcut = conv_of_frame(self.conv1, F.relu(shared)), conv_of_frame(self.shortcut, shared)
+
+        def apply(own: Tensor) -> Tensor:
+            hidden = conv1(F.relu(own))
+            residual: Tensor = self.conv2(F.relu(hidden.flatten(0, 1), inplace=True)).unflatten(0, own.shape[:2])
+            return shortcut(own) + residual
+
+        return apply
 
     @torch.no_grad()
     def start_as_copier(self, carriers: int) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vos_lightning.decoders.deconv import FusionBlock, bilinear_kernel, initialize, transposed_convolution
+from vos_lightning.mask_ops import by_objects
 from vos_lightning.structures import FeaturePyramid
 
 
@@ -49,12 +50,19 @@ class CRVOSDecoder(nn.Module):
 
     def forward(self, pyramid: FeaturePyramid, maps: Float[Tensor, "B N M h w"]) -> Float[Tensor, "B N 2 H W"]:
         """Decode the maps of every object at stride 16 to logits (background, foreground) at the input's resolution."""
-        a = self.stage16(pyramid.s16, maps)
-        b = self.stage8(pyramid.s8, a)
-        c = self.stage4(pyramid.s4, b)
-        grown = transposed_convolution(a.flatten(0, 1), self.grow16)
-        together = torch.cat([grown, b.flatten(0, 1), c.flatten(0, 1)], dim=1)
-        return transposed_convolution(together, self.predictor).unflatten(0, maps.shape[:2])
+        stage16, stage8, stage4 = (
+            self.stage16.of_frame(pyramid.s16), self.stage8.of_frame(pyramid.s8), self.stage4.of_frame(pyramid.s4)
+        )  # fmt: skip
+
+        def decode(part: Tensor) -> Tensor:
+            a = stage16(part)
+            b = stage8(a)
+            grown = transposed_convolution(a.flatten(0, 1), self.grow16)
+            together = torch.cat([grown, b.flatten(0, 1), stage4(b).flatten(0, 1)], dim=1)
+            return transposed_convolution(together, self.predictor).unflatten(0, part.shape[:2])
+
+        logits: Tensor = by_objects(decode, self.stage4.bytes_of_one(pyramid.s4), maps)
+        return logits
 
     @torch.no_grad()
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:

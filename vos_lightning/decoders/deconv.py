@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vos_lightning.attention.cbam import CBAM
 from vos_lightning.backbones.normalization import instance_norm
+from vos_lightning.backbones.residual import OfObjects
+from vos_lightning.mask_ops import by_objects
 from vos_lightning.structures import FeaturePyramid
 
 
@@ -71,14 +73,26 @@ class FusionBlock(nn.Module):
         Returns:
             Maps ``(B, N, 2, h2, w2)`` of (background, foreground).
         """
-        batch, num_objects = maps.shape[:2]
+        return self.of_frame(feature)(maps)
+
+    def of_frame(self, feature: Float[Tensor, "B C h w"]) -> OfObjects:
+        """Compute what all objects share, and return what fuses and enlarges the maps of objects with it."""
         # A convolution of concatenated channels is the sum of two convolutions. The one over the features is by far the larger;
         # it does not depend on the object and is computed once a frame.
         of_feature, of_maps = self.blend.weight.tensor_split((self.lateral.out_channels,), dim=1)
         shared = F.conv2d(F.relu(self.norm(self.lateral(feature)), inplace=True), of_feature, self.blend.bias, padding=1)
-        own = F.conv2d(maps.flatten(0, 1), of_maps, padding=1).unflatten(0, (batch, num_objects))
-        x = F.relu(own.add_(shared.unsqueeze(1)).flatten(0, 1), inplace=True)
-        return transposed_convolution(self.attention(x), self.deconv).unflatten(0, (batch, num_objects))
+
+        def fuse(maps: Tensor) -> Tensor:
+            own = F.conv2d(maps.flatten(0, 1), of_maps, padding=1).unflatten(0, maps.shape[:2])
+            x = F.relu(own.add_(shared.unsqueeze(1)).flatten(0, 1), inplace=True)
+            return transposed_convolution(self.attention(x), self.deconv).unflatten(0, maps.shape[:2])
+
+        return fuse
+
+    def bytes_of_one(self, feature: Float[Tensor, "B C h w"]) -> float:
+        """About how many bytes one object takes: three fused features, and the windows of the transposed convolution."""
+        windows = self.deconv.out_channels * self.deconv.kernel_size[0] * self.deconv.kernel_size[1]
+        return (3.0 * self.blend.out_channels + 2 * windows) * feature[:, 0].numel() * feature.element_size()
 
     @torch.no_grad()
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:
@@ -132,9 +146,15 @@ class DeconvDecoder(nn.Module):
 
     def forward(self, pyramid: FeaturePyramid, maps: Float[Tensor, "B N M h w"]) -> Float[Tensor, "B N 2 H W"]:
         """Decode the maps of every object at stride 16 to logits (background, foreground) at the input's resolution."""
-        x = self.stage16(pyramid.s16, maps)
-        x = self.stage8(pyramid.s8, x)
-        return self.stage4(pyramid.s4, x)
+        stages = (self.stage16.of_frame(pyramid.s16), self.stage8.of_frame(pyramid.s8), self.stage4.of_frame(pyramid.s4))
+
+        def decode(part: Tensor) -> Tensor:
+            for stage in stages:
+                part = stage(part)
+            return part
+
+        logits: Tensor = by_objects(decode, self.stage4.bytes_of_one(pyramid.s4), maps)
+        return logits
 
     @torch.no_grad()
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:

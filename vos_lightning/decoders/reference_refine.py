@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vos_lightning.attention.aoa import DEFAULT_ALIGNMENT, AlignmentOptions, Sharpness, projector
-from vos_lightning.mask_ops import pool_to_stride
+from vos_lightning.mask_ops import by_objects, pool_to_stride
 from vos_lightning.matching.alignment import Moves, correspondence, move_blocks
 from vos_lightning.structures import FeaturePyramid, per_object
 
@@ -108,27 +109,31 @@ class ReferenceFusion(nn.Module):
         self.norm = nn.GroupNorm(groups, width)
         self.block = ResidualNormBlock(width, groups)
 
-    def forward(
-        self,
-        current: Float[Tensor, "B C h w"],
-        first: Float[Tensor, "RB C h w"],
-        previous: Float[Tensor, "B C h w"],
-        owner: Float[Tensor, "R B N"] | None,
-        masks: Float[Tensor, "B N 3 h w"],
-    ) -> Float[Tensor, "BN W h w"]:
-        """Fuse features and masks; objects are rows of the result."""
-        batch, num_objects = masks.shape[:2]
-        c = self.channels
+    def of_frame(
+        self, current: Float[Tensor, "B C h w"], first: Float[Tensor, "RB C h w"], previous: Float[Tensor, "B C h w"]
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Compute what all objects share.
+
+        Returns:
+            A function from the masks of objects, ``(B, N, 3, h, w)``, and the frames that introduced them, ``(B, N, R)`` or None
+            (see :class:`References`), to their features, which are rows of the result ``(B*N, W, h, w)``.
+        """
+        batch, c = len(current), self.channels
         of_current, of_first, of_previous, of_masks = self.blend.weight.split((c, c, c, 3), dim=1)
         of_frames = torch.cat([of_current, of_previous], dim=1)
         shared = F.conv2d(torch.cat([current, previous], dim=1), of_frames, self.blend.bias, padding=1).unsqueeze(1)
         from_first = F.conv2d(first, of_first, padding=1).unflatten(0, (-1, batch))
-        if owner is None:
-            shared = shared + from_first[0].unsqueeze(1)
-        else:
-            shared = shared + torch.einsum("rbn,rbchw->bnchw", owner.to(from_first.dtype), from_first)
-        own = F.conv2d(masks.flatten(0, 1), of_masks, padding=1).unflatten(0, (batch, num_objects))
-        return self.block(self.norm((own + shared).flatten(0, 1)))
+
+        def fuse(masks: Tensor, owner: Tensor | None) -> Tensor:
+            if owner is None:
+                together = shared + from_first[0].unsqueeze(1)
+            else:
+                together = shared + torch.einsum("bnr,rbchw->bnchw", owner.to(from_first.dtype), from_first)
+            own = F.conv2d(masks.flatten(0, 1), of_masks, padding=1).unflatten(0, masks.shape[:2])
+            fused: Tensor = self.block(self.norm((own + together).flatten(0, 1)))
+            return fused
+
+        return fuse
 
 
 class ReferenceRefineDecoder(nn.Module):
@@ -173,14 +178,24 @@ class ReferenceRefineDecoder(nn.Module):
                 current frame.
         """
         first, previous, owner = references.first, references.previous, references.owner
-        m4, m8, m16 = masks
-        x = self.fuse16(current.s16, first.s16, previous.s16, owner, m16)
-        x = self.block8(self.fuse8(current.s8, first.s8, previous.s8, owner, m8) + _double(x))
-        x = self.block4(self.fuse4(current.s4, first.s4, previous.s4, owner, m4) + _double(x))
-        background, foreground = self.predictor(F.relu(x, inplace=True)).float().unbind(dim=1)
-        # In a softmax over the two channels only their difference matters, and enlarging is linear.
-        logits = F.interpolate((foreground - background).unsqueeze(1), scale_factor=4, mode="bilinear", align_corners=False)
-        return logits.squeeze(1).unflatten(0, m4.shape[:2])
+        fuse16 = self.fuse16.of_frame(current.s16, first.s16, previous.s16)
+        fuse8 = self.fuse8.of_frame(current.s8, first.s8, previous.s8)
+        fuse4 = self.fuse4.of_frame(current.s4, first.s4, previous.s4)
+
+        def decode(m4: Tensor, m8: Tensor, m16: Tensor, frames: Tensor | None = None) -> Tensor:
+            x = fuse16(m16, frames)
+            x = self.block8(fuse8(m8, frames) + _double(x))
+            x = self.block4(fuse4(m4, frames) + _double(x))
+            background, foreground = self.predictor(F.relu(x, inplace=True)).float().unbind(dim=1)
+            # In a softmax over the two channels only their difference matters, and enlarging is linear.
+            logits = F.interpolate((foreground - background).unsqueeze(1), scale_factor=4, mode="bilinear", align_corners=False)
+            return logits.squeeze(1).unflatten(0, m4.shape[:2])
+
+        owners = () if owner is None else (owner.permute(1, 2, 0),)
+        # Some six tensors at stride 4 at a time.
+        bytes_of_one = 6.0 * self.predictor.in_channels * current.s4[:, 0].numel() * current.s4.element_size()
+        logits: Tensor = by_objects(decode, bytes_of_one, *masks, *owners)
+        return logits
 
     @torch.no_grad()
     def start_as_copier(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vos_lightning.backbones.residual import ResidualBlock, hand_through, merge_objects, shared_conv
+from vos_lightning.backbones.residual import OfObjects, ResidualBlock, conv_of_frame, hand_through, merge_objects
+from vos_lightning.mask_ops import by_objects
 from vos_lightning.structures import FeaturePyramid
 
 Entry = Literal["residual", "convolution"]
@@ -41,10 +43,19 @@ class RefineBlock(nn.Module):
 
     def forward(self, coarse: Float[Tensor, "B N C h w"], skip: Float[Tensor, "B C1 h2 w2"]) -> Float[Tensor, "B N C2 h2 w2"]:
         """Refine the features of every object."""
-        objects = coarse.shape[:2]
-        grown = F.interpolate(merge_objects(coarse), scale_factor=2, mode="bilinear", align_corners=False)
-        x = grown.unflatten(0, objects) + self.skip_block(self.skip(skip)).unsqueeze(1)
-        return self.block(merge_objects(x)).unflatten(0, objects)
+        return self.of_frame(skip)(coarse)
+
+    def of_frame(self, skip: Float[Tensor, "B C1 h2 w2"]) -> OfObjects:
+        """Compute the skip connection, and return what refines objects with it."""
+        shared = self.skip_block(self.skip(skip)).unsqueeze(1)
+
+        def refine(coarse: Tensor) -> Tensor:
+            grown = F.interpolate(merge_objects(coarse), scale_factor=2, mode="bilinear", align_corners=False)
+            x = grown.unflatten(0, coarse.shape[:2]) + shared
+            refined: Tensor = self.block(merge_objects(x)).unflatten(0, coarse.shape[:2])
+            return refined
+
+        return refine
 
     @torch.no_grad()
     def start_as_copier(self, carriers: int) -> None:
@@ -117,19 +128,41 @@ class RefineDecoder(nn.Module):
             readout: readout of the memory for every object.
             query_value: query value of the frame.
         """
-        return self.enlarge(self.predict(self.refine(pyramid, readout, query_value)[-1]))
+        refine = self.of_frame(pyramid, query_value)
 
-    def refine(
-        self, pyramid: FeaturePyramid, readout: Float[Tensor, "B N CV h w"], query_value: Float[Tensor, "B CQ h w"]
-    ) -> tuple[Float[Tensor, "B N C16 h w"], Float[Tensor, "B N C8 h8 w8"], Float[Tensor, "B N C4 h4 w4"]]:
-        """Features of every object at strides 16, 8 and 4."""
-        if isinstance(self.entry, ResidualBlock):
-            x = self.entry.fuse(readout, query_value)
-        else:
-            x = shared_conv(self.entry, readout, query_value)
-        x16 = self.block16(x.flatten(0, 1)).unflatten(0, readout.shape[:2])
-        x8 = self.stage8(x16, pyramid.s8)
-        return x16, x8, self.stage4(x8, pyramid.s4)
+        def decode(part: Tensor) -> Tensor:
+            return self.enlarge(self.predict(refine(part)[-1]))
+
+        logits: Tensor = by_objects(decode, self.bytes_of_one(pyramid), readout)
+        return logits
+
+    def of_frame(
+        self, pyramid: FeaturePyramid, query_value: Float[Tensor, "B CQ h w"]
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """Compute what all objects share.
+
+        Args:
+            pyramid: features of the frame; strides 4 and 8 are read.
+            query_value: query value of the frame.
+
+        Returns:
+            A function from the readouts of objects, ``(B, N, CV, h, w)``, to their features at strides 16, 8 and 4.
+        """
+        enter = (
+            self.entry.of_frame(query_value) if isinstance(self.entry, ResidualBlock) else conv_of_frame(self.entry, query_value)
+        )
+        to8, to4 = self.stage8.of_frame(pyramid.s8), self.stage4.of_frame(pyramid.s4)
+
+        def refine(readout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x16 = self.block16(enter(readout).flatten(0, 1)).unflatten(0, readout.shape[:2])
+            x8 = to8(x16)
+            return x16, x8, to4(x8)
+
+        return refine
+
+    def bytes_of_one(self, pyramid: FeaturePyramid) -> float:
+        """About how many bytes one object takes: some six tensors at stride 4 at a time."""
+        return 3.0 * (self.channels[1] + self.channels[2]) * pyramid.s4[:, 0].numel() * pyramid.s4.element_size()
 
     def predict(self, features: Float[Tensor, "B N C4 h4 w4"]) -> Float[Tensor, "B N h4 w4"]:
         """Foreground logits at stride 4 from the features at stride 4."""

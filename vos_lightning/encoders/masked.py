@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from vos_lightning.backbones.normalization import CarrierNorm
 from vos_lightning.backbones.residual import hand_through, merge_objects
 from vos_lightning.backbones.resnet import ResNetPyramid, last_norm
 from vos_lightning.encoders.projection import KeyValueProjection
+from vos_lightning.mask_ops import by_objects
 
 OtherObjects = Literal["sum", "clamped", "inverse"]
 """What the second mask channel of an object holds: the sum of the other objects' masks (``sum``, STCN), that sum clamped to
@@ -92,22 +94,47 @@ class MaskedEncoder(nn.Module):
             image: RGB in [0, 1].
             masks: soft masks of all objects.
         """
-        return self.fine_and_coarse(image, masks)[1]
+        encode = self.of_frame(image)
+        coarse: Tensor = by_objects(lambda *part: encode(*part)[1], self.bytes_of_one(image), masks, self.mask_channels(masks))
+        return coarse
 
     def fine_and_coarse(
         self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]
     ) -> tuple[Float[Tensor, "B N C4 H4 W4"], Float[Tensor, "B N C16 h w"]]:
         """Features at strides 4 and 16 of every object."""
-        pyramid = self.trunk.pyramid(self._stem(image, masks))
-        return self._carrying(pyramid.s4, masks, 4), self._carrying(pyramid.s16, masks, 16)
+        fine, coarse = by_objects(self.of_frame(image), self.bytes_of_one(image), masks, self.mask_channels(masks))
+        return fine, coarse
 
     def fine(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C4 H4 W4"]:
         """Features at stride 4 of every object; nothing later is computed."""
-        return self._carrying(self.trunk.fine(self._stem(image, masks)), masks, 4)
-
-    def _stem(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "R C H1 W1"]:
         once = self.trunk.stem(image)
-        each = self.mask_conv(self._mask_channels(masks).flatten(0, 1)).unflatten(0, masks.shape[:2])
+
+        def encode(own: Tensor, channels: Tensor) -> Tensor:
+            return self._carrying(self.trunk.fine(self._stem(once, channels)), own, 4)
+
+        fine: Tensor = by_objects(encode, self.bytes_of_one(image), masks, self.mask_channels(masks))
+        return fine
+
+    def of_frame(self, image: Float[Tensor, "B 3 H W"]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Compute what all objects share.
+
+        Returns:
+            A function from the masks of objects and their :meth:`mask_channels` to their features at strides 4 and 16.
+        """
+        once = self.trunk.stem(image)
+
+        def encode(own: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+            pyramid = self.trunk.pyramid(self._stem(once, channels))
+            return self._carrying(pyramid.s4, own, 4), self._carrying(pyramid.s16, own, 16)
+
+        return encode
+
+    def bytes_of_one(self, image: Float[Tensor, "B 3 H W"]) -> float:
+        """About how many bytes one object takes: some six tensors as large as that after the first convolution, at stride 2."""
+        return 6.0 * self.mask_conv.out_channels * image[:, 0].numel() * image.element_size() / 4
+
+    def _stem(self, once: Float[Tensor, "B C H1 W1"], channels: Float[Tensor, "B N E H W"]) -> Float[Tensor, "R C H1 W1"]:
+        each = self.mask_conv(channels.flatten(0, 1)).unflatten(0, channels.shape[:2])
         return merge_objects(each + once.unsqueeze(1))
 
     def _carrying(self, features: Float[Tensor, "R C h w"], masks: Float[Tensor, "B N H W"], stride: int) -> Tensor:
@@ -117,7 +144,8 @@ class MaskedEncoder(nn.Module):
             features = torch.cat([own, 1 - own, features], dim=1)
         return features.unflatten(0, masks.shape[:2])
 
-    def _mask_channels(self, masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N E H W"]:
+    def mask_channels(self, masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N E H W"]:
+        """What the first convolution sees of the mask of every object, and of the others."""
         own = masks.unsqueeze(2)
         if self.others is None:
             return own

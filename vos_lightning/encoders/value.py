@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from vos_lightning.attention.cbam import CBAM
 from vos_lightning.backbones.residual import ResidualBlock, hand_through
 from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder
+from vos_lightning.mask_ops import by_objects
 
 
 class ValueEncoder(nn.Module):
@@ -70,7 +73,10 @@ class ValueEncoder(nn.Module):
             masks: soft masks of all objects.
             shared: features of the frame at stride 16.
         """
-        return self.fine_and_value(image, masks, shared)[1]
+        encode = self._of_frame(image, shared)
+        channels = self.trunk.mask_channels(masks)
+        value: Tensor = by_objects(lambda *part: encode(*part)[1], self.trunk.bytes_of_one(image), masks, channels)
+        return value
 
     def fine(self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"]) -> Float[Tensor, "B N C4 H4 W4"]:
         """Features of frame and masks at stride 4; nothing later is computed."""
@@ -80,13 +86,26 @@ class ValueEncoder(nn.Module):
         self, image: Float[Tensor, "B 3 H W"], masks: Float[Tensor, "B N H W"], shared: Float[Tensor, "B C h w"]
     ) -> tuple[Float[Tensor, "B N C4 H4 W4"], Float[Tensor, "B N CV h w"]]:
         """Features of frame and masks at stride 4, and the values; see :meth:`forward`."""
-        fine, coarse = self.trunk.fine_and_coarse(image, masks)
-        if self.convolution is not None:
-            coarse = self.convolution(coarse.flatten(0, 1)).unflatten(0, fine.shape[:2])
-        x = self.block1.fuse(coarse, shared).flatten(0, 1)
-        if self.attention is not None:
-            x = x + self.attention(x)
-        return fine, self.block2(x).unflatten(0, fine.shape[:2])
+        encode, channels = self._of_frame(image, shared), self.trunk.mask_channels(masks)
+        fine, value = by_objects(encode, self.trunk.bytes_of_one(image), masks, channels)
+        return fine, value
+
+    def _of_frame(
+        self, image: Float[Tensor, "B 3 H W"], shared: Float[Tensor, "B C h w"]
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Compute what all objects share, and return what encodes objects with it."""
+        trunk, fuse = self.trunk.of_frame(image), self.block1.of_frame(shared)
+
+        def encode(masks: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+            fine, coarse = trunk(masks, channels)
+            if self.convolution is not None:
+                coarse = self.convolution(coarse.flatten(0, 1)).unflatten(0, masks.shape[:2])
+            x = fuse(coarse).flatten(0, 1)
+            if self.attention is not None:
+                x = x + self.attention(x)
+            return fine, self.block2(x).unflatten(0, masks.shape[:2])
+
+        return encode
 
     @torch.no_grad()
     def start_as_copier(self) -> None:

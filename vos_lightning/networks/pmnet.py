@@ -22,12 +22,13 @@ from vos_lightning.decoders.point_refinement import (
     PointSource,
     UncertaintyDetector,
 )
+from vos_lightning.mask_ops import by_objects
 from vos_lightning.matching.local_window import best_match
 from vos_lightning.matching.points import PointGrid, PointMap, strided_grid, write_points
 from vos_lightning.matching.similarity import Similarity
 from vos_lightning.matching.trajectories import AdaptiveMatching, Trajectories, read_followed, step_spread
 from vos_lightning.networks.stcn import STCN, Entry, Features
-from vos_lightning.propagation.memory import Memory
+from vos_lightning.propagation.memory import Memory, map_objects
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FrameInput, per_object
 
@@ -72,6 +73,18 @@ class Carry:
     tracking: Tracking | None
     fine: Fine | None
     introduced: Bool[Tensor, "B N"] = per_object()  # noqa: RUF009
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Auxiliary outputs of some objects at a time, for all objects; those with fewer points are padded."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = {}
+    for name in parts[0]:
+        tensors = [part[name] for part in parts]
+        widest = max(tensor.shape[-1] for tensor in tensors)
+        joined[name] = torch.cat([F.pad(tensor, (0, widest - tensor.shape[-1])) for tensor in tensors], dim=1)
+    return joined
 
 
 class PMNet(VOSNetwork[Features, Entry, Carry]):
@@ -186,13 +199,28 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         aux: dict[str, Tensor] = {}
         with record_function("vos/readout"):
             readout = self._read(features, memory, aux)
+        decoder, fine = self.stcn.decoder, memory.carry.fine
         with record_function("vos/decoder"):
-            decoded = self.stcn.decoder.refine(features.pyramid, readout, features.query_value)
-            aux["coarse"] = coarse = self.stcn.decoder.predict(decoded[2])
-        if self.point_source == "none" or memory.carry.fine is None:
-            return self.stcn.decoder.enlarge(coarse), aux
-        with record_function("vos/points"):
-            return self._refine(features, decoded, memory.carry.introduced, memory.carry.fine, aux), aux
+            refine = decoder.of_frame(features.pyramid, features.query_value)
+        parts: list[dict[str, Tensor]] = []
+
+        def decode(readout: Tensor, introduced: Tensor, slots: Tensor) -> Tensor:
+            part: dict[str, Tensor] = {}
+            parts.append(part)
+            with record_function("vos/decoder"):
+                decoded = refine(readout)
+                part["coarse"] = decoder.predict(decoded[2])
+            if self.point_source == "none" or fine is None:
+                return decoder.enlarge(part["coarse"])
+            first, count = int(slots[0, 0]), slots.shape[1]
+            own = fine if count == fine.fresh.shape[1] else map_objects(fine, lambda tensor: tensor.narrow(1, first, count))
+            with record_function("vos/points"):
+                return self._refine(features, decoded, introduced, own, part)
+
+        # The slots say which objects are a part; they stay on the host, as no device has to be asked for them.
+        slots = torch.arange(readout.shape[1]).expand(1, -1)
+        logits: Tensor = by_objects(decode, decoder.bytes_of_one(features.pyramid), readout, memory.carry.introduced, slots)
+        return logits, aux | _joined(parts)
 
     def memorize(
         self,

@@ -16,7 +16,7 @@ from vos_lightning.backbones.normalization import Norm, instance_norm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights, TrainFrom
 from vos_lightning.decoders.crvos import CRVOSDecoder
 from vos_lightning.decoders.deconv import initialize
-from vos_lightning.mask_ops import pool_to_stride
+from vos_lightning.mask_ops import by_objects, pool_to_stride
 from vos_lightning.matching.medial import MedialForm, medial_match, medial_template, update_template
 from vos_lightning.matching.similarity import dot, l2_normalize
 from vos_lightning.matching.surjective import surjective_match
@@ -189,7 +189,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
             scores = torch.stack(maps, dim=3).unflatten(-1, masks.shape[-2:])  # (B, N, 2, maps, h, w)
         with record_function("vos/attention"):
             # Background and foreground share the attention.
-            attended = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3])
+            attended = by_objects(self._attend, 8.0 * scores[:, 0].numel() * scores.element_size(), scores)
         with record_function("vos/decode"):
             maps_of_object = torch.cat([attended.flatten(2, 3), torch.stack([1 - masks, masks], dim=2)], dim=2)
             logits = self.decoder(features.pyramid, maps_of_object).float()
@@ -218,6 +218,10 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
     def forget(self, carry: Carry | None, which: Bool[Tensor, "B N"]) -> Carry | None:
         """Restart the templates of objects that are annotated anew."""
         return None if carry is None else Carry(carry.templates, carry.started & ~which)
+
+    def _attend(self, scores: Float[Tensor, "B N 2 maps h w"]) -> Tensor:
+        attended: Tensor = self.attention(scores.flatten(0, 2)).unflatten(0, scores.shape[:3])
+        return attended
 
     @staticmethod
     def _surjective(seen: Bank[Entry], query: Float[Tensor, "B CK Q"]) -> Float[Tensor, "B N 2 Q"]:

@@ -161,7 +161,7 @@ def _with_objects(state: State[EntryT, CarryT], change: Callable[[Tensor], Tenso
     def change_bank(bank: Bank[EntryT]) -> Bank[EntryT]:
         return Bank(
             tuple(
-                dataclasses.replace(frame, entry=_map_objects(frame.entry, change), readable=change(frame.readable))
+                dataclasses.replace(frame, entry=map_objects(frame.entry, change), readable=change(frame.readable))
                 for frame in bank.frames
             )
         )
@@ -170,7 +170,7 @@ def _with_objects(state: State[EntryT, CarryT], change: Callable[[Tensor], Tenso
     changed = Memory(
         bank=change_bank(memory.bank),
         previous=None if memory.previous is None else change_bank(memory.previous),
-        carry=_map_objects(memory.carry, change),
+        carry=map_objects(memory.carry, change),
     )
     return State(changed, change(state.introduced), state.t)
 
@@ -179,10 +179,10 @@ def _pad_objects(tensor: Tensor, extra: int) -> Tensor:
     return F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, extra))
 
 
-def _map_objects(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change the fields declared with ``per_object``, also in nested dataclasses and in tuples of them."""
+def map_objects(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value with the fields changed that are declared with ``per_object``, also in nested dataclasses and tuples of them."""
     if isinstance(value, tuple):
-        return tuple(_map_objects(entry, change) for entry in value)
+        return tuple(map_objects(entry, change) for entry in value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     changed: dict[str, Any] = {}
@@ -191,7 +191,7 @@ def _map_objects(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         if f.metadata.get("per_object") and current is not None:
             changed[f.name] = change(current)
         else:
-            changed[f.name] = _map_objects(current, change)
+            changed[f.name] = map_objects(current, change)
     return dataclasses.replace(value, **changed)
 
 

@@ -16,6 +16,7 @@ from vos_lightning.mask_ops import (
     Aggregation,
     Padding,
     PadMode,
+    by_rows,
     logits_from_masks,
     masks_from_label_map,
     pad,
@@ -190,14 +191,18 @@ def _introduce(
     introduction: Introduction,
 ) -> Float[Tensor, "B N H W"]:
     """Per-object logits of a frame with annotations, before aggregation."""
-    certain = logits_from_masks(masks)
     if foreground is None:
-        return certain
+        return logits_from_masks(masks)
     which = which[:, :, None, None]
-    if introduction == "overwrite":
-        covered = (masks * which).amax(dim=1, keepdim=True) > 0.5
-        foreground = foreground.float().masked_fill(covered, -MAX_LOGIT)
-    return torch.where(which, certain, foreground.float())
+
+    def introduce(predicted: Tensor, given: Tensor) -> Tensor:
+        if introduction == "overwrite":
+            covered = (given * which).amax(dim=1, keepdim=True) > 0.5
+            predicted = predicted.float().masked_fill(covered, -MAX_LOGIT)
+        return torch.where(which, logits_from_masks(given), predicted.float())
+
+    introduced: Tensor = by_rows(introduce, 24.0 * masks[..., 0, :].numel(), foreground, masks)
+    return introduced
 
 
 def show_given(probabilities: Float[Tensor, "B N1 H W"], given: Given) -> Float[Tensor, "B N1 H W"]:
@@ -213,20 +218,29 @@ def show_given(probabilities: Float[Tensor, "B N1 H W"], given: Given) -> Float[
     Returns:
         A new tensor.
     """
-    shown, hidden = _annotated(given)
-    remaining = probabilities.masked_fill(hidden, 0.0)
-    total = remaining.sum(dim=1, keepdim=True)
-    remaining = remaining / total.clamp_min(torch.finfo(remaining.dtype).tiny)
-    certain = shown.to(remaining.dtype)
-    certain[:, :1] = (total == 0) & ~shown.any(dim=1, keepdim=True)
-    claims = certain.sum(dim=1, keepdim=True)
-    return torch.where(claims > 0, certain / claims.clamp_min(1.0), remaining)
+
+    def show(probabilities: Tensor, masks: Tensor) -> Tensor:
+        shown, hidden = _annotated(Given(masks, given.which))
+        remaining = probabilities.masked_fill(hidden, 0.0)
+        total = remaining.sum(dim=1, keepdim=True)
+        remaining = remaining / total.clamp_min(torch.finfo(remaining.dtype).tiny)
+        certain = shown.to(remaining.dtype)
+        certain[:, :1] = (total == 0) & ~shown.any(dim=1, keepdim=True)
+        claims = certain.sum(dim=1, keepdim=True)
+        return torch.where(claims > 0, certain / claims.clamp_min(1.0), remaining)
+
+    result: Tensor = by_rows(show, 24.0 * probabilities[..., 0, :].numel(), probabilities, given.masks)
+    return result
 
 
 def _show_given(output: StepOutput, given: Given) -> StepOutput:
     """Make the output show the annotation of objects that are given in this frame, whatever was predicted."""
-    shown, hidden = _annotated(given)
-    logits = torch.where(hidden, logits_from_masks(shown.to(output.logits.dtype)), output.logits)
+
+    def show(logits: Tensor, masks: Tensor) -> Tensor:
+        shown, hidden = _annotated(Given(masks, given.which))
+        return torch.where(hidden, logits_from_masks(shown.to(logits.dtype)), logits)
+
+    logits: Tensor = by_rows(show, 24.0 * output.logits[..., 0, :].numel(), output.logits, given.masks)
     return StepOutput(logits, show_given(output.probabilities, given), output.introduced, output.aux)
 
 

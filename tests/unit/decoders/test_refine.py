@@ -186,3 +186,33 @@ def test_copier_start_enlarges_what_was_read(form):
     logits = decoder(pyramid, read, torch.randn(1, 4, 4, 6))[0, 0]
     assert logits[28:36, 44:52].min() > 3
     assert logits[:8].max() < -3
+
+
+def test_what_objects_share_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the objects are taken one after the other."""
+    monkeypatch.setattr("vos_lightning.mask_ops.PART_BYTES", 1)
+    decoder = RefineDecoder((8, 8, 8), 8, 8, (8, 8, 8), "convolution", refine_skip=True)
+    trunk = ResNetPyramid(
+        "basic", (1, 1, 1, 1), width=8, last="layer3", weights=None, train_from="stem", norm="frozen_statistics"
+    )
+    encoder = MaskedEncoder(trunk, "sum")
+    calls: dict[str, int] = {}
+
+    def count_calls(name: str, layer: nn.Module) -> None:
+        calls[name] = 0
+
+        def hook(*_: object) -> None:
+            calls[name] += 1
+
+        layer.register_forward_hook(hook)
+
+    for name, layer in (
+        ("skip8", decoder.stage8.skip), ("skip4", decoder.stage4.skip_block), ("block4", decoder.stage4.block),
+        ("colours", encoder.trunk.conv1), ("layer1", encoder.trunk.layer1), ("masks", encoder.mask_conv),
+    ):  # fmt: skip
+        count_calls(name, layer)  # type: ignore[arg-type]
+    pyramid = FeaturePyramid(torch.rand(1, 8, 16, 16), torch.rand(1, 8, 8, 8), torch.rand(1, 8, 4, 4))
+    with torch.no_grad():
+        decoder(pyramid, torch.rand(1, 5, 8, 4, 4), torch.rand(1, 8, 4, 4))
+        encoder(torch.rand(1, 3, 32, 32), torch.rand(1, 5, 32, 32))
+    assert calls == {"skip8": 1, "skip4": 1, "block4": 5, "colours": 1, "layer1": 5, "masks": 5}
