@@ -8,6 +8,7 @@ import torch
 from tests.unit.test_half_precision import CASES, LABELS, MASKS, WITH_BACKGROUND, tensors
 from vos_lightning import mask_ops
 from vos_lightning.losses.segmentation import trainable_labels
+from vos_lightning.matching import points
 
 KNOWN = torch.tensor([[True, False], [True, True]])
 PICTURES = torch.rand(2, 3, 5, 6)
@@ -19,6 +20,7 @@ OTHERS = {
     "padding, mean": (lambda x: mask_ops.pad(x, SIDES, "mean"), PICTURES),
     "logits of masks": (mask_ops.logits_from_masks, MASKS),
     "nothing to aggregate": (lambda x, valid: mask_ops.soft_aggregate(x, valid, "minimum"), PICTURES[:, :0], KNOWN[:, :0]),
+    "enlarged boxes": (lambda labels: points.enlarged_boxes(mask_ops.masks_from_label_map(labels, 2) > 0), LABELS),
     "labels to train": (lambda labels: trainable_labels(labels, KNOWN), LABELS),
 }
 """They know no half precision."""

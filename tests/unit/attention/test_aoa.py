@@ -3,7 +3,7 @@ import torch
 
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
-from vos_lightning.attention.aoa import AdaptiveObjectAlignment, AlignmentOptions, Sharpness
+from vos_lightning.attention.aoa import AdaptiveObjectAlignment, AlignmentOptions, Sharpness, projector
 from vos_lightning.matching.alignment import (
     Moves,
     aligned_similarity,
@@ -112,6 +112,27 @@ def test_module_projects_then_compares():
     assert aoa(left, right[:, :0]).shape == (1, 2, 0)
 
 
+def test_projections_are_two_normalised_convolutions():
+    block, x = projector(8, 4, groups=2), torch.randn(2, 8, 5, 3)
+    for parameter in block[1].parameters():
+        torch.nn.init.normal_(parameter)
+    for b in range(2):
+        assert_close(block(x)[b], oracle.project(x[b], block))
+    assert [type(layer).__name__ for layer in block] == ["Conv2d", "GroupNorm", "ReLU", "Conv2d"]
+    aoa = AdaptiveObjectAlignment()
+    for part in (aoa.template, aoa.proposal):
+        assert (part[0].in_channels, part[0].out_channels, part[1].num_groups) == (512, 256, 32)
+
+
+@pytest.mark.parametrize(("comparison", "compare"), [("aligned", aligned_similarity), ("in_place", in_place_similarity)])
+def test_positions_have_weights(comparison, compare):
+    aoa = AdaptiveObjectAlignment(8, OPTIONS, pool="masked", comparison=comparison, groups=2)
+    templates, proposals, weights = torch.randn(2, 2, 4, 3, 2), torch.randn(2, 3, 4, 3, 2), torch.rand(2, 2, 3, 2)
+    sharpness = [SHARPNESS] if comparison == "aligned" else []
+    expected = compare(templates.flatten(3), proposals.flatten(3), *sharpness, "masked", weights.flatten(2))
+    assert_close(aoa(templates, proposals, weights), expected)
+
+
 def test_sharpness_may_be_learned():
     options = AlignmentOptions(channels=4, sharpness=20.0, learned_sharpness=True)
     aoa = AdaptiveObjectAlignment(8, options, groups=2)
@@ -121,6 +142,10 @@ def test_sharpness_may_be_learned():
     for comparison in ("pooled", "in_place"):
         assert AdaptiveObjectAlignment(8, options, comparison=comparison, groups=2).sharpness.logarithm is None
     assert Sharpness(20.0)() == 20.0
+    assert Sharpness(20.0).logarithm is None
+    assert AlignmentOptions(channels=1, sharpness=0.01).sharpness == 0.01
+    with pytest.raises(ValueError, match=r"alignment\.channels"):
+        AlignmentOptions(channels=0)
     with pytest.raises(ValueError, match=r"alignment\.sharpness"):
         AlignmentOptions(sharpness=0.0)
 

@@ -82,3 +82,12 @@ def test_sizes_are_the_papers():
     assert [tuple(layer.weight.shape) for layer in (store.key, store.value, store.query)] == [
         (128, 513, 3, 3), (512, 513, 3, 3), (128, 512, 3, 3),
     ]  # fmt: skip
+
+
+@torch.no_grad()
+def test_masks_take_the_type_of_the_features():
+    store = DynamicMemory(C).bfloat16()
+    entry = store.write(torch.randn(1, 1, C, G, G).bfloat16(), torch.rand(1, 1, G, G), torch.tensor([[True]]))
+    readable = torch.ones(1, 1, G * G, dtype=torch.bool)
+    templates, shares = store.read(torch.randn(1, 1, C, G, G).bfloat16(), stacked([entry]), readable)
+    assert entry.value.dtype == templates.dtype == shares.dtype == torch.bfloat16

@@ -112,6 +112,11 @@ def test_pruning():
     assert_close(prune(assignment, "all"), torch.tensor([[[1.05, 0.2, 0, 0], [0.3, 0.9, 0, 0.02]]]))
 
 
+@pytest.mark.parametrize("kept", ["best", "all"])
+def test_without_proposals_there_is_nothing_to_prune(kept):
+    assert prune(torch.zeros(2, 3, 0), kept).shape == (2, 3, 0)
+
+
 def test_greedy_targets():
     overlap = torch.tensor([[[0.5, 0.9, 0.0], [0.6, 0.8, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.1, 0.0]]])
     expected = torch.tensor([[[0.0, 1, 0], [1, 0, 0]], [[0, 0, 0], [0, 1, 0]]])

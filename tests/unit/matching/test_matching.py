@@ -5,7 +5,7 @@ from jaxtyping import TypeCheckError
 from tests.oracles import matching as oracle
 from tests.tolerances import assert_close
 from vos_lightning.matching import surjective
-from vos_lightning.matching.bijective import GaussianKernel, TopK, filter_rows
+from vos_lightning.matching.bijective import GaussianKernel, TopK, filter_rows, gaussian_kernel, top_k
 from vos_lightning.matching.equalized import equalized_match
 from vos_lightning.matching.similarity import cosine, dot, negative_squared_l2
 from vos_lightning.matching.surjective import surjective_match
@@ -150,6 +150,17 @@ def test_top_k_keeps_ties_and_more_than_there_are():
     kept = filter_rows(similarity, TopK(2), GRID, stride=16)[0, 0]
     assert (kept > 0).sum() == QUERY - 1
     assert filter_rows(similarity, TopK(10**6), GRID, stride=16) is similarity
+
+
+def test_others_than_the_best_are_zero_unless_told():
+    similarity, _, _ = problem()
+    assert torch.equal(top_k(similarity, 2), top_k(similarity, 2, "zero"))
+    assert not torch.equal(top_k(similarity, 2), top_k(similarity, 2, "minimum"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_kernels_have_the_type_of_the_similarity(dtype):
+    assert gaussian_kernel(problem()[0].to(dtype), GRID, 1.5).dtype == dtype
 
 
 def test_no_filter_returns_the_similarity_itself():
