@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.unit.dummies import DummyNetwork
-from vos_lightning.app.predict import main
+from vos_lightning.app.segment import main
 from vos_lightning.io.label_maps import write_label_map
 from vos_lightning.predictions.drift import (
     DriftIndex,
@@ -280,9 +280,9 @@ class TestCommand:
             Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / "frames" / f"{t:02d}.png")
         write_label_map(folder / "first.png", masks[0].to(torch.uint8))
         patch.setattr("vos_lightning.checkpoints.loading.load_engine", lambda *_, **__: Scripted(masks))
-        places = {"checkpoint": "unread.ckpt", "video": "frames", "masks": "first.png", "output": "out"}
-        arguments = [text for key, name in places.items() for text in (f"--{key}", str(folder / name))]
-        assert main([*arguments, "--device", "cpu", "--no-overlay"]) == 0
+        places = {"checkpoint": "unread.ckpt", "mask": "first.png", "output": "out"}
+        options = [text for key, name in places.items() for text in (f"--{key}", str(folder / name))]
+        assert main([str(folder / "frames"), *options, "--device", "cpu", "--formats", "masks"]) == 0
         with (folder / "out" / "index" / "frames.csv").open(newline="") as file:
             return [row["flags"] for row in csv.DictReader(file)]
 
