@@ -27,6 +27,8 @@ from vos_lightning.predictions.drift import (
     unusable_from,
 )
 from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.policies import AnnotatedOnly
+from vos_lightning.propagation.step import Propagation
 from vos_lightning.structures import FramePrediction
 
 HEIGHT, WIDTH = 160, 240
@@ -262,10 +264,8 @@ class Scripted(InferenceEngine):
     """Answers with masks that are known beforehand."""
 
     def __init__(self, masks: list[Tensor]) -> None:
-        self.network = DummyNetwork()
+        super().__init__(DummyNetwork(), Propagation(AnnotatedOnly(), "minimum"))
         self.masks = masks
-        self.min_object_pixels = 0
-        self.reset()
 
     def step(self, frame: Tensor, masks: Any = None, **_: Any) -> FramePrediction:
         self._frame_index += 1
