@@ -14,6 +14,7 @@ from vos_lightning.app.composition import ExperimentError
 
 if TYPE_CHECKING:
     import torch
+    from lightning.fabric.plugins.environments import ClusterEnvironment
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,31 @@ def available_devices(accelerator: str) -> int:
 
 def launched_processes() -> int | None:
     """How many processes a cluster has started, this one included; None if a training starts its own processes."""
+    found = _cluster()
+    return found.world_size() if found else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those of a command."""
+
+    rank: int = 0
+    """Number of this process, from 0."""
+    processes: int = 1
+    """Number of all processes, on all nodes."""
+    local_rank: int = 0
+    """Number of this process among those on its node."""
+
+
+def launched_place() -> Place:
+    """This process among those that a cluster (torchrun, SLURM, LSF, MPI) has started; the only one if it has started none."""
+    found = _cluster()
+    return Place(found.global_rank(), found.world_size(), found.local_rank()) if found else Place()
+
+
+def _cluster() -> ClusterEnvironment | None:
     from lightning.fabric.plugins.environments import LSFEnvironment, MPIEnvironment, TorchElasticEnvironment
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
-    found = next((kind() for kind in kinds if kind.detect()), None)
-    return found.world_size() if found else None
+    return next((kind() for kind in kinds if kind.detect()), None)

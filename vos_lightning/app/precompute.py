@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import Progress
 
+from vos_lightning.app.devices import launched_place
+from vos_lightning.app.options import at_least
+from vos_lightning.callbacks.stopping import LostProcessError
 from vos_lightning.io.outputs import refuse_overlap
 from vos_lightning.proposals.options import Architecture, Order
 
@@ -22,17 +27,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vos_lightning.io.pretrained import MissingWeightsError
     from vos_lightning.proposals.detector import ProposalDetector, Selection
     from vos_lightning.proposals.precomputing import find_videos, precompute
+    from vos_lightning.proposals.processes import precompute_in_processes
 
     try:
         selection = Selection(
             arguments.order, arguments.nms, arguments.top_k, arguments.score_threshold, tight_boxes=arguments.tight_boxes
         )
-        videos = find_videos(arguments.images, arguments.stills)
+        place, (part, parts) = launched_place(), arguments.shard
+        # Every video belongs to one part, and in it to one of the processes that a cluster has started.
+        videos = find_videos(arguments.images, arguments.stills)[part - 1 :: parts][place.rank :: place.processes]
         refuse_overlap([arguments.output], [arguments.images, arguments.weights])
         if arguments.pretrained is None and arguments.weights is None:
             raise ValueError("pass --pretrained COCO_V1 (resnet50, resnet50_v2) or --weights FILE")
-        device = _device(arguments.device)
-        detector = ProposalDetector(
+        devices = _devices(arguments.device, arguments.processes, place.local_rank)
+        make = functools.partial(
+            ProposalDetector,
             arguments.architecture,
             arguments.pretrained,
             None if arguments.weights is None else str(arguments.weights),
@@ -41,12 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.min_size,
             arguments.max_size,
         )
-        detector.to(device)
-        output = arguments.output
+        detector = make()  # here too if others compute, so that what is wrong is said once, and weights are downloaded once
+        output, batch_size = arguments.output, arguments.batch_size
+        steps = (
+            precompute(detector.to(devices[0]), videos, output, batch_size)
+            if len(devices) == 1
+            else precompute_in_processes(make, videos, output, devices, batch_size)
+        )
         computed, empty = 0, []
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("proposals", total=len(videos))
-            for one in precompute(detector, videos, output, arguments.batch_size):
+            for one in steps:
                 computed += one.new
                 if one.empty:
                     empty.append(one.name)
@@ -57,23 +71,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"{computed} computed, {len(videos) - computed} there already: {output}\n")
+    except BrokenProcessPool as error:
+        raise LostProcessError("a process has died, often for lack of memory: start the same command again") from error
+    share = f" (part {part} of {parts})" if parts > 1 else ""
+    share += f" (process {place.rank + 1} of {place.processes})" if place.processes > 1 else ""
+    sys.stdout.write(f"{computed} computed, {len(videos) - computed} there already{share}: {output}\n")
     if empty:
         of_all = "each of them" if len(empty) == len(videos) else f"{len(empty)} of {len(videos)}, first {empty[0]}"
         sys.stdout.write(f"nothing was found in any frame of {of_all}: lower --score-threshold or take another detector\n")
     return 0
 
 
-def _device(name: str) -> Any:
-    """The device (``torch.device``) of a name."""
+def _devices(name: str, processes: int, local_rank: int) -> list[Any]:
+    """The device (``torch.device``) of each process; ``auto`` gives them the accelerators of this machine in turn.
+
+    Args:
+        name: ``auto``, or the name of a device.
+        processes: number of processes that this one starts, or 1.
+        local_rank: number of this process among those that a cluster has started here.
+    """
     import torch
 
-    if name == "auto":
-        name = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    own = torch.accelerator.current_accelerator() if name == "auto" and torch.accelerator.is_available() else None
+    if own is not None:
+        count = torch.accelerator.device_count()
+        names = [f"{own.type}:{(local_rank * processes + i) % count}" for i in range(processes)]
+    else:
+        names = ["cpu" if name == "auto" else name] * processes
     try:
-        return torch.zeros(0, device=name).device
+        return [torch.zeros(0, device=each).device for each in names]
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is unknown or not available; use auto, cpu, cuda, cuda:1 or mps") from error
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """``2/8``: the second of eight parts."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"write 1/8 to 8/8 for eight parts, not {text!r}")
+    return int(part), int(parts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,5 +144,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-size", type=int, default=800, help="short side of frames in the detector, in pixels")
     parser.add_argument("--max-size", type=int, default=1333)
     parser.add_argument("--batch-size", type=int, default=4, help="number of frames that are processed together")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: processes share the accelerators), cpu, cuda, cuda:1, mps"
+    )
+    parser.add_argument(
+        "--processes", type=at_least(1), default=1, metavar="N", help="number of processes that this command starts; default: 1"
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="K/N",
+        help="compute the K-th of N parts of the videos, 1/N to N/N, each in a command of its own; tasks of SLURM (srun) and "
+        "processes of torchrun share them by themselves",
+    )
     return parser
