@@ -61,12 +61,15 @@ def _locked(stack: contextlib.ExitStack, folder: Path) -> bool:
 
 
 def _run(rooms: list[str], known: argparse.Namespace) -> int:
-    results = {room: read_results(workshop(room)) for room in rooms}
-    for room, names in sample(results, known.sample, known.seed).items():
-        wanted = [name for name in names if results[room][name] is None or (known.again and results[room][name] in SURVIVED)]
-        print(f"{room}: {len(names)} mutants, {len(wanted)} to test", flush=True)
-        if wanted and (code := _test(workshop(room), wanted, known.jobs, known.again)):
-            return code
+    again = known.again
+    for _ in range(2):  # when the tests of a room are others than last time, mutmut forgets results; the second turn fills in
+        results = {room: read_results(workshop(room)) for room in rooms}
+        for room, names in sample(results, known.sample, known.seed).items():
+            wanted = [name for name in names if results[room][name] is None or (again and results[room][name] in SURVIVED)]
+            print(f"{room}: {len(names)} mutants, {len(wanted)} to test", flush=True)
+            if wanted and (code := _test(workshop(room), wanted, known.jobs, again)):
+                return code
+        again = False
     return 0
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.options import unchecked
 from vos_lightning.matching.assignment import AssignmentOptions
 from vos_lightning.matching.bijective import GaussianKernel, TopK
 from vos_lightning.matching.trajectories import AdaptiveMatching
@@ -38,8 +39,8 @@ ILLEGAL: list[tuple[type, dict[str, Any], str]] = [
     (AdaptiveMatching, {"spread_is": "range"}, "spread_is"),
     (AdaptiveMatching, {"top_k_order": "between"}, "top_k_order"),
     (AdaptiveMatching, {"window": 1}, "window"),
-    (AdaptiveMatching, {"beta": 0.0}, "beta"),
-    (AdaptiveMatching, {"exclusion_radius": -1}, "exclusion_radius"),
+    (AdaptiveMatching, {"beta": 0.0}, "window must be at least 2, beta above 0"),
+    (AdaptiveMatching, {"exclusion_radius": -1}, "window must be at least 2, beta above 0"),
     (AdaptiveMatching, {"smallest_sigma": 0.0}, "smallest_sigma"),
     (AdaptiveMatching, {"smallest_sigma": 3.1, "largest_sigma": 3.0}, "smallest_sigma"),
     (AdaptiveMatching, {"beta": 4.0, "smallest_sigma": 2.1, "spread_is": "variance"}, "smallest_sigma"),
@@ -54,5 +55,5 @@ def test_documented_values_are_taken(options: type, arguments: dict[str, Any]) -
 
 @pytest.mark.parametrize(("options", "arguments", "name"), ILLEGAL, ids=str)
 def test_other_values_are_named(options: type, arguments: dict[str, Any], name: str) -> None:
-    with pytest.raises(Exception, match=name):  # the type checker of the tests may be the first to see it
-        options(**arguments)
+    with pytest.raises(ValueError, match=rf"\.{name}\b"):
+        unchecked(options, **arguments)

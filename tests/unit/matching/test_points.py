@@ -79,6 +79,28 @@ def test_boxes_and_counts(factor):
         assert int(point_counts(regions, masks, 0.5, "mask")[0, n]) == (max(round(0.5 * inside), 1) if inside else 0)
 
 
+def test_all_cells_may_be_points_and_boxes_grow_by_a_fifth():
+    masks = torch.zeros(1, 1, HEIGHT, WIDTH, dtype=torch.bool)
+    masks[0, 0, 2:4, 1:6] = True
+    assert torch.equal(enlarged_boxes(masks), enlarged_boxes(masks, 1.2))
+    assert not torch.equal(enlarged_boxes(masks), enlarged_boxes(masks, 2.0))
+    assert point_counts(masks, masks, 1.0).tolist() == [[10]]
+    assert torch.equal(point_counts(enlarged_boxes(masks), masks, 0.3), point_counts(enlarged_boxes(masks), masks, 0.3, "box"))
+
+
+def test_nothing_is_uncertain_about_no_object():
+    nothing, valid = torch.zeros(2, 0, 3, 4), torch.ones(2, 0, dtype=torch.bool)
+    for form in ("ratio", "margin"):
+        assert probability_uncertainty(nothing, valid, form).shape == (2, 0, 3, 4)
+
+
+def test_what_is_written_takes_the_type_of_the_map():
+    maps = torch.zeros(1, 1, 2, 2, dtype=torch.float16)
+    points = Points(torch.tensor([[[1]]]), torch.tensor([[[True]]]), (1,))
+    for how in ("replace", "add"):
+        assert write_points(maps, points, torch.ones(1, 1, 1), how).dtype == torch.float16
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.1])
 def test_counts_refuse_a_fraction_out_of_range(fraction):
     nothing = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
