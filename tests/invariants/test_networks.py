@@ -19,8 +19,9 @@ from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.memory import grow
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.policies import AnnotatedOnly, EveryKth, MemoryPolicy
+from vos_lightning.propagation.snapshots import Stored, read_snapshot, write_snapshot
 from vos_lightning.propagation.step import Propagation, StepOutput, advance, introductions, unroll
-from vos_lightning.structures import FrameInput, Given, Proposals
+from vos_lightning.structures import FrameInput, Given, Proposals, VideoSample
 
 SIZE = (64, 80)
 KEYS = Path(__file__).parent / "state_dict_keys"
@@ -243,6 +244,42 @@ def test_interleaved_engines_do_not_disturb_each_other(network: VOSNetwork, prop
     for t in range(3):
         for k, (frames, labels) in enumerate(clips):
             assert torch.equal(_step(engines[k], frames, labels, t), separate[k][t])
+
+
+class _Proposals:
+    def __init__(self, network: VOSNetwork, frames: Tensor) -> None:
+        self.network, self.frames = network, frames
+
+    def of_frame(self, index: int, frame: Tensor) -> Proposals:
+        found = proposals_of(self.network, self.frames[:, index])
+        assert found is not None
+        return found
+
+
+def test_a_run_goes_on_from_the_file_of_a_snapshot(network: VOSNetwork, propagation: Propagation, tmp_path: Path) -> None:
+    """As if it had never been interrupted, with an object that came before and one that comes after."""
+    frames, labels = random_clip(1, 5, 2, SIZE)
+    first, second = labels[0, 0] * (labels[0, 0] == 1), labels[0, 3] * (labels[0, 3] == 2)
+    video = VideoSample(
+        "v",
+        list((frames[0] * 255).to(torch.uint8)),
+        {0: first, 3: second},
+        {},
+        (1, 2),
+        SIZE,
+        None,
+        proposals=_Proposals(network, frames) if network.needs_proposals else None,
+    )
+    engine = InferenceEngine(network, propagation)
+    whole = []
+    for prediction in engine.run(video):
+        whole.append(prediction)
+        if prediction.frame_index == 1:
+            write_snapshot(tmp_path / "s.pt", engine.snapshot(), {})
+    snapshot, _ = read_snapshot(tmp_path / "s.pt")
+    again = list(InferenceEngine(network, propagation).run(video, Stored(snapshot, lambda index, frame: whole[index])))
+    assert [prediction.frame_index for prediction in again] == list(range(5))
+    assert all(torch.equal(a.probabilities, b.probabilities) for a, b in zip(again, whole, strict=True))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (17, 70), (33, 16), (7, 5)])
