@@ -140,12 +140,12 @@ def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
     """The autocast type of ``--precision``.
 
     Args:
-        name: name of a precision, or ``auto``: bfloat16 on CUDA devices that compute with it, full precision elsewhere.
+        name: name of a precision, or ``auto``: bfloat16 on accelerators that compute with it, full precision elsewhere.
         device: device of the network.
     """
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else None
+        supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+        return torch.bfloat16 if supported is not None and supported(including_emulation=False) else None
     kind = PRECISIONS[name]
     return None if kind is None else getattr(torch, kind)
 

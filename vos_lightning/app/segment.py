@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=["auto", *sorted(PRECISIONS)],
         default="auto",
-        help="auto (default: bf16-mixed on CUDA devices that compute with it, else 32-true), 32-true, bf16-mixed or 16-mixed",
+        help="auto (default: bf16-mixed on accelerators that compute with it, else 32-true), 32-true, bf16-mixed or 16-mixed",
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
