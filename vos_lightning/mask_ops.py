@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
+from vos_lightning.labels import as_object_map as as_object_map
+from vos_lightning.labels import object_ids_in as object_ids_in
+
 Aggregation = Literal["none", "product", "minimum"]
 PadMode = Literal["zero", "mean", "reflect"]
 
@@ -68,42 +71,6 @@ def slots_to_ids(label_map: UInt8[Tensor, "*shape"], object_ids: Sequence[int]) 
     for slot, object_id in enumerate(object_ids, start=1):
         table[slot] = object_id
     return _lookup(label_map, table)
-
-
-def object_ids_in(label_map: UInt8[Tensor, "*shape"]) -> tuple[int, ...]:
-    """Ids in a label map, ascending, without background and 255."""
-    return tuple(int(i) for i in torch.unique(label_map) if 0 < i < 255)
-
-
-def as_object_map(label_map: UInt8[Tensor, "*shape"], has_void: bool = False, name: object = "") -> UInt8[Tensor, "*shape"]:
-    """A label map in its one meaning, wherever it was read or given: ids 1..254 are objects and 0 is background.
-
-    A map that holds only 0 and 255 is a black and white mask, whose white is object 1. In data sets that have void pixels, which
-    are neither trained nor scored, 255 is always void.
-
-    Args:
-        label_map: ids as they are stored.
-        has_void: whether 255 means void; it then stays 255.
-        name: name of the file, for the message.
-
-    Returns:
-        The same map; for a black and white mask, object 1 where it was white.
-
-    Raises:
-        ValueError: the map holds 255 beside other ids and ``has_void`` is False.
-    """
-    if has_void or not label_map.numel() or int(label_map.max()) < 255:
-        return label_map
-    white = label_map == 255
-    ids = object_ids_in(label_map)
-    if not ids:
-        return white.to(torch.uint8)
-    shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-    where = f"{name}: " if name else ""
-    raise ValueError(
-        f"{where}id 255 beside the ids {shown}: number the objects 1, 2, ... up to 254 without smoothed edges, or draw a single "
-        "object in pure white"
-    )
 
 
 # Many objects, a part at a time ---------------------------------------------------------------------------------------

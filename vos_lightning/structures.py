@@ -15,8 +15,8 @@ from fractions import Fraction
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Float, Int64, Num, UInt8
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor
 from vos_lightning.labels import IGNORE_LABEL as IGNORE_LABEL
 
 T_ = TypeVar("T_")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from jaxtyping import Bool, UInt8
 from pycocotools import mask as coco
-from torch import Tensor
+
+from vos_lightning.arrays import Tensor, to_tensor
 
 MAX_ID = 254
 
@@ -161,4 +161,4 @@ def draw(shapes: Sequence[Shape], ids: Mapping[Key, int], size: tuple[int, int])
     label_map = np.zeros(size, dtype=np.uint8)
     for shape in shapes:
         label_map[shape.draw(size)] = ids[shape.key]
-    return torch.from_numpy(label_map)
+    return to_tensor(label_map)

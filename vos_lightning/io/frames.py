@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from jaxtyping import UInt8
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor
 from vos_lightning.io.files import list_files
 from vos_lightning.io.images import IMAGE_SUFFIXES, read_image
 from vos_lightning.structures import FOLDER_FPS

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from jaxtyping import UInt8
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_array
 from vos_lightning.io.annotation_files import ANNOTATION_SUFFIXES, read_annotations
 from vos_lightning.io.drawings import Drawing, Key, assign_ids, draw
 from vos_lightning.io.files import list_files, regular_file
@@ -17,7 +17,7 @@ from vos_lightning.io.images import IMAGE_SUFFIXES
 from vos_lightning.io.label_maps import NO_COLOURS, colours_in, read_label_map
 from vos_lightning.io.rims import Rims, find_rims
 from vos_lightning.io.videos import FrameSource, count_frames
-from vos_lightning.mask_ops import as_object_map, object_ids_in
+from vos_lightning.labels import as_object_map, object_ids_in
 from vos_lightning.structures import FrameProposals, VideoSample, frame_name
 
 MAX_COLOURS = 32
@@ -316,7 +316,7 @@ def read_given(path: Path, size: tuple[int, int], first: bool, colours: Mapping[
 
 def areas_of(label_map: UInt8[Tensor, "H W"]) -> dict[int, int]:
     """Object id -> pixels, ascending, without background."""
-    counts = torch.bincount(label_map.flatten().long(), minlength=256).tolist()
+    counts = np.bincount(to_array(label_map).ravel(), minlength=256).tolist()
     return {i: counts[i] for i in range(1, 255) if counts[i]}
 
 

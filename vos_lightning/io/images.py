@@ -28,11 +28,10 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_tensor
 from vos_lightning.io.files import regular_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
@@ -109,7 +108,7 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 H W"]:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, or its meaning would have to be guessed; the message names it.
     """
-    return torch.from_numpy(read_pixels(path)).permute(2, 0, 1).contiguous()
+    return to_tensor(np.ascontiguousarray(read_pixels(path).transpose(2, 0, 1)))
 
 
 def read_pixels(path: str | os.PathLike[str], as_stored: bool = False) -> UInt8[np.ndarray, "H W 3"]:

@@ -11,11 +11,10 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_array, to_tensor
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.images import load, read_header
 from vos_lightning.io.plain_png import read_plain_png
@@ -70,15 +69,15 @@ def read_label_map(path: str | os.PathLike[str], colours: Mapping[int, int] = NO
     """
     plain = read_plain_png(path)
     if plain is not None:
-        return torch.from_numpy(plain)
+        return to_tensor(plain)
     image, turn, bits = load(path)
     if image.format in ("JPEG", "MPO"):
         raise ValueError(f"{path}: a label map must not be a JPEG, which changes the ids; save it as an indexed PNG")
     mode, array = image.mode, turn.apply(np.array(image))
     if bits == 8 and mode in ("P", "L", "1"):
-        return torch.from_numpy(array.astype(np.uint8, copy=False))
+        return to_tensor(array.astype(np.uint8, copy=False))
     if bits == 8 and mode in ("RGB", "RGBA"):
-        return torch.from_numpy(_indices_from_colours(path, array, colours))
+        return to_tensor(_indices_from_colours(path, array, colours))
     raise ValueError(
         f"{path}: a label map must be an 8-bit palette or grey image, this one has {bits} bits and mode {mode!r}; convert it"
     )
@@ -153,7 +152,7 @@ def write_label_map(path: str | os.PathLike[str], label_map: UInt8[Tensor, "H W"
 
 def encode_label_map(label_map: UInt8[Tensor, "H W"]) -> bytes:
     """The bytes that :func:`write_label_map` writes."""
-    image = Image.fromarray(label_map.cpu().numpy())
+    image = Image.fromarray(to_array(label_map))
     image.putpalette(PALETTE.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")

@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 import av
 import cv2
 import numpy as np
-import torch
 from av.error import FFmpegError
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_tensor
 from vos_lightning.io.frames import FrameSource, Position
 from vos_lightning.io.video_files import (
     CONTAINERS,
@@ -184,6 +183,6 @@ def _of_camera(capture: Any, name: str) -> Decoded:
             now = time.monotonic()
             start = now if start is None else start
             pixels = np.ascontiguousarray(frame[..., ::-1].transpose(2, 0, 1))
-            yield Fraction(now - start).limit_denominator(1_000_000), functools.partial(torch.from_numpy, pixels)
+            yield Fraction(now - start).limit_denominator(1_000_000), functools.partial(to_tensor, pixels)
     finally:
         capture.release()

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
-
+from vos_lightning.arrays import Tensor
 from vos_lightning.io.videos import FrameSource
 
 HELD_BYTES = 2**28

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
-from torch import Tensor
+
+from vos_lightning.arrays import Tensor, to_array
 
 RIM_RULES = ((4.0, 0.25), (6.0, 0.5))
 """Pairs of a mean width in pixels, up to which an id counts as thin, and the share of an object's outline from which thin ids
@@ -51,7 +52,7 @@ def find_rims(label_map: UInt8[Tensor, "H W"]) -> tuple[Rims, ...]:
     Returns:
         Objects with rims beside at least :data:`WARNED_SHARE` of their outline.
     """
-    array = label_map.numpy()
+    array = to_array(label_map)
     widths = {int(i): _mean_width(array == i) for i in np.unique(array)}
     found: dict[int, Rims] = {}
     for width, refused in RIM_RULES:

@@ -12,11 +12,10 @@ from typing import Any
 
 import av
 import numpy as np
-import torch
 from av.error import ArgumentError, FFmpegError
 from jaxtyping import UInt8
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_tensor
 from vos_lightning.io.containers import declared_size
 from vos_lightning.io.files import regular_file
 from vos_lightning.io.frames import FrameSource
@@ -242,7 +241,7 @@ def _decode_packets(container: av.container.InputContainer, stream: av.VideoStre
 def picture_of(frame: av.VideoFrame, source: object) -> UInt8[Tensor, "3 H W"]:
     """The frame in RGB, as players show it."""
     array = turn_of_frame(frame, source).apply(frame.to_ndarray(format="rgb24"))
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    return to_tensor(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
 def turn_of_frame(frame: av.VideoFrame, source: object) -> Turn:

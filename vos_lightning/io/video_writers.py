@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from av.error import FFmpegError
 from jaxtyping import UInt8
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_array
 from vos_lightning.io.files import Replacement, naming
 from vos_lightning.io.sound import Sound
 from vos_lightning.structures import FOLDER_FPS
@@ -93,7 +93,7 @@ class VideoWriter:
         """
         height, width = int(frame.shape[1]), int(frame.shape[2])
         assert int(frame.shape[0]) == self._kind.channels, "as many channels as the kind of video has"
-        array = frame.permute(1, 2, 0).numpy()
+        array = to_array(frame).transpose(1, 2, 0)
         if self._kind.container == "webm" and self._aspect != 1:
             array = cv2.resize(array, (max(1, round(width * self._aspect)), height), interpolation=cv2.INTER_LINEAR)
         array = np.pad(array, ((0, array.shape[0] % 2), (0, array.shape[1] % 2), (0, 0)), mode="edge")

@@ -83,14 +83,23 @@ def read_memory(
         if readable is not None:
             # Not -inf: where nothing is readable, the softmax would be 0 / 0.
             logits = logits.masked_fill(~readable.unsqueeze(2), torch.finfo(logits.dtype).min)
-        parts.append(_weigh(logits, values, top_k))
+        parts.append(weigh(logits, values, top_k))
     result = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     if readable is not None:
         result = result * readable.any(dim=2)[:, :, None, None]
     return result.transpose(2, 3)
 
 
-def _weigh(logits: Float[Tensor, "B R q S"], values: Float[Tensor, "B N CV S"], top_k: int | None) -> Float[Tensor, "B N q CV"]:
+def weigh(
+    logits: Float[Tensor, "B R q S"], values: Float[Tensor, "B N CV S"], top_k: int | None = None
+) -> Float[Tensor, "B N q CV"]:
+    """Values weighted by a softmax over the memory, see :func:`read_memory`.
+
+    Args:
+        logits: scaled similarities, one row of affinities for every object or one for all (``R`` is ``N`` or 1).
+        values: values of the memory.
+        top_k: number of memory pixels that a query pixel reads; None for all.
+    """
     batch, num_objects, channels, size = values.shape
     rows, queries = logits.shape[1:3]
     if top_k is not None and top_k < size:

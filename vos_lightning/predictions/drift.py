@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, Int32, UInt8
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_array
 from vos_lightning.structures import FramePrediction
 
 INNER_SIDE = 160
@@ -130,7 +129,7 @@ class _View:
         height, width = int(frame.shape[1]), int(frame.shape[2])
         scale = min(1.0, INNER_SIDE / min(height, width))
         self.size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        planes = [cv2.resize(plane, self.size, interpolation=cv2.INTER_AREA) for plane in frame.cpu().numpy()]
+        planes = [cv2.resize(plane, self.size, interpolation=cv2.INTER_AREA) for plane in to_array(frame)]
         image = np.stack(planes, axis=2)
         self.bins = colour_bins(image)
         self.grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -265,15 +264,15 @@ class DriftIndex:
             One row for each object.
         """
         rows = []
-        label_map = prediction.label_map.numpy()
+        label_map = to_array(prediction.label_map)
         if prediction.object_ids:
             self._view = _View(prediction.frame, self._view)
             occupied = self._view.reduce(label_map > 0)
-        for object_id, plane in zip(prediction.object_ids, prediction.probabilities, strict=True):
+        for object_id, plane in zip(prediction.object_ids, to_array(prediction.probabilities), strict=True):
             assert self._view is not None
             mask = label_map == object_id
             area = int(mask.sum())
-            confidence = float((plane * torch.from_numpy(mask)).sum()) / max(area, 1)
+            confidence = float((plane * mask).sum()) / max(area, 1)
             cover = self._view.reduce(mask)
             free = occupied - cover < 0.5
             if object_id in prediction.given_ids or object_id not in self._tracks:

@@ -11,11 +11,10 @@ from fractions import Fraction
 from typing import IO, Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_array, to_tensor
 from vos_lightning.io.drawings import encode_runs
 from vos_lightning.io.files import Replacement, naming
 from vos_lightning.io.frames import FrameSource
@@ -23,7 +22,7 @@ from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.pictures import write_png
 from vos_lightning.io.sound import Sound
 from vos_lightning.io.videos import VideoWriter
-from vos_lightning.mask_ops import object_ids_in
+from vos_lightning.labels import object_ids_in
 from vos_lightning.structures import VideoSample
 from vos_lightning.visualization.overlays import overlay
 
@@ -126,7 +125,7 @@ class PngCutouts(Rendering):
 
     def take(self, index: int, frame: UInt8[Tensor, "3 H W"], label_map: UInt8[Tensor, "H W"]) -> None:
         """Write the next frame."""
-        picture = Image.fromarray(np.ascontiguousarray(cut_out(frame, label_map).permute(1, 2, 0).numpy()))
+        picture = Image.fromarray(np.ascontiguousarray(to_array(cut_out(frame, label_map)).transpose(1, 2, 0)))
         name = f"cutouts/{self.video.name}/{self.video.name_of(index)}.png"
         self.output.put(name, functools.partial(write_png, picture=picture))
 
@@ -137,7 +136,7 @@ class ObjectMasks(Rendering):
     def take(self, index: int, frame: UInt8[Tensor, "3 H W"], label_map: UInt8[Tensor, "H W"]) -> None:  # noqa: ARG002
         """Write the next frame."""
         for object_id in self.video.object_ids:
-            picture = Image.fromarray(((label_map == object_id).to(torch.uint8) * 255).numpy())
+            picture = Image.fromarray((to_array(label_map) == object_id).astype(np.uint8) * 255)
             name = f"objects/{self.video.name}/{object_id}/{self.video.name_of(index)}.png"
             self.output.put(name, functools.partial(write_png, picture=picture))
 
@@ -169,7 +168,7 @@ class CocoFile(Rendering):
         seconds = round(float(time_of(self.video, index)), 6)
         self._images.append({"id": index + 1, "file_name": name, "width": width, "height": height, "seconds": seconds})
         for object_id in object_ids_in(label_map):
-            mask = (label_map == object_id).numpy()
+            mask = to_array(label_map) == object_id
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
             self._count += 1
@@ -214,13 +213,14 @@ class CocoFile(Rendering):
 
 def cut_out(frame: UInt8[Tensor, "3 H W"], label_map: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "4 H W"]:
     """The objects of a frame on nothing: the fourth channel is 255 in objects and 0 elsewhere."""
-    return torch.cat([frame, (label_map > 0).to(torch.uint8)[None] * 255])
+    opacity = (to_array(label_map) > 0).astype(np.uint8)[None] * 255
+    return to_tensor(np.concatenate([to_array(frame), opacity]))
 
 
 def on_green(frame: UInt8[Tensor, "3 H W"], label_map: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "3 H W"]:
     """The objects of a frame on :data:`GREEN`."""
-    green = torch.tensor(GREEN, dtype=torch.uint8)[:, None, None]
-    return torch.where(label_map > 0, frame, green)
+    green = np.array(GREEN, dtype=np.uint8)[:, None, None]
+    return to_tensor(np.where(to_array(label_map) > 0, to_array(frame), green))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from jaxtyping import UInt8
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor
 from vos_lightning.io.files import write_atomically
 from vos_lightning.io.frames import time_code
 from vos_lightning.io.label_maps import read_label_map, write_label_map
@@ -20,7 +20,6 @@ from vos_lightning.io.pictures import write_png
 from vos_lightning.predictions.drift import DriftIndex, ObjectRow, is_flagged
 from vos_lightning.predictions.renderings import Rendering, Renderings, time_of
 from vos_lightning.structures import FramePrediction, VideoSample
-from vos_lightning.visualization.sheets import sheet, spread, thumbnail
 
 SHEET_FRAMES = 8
 SHEET_VIDEOS = 40
@@ -106,9 +105,12 @@ class PredictionFiles:
             rows = self.drift.rows(name, prediction)
             self.rows += rows
             self.num_flagged += is_flagged(rows)
-        if video.name in self._pictures and index in spread(video.length or 0, SHEET_FRAMES):
-            caption = f"{video.name} {name}" if index == 0 else name
-            self._pictures[video.name][index] = thumbnail(frame, label_map, caption, video.targets.get(index))
+        if video.name in self._pictures:
+            from vos_lightning.visualization.sheets import spread, thumbnail  # these draw with PyTorch, others without
+
+            if index in spread(video.length or 0, SHEET_FRAMES):
+                caption = f"{video.name} {name}" if index == 0 else name
+                self._pictures[video.name][index] = thumbnail(frame, label_map, caption, video.targets.get(index))
         if self._taken == video.length:
             self.end_video()
 
@@ -203,6 +205,8 @@ class PredictionFiles:
     def _write_sheet(self) -> None:
         pictures = [[row[index] for index in sorted(row)] for row in self._pictures.values() if row]
         if pictures:
+            from vos_lightning.visualization.sheets import sheet
+
             self.output.put(self.sheet_name, functools.partial(write_png, picture=sheet(pictures)))
 
     def _begin(self, video: VideoSample) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -19,16 +18,14 @@ from vos_lightning.propagation.frame_step import FrameStep, resize_masks, resize
 from vos_lightning.propagation.inputs import MAX_OBJECTS, Array, Masks, as_frame, as_label_map
 from vos_lightning.propagation.memory import State, drop_unread, grow
 from vos_lightning.propagation.network import VOSNetwork
-from vos_lightning.propagation.snapshots import Snapshot, Stored
+from vos_lightning.propagation.snapshots import Snapshot
 from vos_lightning.propagation.step import Propagation, StepOutput, advance, show_given
+from vos_lightning.propagation.streaming import OUT_OF_MEMORY, StreamingEngine
 from vos_lightning.propagation.videos import MasksByFrame, Video, as_video
 from vos_lightning.structures import FrameInput, FramePrediction, FrameProposals, Given, Proposals, VideoSample, map_tensors
 
-_OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate|not enough memory|bad_?alloc|alloc_failed", re.IGNORECASE)
-"""Out-of-memory messages of allocators that raise a plain RuntimeError (CPUs, oneDNN, cuBLAS, cuDNN, MPS)."""
 
-
-class InferenceEngine:
+class InferenceEngine(StreamingEngine):
     """Segments a video frame by frame, for any network. Memory is bounded if the memory policy bounds it.
 
     The network keeps no state, so several engines may share it. Frames may have any size. Objects may appear in any frame, be
@@ -59,17 +56,10 @@ class InferenceEngine:
         min_object_pixels: int = 0,
         precision: torch.dtype | None = None,
     ) -> None:
-        if short_side is not None and short_side < 1:
-            raise ValueError(
-                f"the short side must be at least 1 pixel, not {short_side}; leave it out to keep the size of the frames"
-            )
         self.network = network
         self.propagation = propagation
-        self.short_side = short_side
-        self.enlarge = enlarge
-        self.min_object_pixels = min_object_pixels
         self.precision = precision
-        self.reset()
+        super().__init__(short_side, enlarge, min_object_pixels)
 
     def another(self) -> InferenceEngine:
         """An engine on the same network, with the same options and a state of its own; it may run in another thread."""
@@ -84,17 +74,9 @@ class InferenceEngine:
 
     def reset(self) -> None:
         """Forget everything; the next frame starts a new video."""
+        super().reset()
         self._state: State[Any, Any] | None = None
-        self._ids: tuple[int, ...] = ()
-        self._size: tuple[int, int] | None = None
-        self._frame_index = -1
-        self._keep_size = False
         self._latest: FrameStep | None = None
-
-    @property
-    def object_ids(self) -> tuple[int, ...]:
-        """Original ids of the objects that are being tracked."""
-        return self._ids
 
     @torch.inference_mode()
     def step(
@@ -179,8 +161,7 @@ class InferenceEngine:
         Raises:
             ValueError: no object with this id is tracked.
         """
-        if object_id not in self._ids:
-            raise ValueError(f"object {object_id} is not tracked; tracked are {list(self._ids)}")
+        self._check_tracked(object_id)
         self._state, self._ids = without_object(self._state, self._ids, object_id)
         if self._latest is not None:
             self._latest = self._latest.without(object_id)
@@ -223,53 +204,16 @@ class InferenceEngine:
         """What is known after the last frame, for :meth:`run` to go on from; it is a value, and later frames do not change it."""
         return Snapshot(self._state, self._ids, self._size, self._frame_index, self._keep_size)
 
-    def run(self, video: VideoSample, stored: Stored | None = None) -> Iterator[FramePrediction]:
-        """Segment a whole video frame by frame; a frame is decoded once, when it is its turn, and comes with its prediction.
+    # Details ----------------------------------------------------------------------------------------------------------
 
-        Proposals are asked for from the first annotated frame on. Objects that are gone from a frame on (``video.gone``) are
-        removed before that frame.
-
-        Args:
-            video: the video with its annotations.
-            stored: what an earlier run of the same video knew after one of its frames, and its predictions up to that frame,
-                which are returned instead of being computed again.
-
-        Raises:
-            ValueError: the network needs proposals and the video has none; or the video ends before a frame that is annotated.
-        """
+    def _check_video(self, video: VideoSample) -> None:
         if video.proposals is None:
             self.network.check_proposals(None, f"video {video.name!r}")
-        self.reset()
-        self._keep_size = self._has_tiny_object(video)
-        done = -1 if stored is None else stored.snapshot.frame_index
-        index = -1
-        for index, frame in enumerate(video.frames):
-            if stored is not None and index <= done:
-                yield stored.prediction(index, frame)
-                continue
-            if stored is not None and index == done + 1:
-                self._restore(stored.snapshot)
-            for object_id in video.gone.get(index, ()):
-                if object_id in self._ids:
-                    self.remove_object(object_id)
-            annotation = video.annotations.get(index)
-            starts = annotation is not None or bool(self._ids)
-            proposals = video.proposals.of_frame(index, frame) if video.proposals is not None and starts else None
-            yield self.step(frame, annotation, proposals=proposals)
-        late = [t for t in video.annotations if t > index]
-        if late:
-            raise ValueError(
-                f"{video.name}: the video ended after {index + 1} frames, before frame {min(late)} (counted from 0), "
-                "for which a mask is given"
-            )
-
-    # Details ----------------------------------------------------------------------------------------------------------
 
     def _restore(self, snapshot: Snapshot) -> None:
         device = self.network.device
-        self._state = map_tensors(lambda tensor: tensor.to(device), snapshot.state)
-        self._ids, self._size, self._keep_size = snapshot.ids, snapshot.size, snapshot.keep_size
-        self._frame_index, self._latest = snapshot.frame_index, None
+        super()._restore(snapshot)
+        self._state, self._latest = map_tensors(lambda tensor: tensor.to(device), snapshot.state), None
 
     def _annotate(self, object_id: int, mask: Array) -> FramePrediction:
         last = self._latest
@@ -288,7 +232,7 @@ class InferenceEngine:
         try:
             prediction, state = self._segment(step, ids)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not _OUT_OF_MEMORY.search(str(error)):
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not OUT_OF_MEMORY.search(str(error)):
                 raise
             out_of_memory = True
         if out_of_memory:  # outside the handler, whose exception would keep the memory alive
@@ -296,22 +240,6 @@ class InferenceEngine:
         self._latest = step.slim(state)
         self._state, self._ids, self._size, self._frame_index = state, ids, step.size, step.index
         return prediction
-
-    def _check_size(self, frame: Tensor) -> tuple[int, int]:
-        size = (int(frame.shape[1]), int(frame.shape[2]))
-        if self._size is not None and size != self._size:
-            raise ValueError(
-                f"frame {self._frame_index + 1} is {size[1]}x{size[0]}, the ones before are {self._size[1]}x{self._size[0]}: "
-                "call reset() to start another video"
-            )
-        return size
-
-    @staticmethod
-    def _with_new(known: tuple[int, ...], annotation: UInt8[Tensor, "H W"]) -> tuple[int, ...]:
-        ids = (*known, *(i for i in object_ids_in(annotation) if i not in known))
-        if len(ids) > MAX_OBJECTS:
-            raise ValueError(f"more than {MAX_OBJECTS} objects")
-        return ids
 
     def _segment(self, step: FrameStep, ids: tuple[int, ...]) -> tuple[FramePrediction, State[Any, Any] | None]:
         """The result of :meth:`step`, and the state after the frame."""
@@ -340,41 +268,10 @@ class InferenceEngine:
         masks = masks_from_label_map(slots, len(ids)).unsqueeze(0)
         return Given(masks, masks.flatten(2).any(dim=2))
 
-    def _inner_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        short = min(size)
-        if self.short_side is None or self._keep_size or short == self.short_side:
-            return size
-        if short < self.short_side and not self.enlarge:
-            return size
-        height, width = (int(side * self.short_side / short) for side in size)
-        return height, width
-
-    def _has_tiny_object(self, video: VideoSample) -> bool:
-        if self.min_object_pixels <= 0 or not video.annotations:
-            return False
-        size = next(iter(video.annotations.values())).shape
-        inner = self._inner_size((int(size[0]), int(size[1])))
-        if inner == tuple(size):
-            return False
-        for annotation in video.annotations.values():
-            resized = F.interpolate(annotation[None, None].float(), size=inner, mode="nearest")[0, 0]
-            if any(int((resized == i).sum()) < self.min_object_pixels for i in object_ids_in(annotation)):
-                return True
-        return False
-
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision is None:
             return contextlib.nullcontext()
         return torch.autocast(self.network.device.type, dtype=self.precision)
-
-    def _too_large(self, index: int, size: tuple[int, int], num_objects: int) -> str:
-        height, width = self._inner_size(size)
-        inner = "" if (height, width) == size else f", processed at {width}x{height},"
-        smaller = 480 if min(height, width) > 480 else max(min(height, width) // 2, 1)
-        return (
-            f"frame {index} of {size[1]}x{size[0]} pixels{inner} with {num_objects} object(s) does not fit into "
-            f"memory: process it at a smaller size with short_side={smaller} (--short-side {smaller}), or remember fewer frames"
-        )
 
     @staticmethod
     def _predict(output: StepOutput, step: FrameStep, ids: tuple[int, ...], given: Given | None) -> FramePrediction:

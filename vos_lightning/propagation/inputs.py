@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from vos_lightning.mask_ops import as_object_map, object_ids_in
+from vos_lightning.labels import MAX_OBJECTS as MAX_OBJECTS
+from vos_lightning.labels import as_object_map, object_ids_in
 
 Array: TypeAlias = Tensor | np.ndarray
 Masks: TypeAlias = Array | Mapping[int, Array] | Mapping[np.integer, Array]
 """A label map, or a mapping from object ids to masks."""
-MAX_OBJECTS = 254
-"""Label maps have 8 bits: ids 1..254 (255 is white or void)."""
 HALF_A_GREY_LEVEL = 0.5 / 255
 """How far a floating-point frame may exceed [0, 1] through rounding, without having another range."""
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Bool
-from torch import Tensor
+
+from vos_lightning.arrays import Tensor, torch
 
 FeaturesT = TypeVar("FeaturesT")
 EntryT = TypeVar("EntryT")
@@ -176,7 +175,7 @@ def _with_objects(state: State[EntryT, CarryT], change: Callable[[Tensor], Tenso
 
 
 def _pad_objects(tensor: Tensor, extra: int) -> Tensor:
-    return F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, extra))
+    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, extra))
 
 
 def map_objects(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from jaxtyping import Bool
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor
 from vos_lightning.propagation.memory import Bank, EntryT, MemoryFrame
 
 CountFrom = Literal["start", "latest"]

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from vos_lightning.arrays import Tensor, torch
 from vos_lightning.io.files import regular_file, write_atomically
 from vos_lightning.propagation.memory import State
 from vos_lightning.structures import FramePrediction, map_tensors

@@ -139,12 +139,9 @@ def advance(
     else:
         raise ValueError("the first frame of a propagation needs given masks")
     if given is not None:
-        if foreground is not None and propagation.introduction == "overwrite":
-            # The final probabilities of the frame are overwritten, so the frame is aggregated twice.
-            foreground = logits_from_masks(soft_aggregate(foreground, introduced, propagation.aggregation)[1][:, 1:])
-        introduced = introduced | given.which
         given_masks = pad(given.masks, padding, mask_mode)
-        foreground = _introduce(foreground, given_masks, given.which, propagation.introduction)
+        foreground = introduce(foreground, introduced, given_masks, given.which, propagation)
+        introduced = introduced | given.which
     assert foreground is not None
     logits, probabilities = soft_aggregate(foreground, introduced, propagation.aggregation)
 
@@ -184,25 +181,38 @@ def advance(
     return output, State(Memory(bank, previous, carry), introduced, t)
 
 
-def _introduce(
+def introduce(
     foreground: Float[Tensor, "B N H W"] | None,
+    introduced: Bool[Tensor, "B N"],
     masks: Float[Tensor, "B N H W"],
     which: Bool[Tensor, "B N"],
-    introduction: Introduction,
+    propagation: Propagation,
 ) -> Float[Tensor, "B N H W"]:
-    """Per-object logits of a frame with annotations, before aggregation."""
+    """Logits of every object in a frame with annotations, before the last aggregation.
+
+    Args:
+        foreground: predicted logits; None in the first frame.
+        introduced: objects that were known before the frame.
+        masks: given masks.
+        which: objects that are given.
+        propagation: its aggregation and introduction.
+    """
     if foreground is None:
         return logits_from_masks(masks)
     which = which[:, :, None, None]
+    overwrite = propagation.introduction == "overwrite"
+    if overwrite:
+        # The final probabilities of the frame are overwritten, so the frame is aggregated twice.
+        foreground = logits_from_masks(soft_aggregate(foreground, introduced, propagation.aggregation)[1][:, 1:])
 
-    def introduce(predicted: Tensor, given: Tensor) -> Tensor:
-        if introduction == "overwrite":
+    def put(predicted: Tensor, given: Tensor) -> Tensor:
+        if overwrite:
             covered = (given * which).amax(dim=1, keepdim=True) > 0.5
             predicted = predicted.float().masked_fill(covered, -MAX_LOGIT)
         return torch.where(which, logits_from_masks(given), predicted.float())
 
-    introduced: Tensor = by_rows(introduce, 24.0 * masks[..., 0, :].numel(), foreground, masks)
-    return introduced
+    with_given: Tensor = by_rows(put, 24.0 * masks[..., 0, :].numel(), foreground, masks)
+    return with_given
 
 
 def show_given(probabilities: Float[Tensor, "B N1 H W"], given: Given) -> Float[Tensor, "B N1 H W"]:

@@ -6,10 +6,9 @@ import colorsys
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
 
+from vos_lightning.arrays import Tensor, to_array, to_tensor
 from vos_lightning.io.label_maps import PALETTE
 
 _FIRST = (
@@ -43,8 +42,7 @@ def colorize(label_map: UInt8[Tensor, "H W"]) -> UInt8[Tensor, "3 H W"]:
     Returns:
         ``(3, H, W)`` uint8 RGB.
     """
-    palette = torch.from_numpy(PALETTE.copy()).to(label_map.device)
-    return palette[label_map.long()].permute(2, 0, 1).contiguous()
+    return _like(PALETTE[to_array(label_map)], label_map)
 
 
 def overlay(
@@ -68,8 +66,8 @@ def overlay(
     Returns:
         ``(3, H, W)`` uint8 RGB.
     """
-    labels = label_map.cpu().numpy()
-    picture = frame.permute(1, 2, 0).cpu().numpy().astype(np.float32)
+    labels = to_array(label_map)
+    picture = to_array(frame).transpose(1, 2, 0).astype(np.float32)
     colours = BRIGHT[labels].astype(np.float32)
     inside = labels > 0
     width = contour_width(*labels.shape)
@@ -81,7 +79,13 @@ def overlay(
     if ids:
         for object_id in np.unique(labels[inside]):
             _write_id(drawn, labels == object_id, int(object_id), width)
-    return torch.from_numpy(drawn.transpose(2, 0, 1).copy()).to(frame.device)
+    return _like(drawn, frame)
+
+
+def _like(picture: UInt8[np.ndarray, "H W 3"], other: Tensor) -> UInt8[Tensor, "3 H W"]:
+    """A picture with the channels first, on the device of another one."""
+    tensor = to_tensor(picture.transpose(2, 0, 1).copy())
+    return tensor if isinstance(tensor, np.ndarray) else tensor.to(other.device)
 
 
 def contour_width(height: int, width: int) -> int:
