@@ -1,0 +1,1 @@
+"""The small network computed by ONNX Runtime, without PyTorch."""
