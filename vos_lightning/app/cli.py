@@ -123,13 +123,19 @@ def main(argv: Sequence[str]) -> int:
         return _fail(one_line(error))
     except LostProcessError as error:
         return _fail(str(error), LOST_PROCESS)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package in ("vos_lightning", "data_modules", "None"):
+            return _fault(error)
+        return _fail(
+            f"vos {name} needs the package {package}, which is not installed: pip install vos_lightning installs all of them"
+        )
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         if _comes_from_outside(error):
             return _fail(f"{one_line(error)[:MAX_MESSAGE]} (VOS_TRACEBACK=1 shows where)")
-        kind = f"{type(error).__name__}: {one_line(error)}"[:MAX_MESSAGE]
-        return _fail(f"this is a fault of vos_lightning ({kind}): VOS_TRACEBACK=1 shows where, please report it", FAULT)
+        return _fault(error)
 
 
 def _comes_from_outside(error: Exception) -> bool:
@@ -140,6 +146,11 @@ def _comes_from_outside(error: Exception) -> bool:
     if isinstance(error, (NotImplementedError, RecursionError)):  # kinds of RuntimeError that only code can cause
         return False
     return isinstance(error, (RuntimeError, MemoryError)) or type(error).__name__ == "MisconfigurationException"
+
+
+def _fault(error: Exception) -> int:
+    kind = f"{type(error).__name__}: {one_line(error)}"[:MAX_MESSAGE]
+    return _fail(f"this is a fault of vos_lightning ({kind}): VOS_TRACEBACK=1 shows where, please report it", FAULT)
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -9,24 +9,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from vos_lightning.app.options import PRECISIONS
-from vos_lightning.checkpoints.portable import resolve
+from vos_lightning.app.backends import weights_of
 from vos_lightning.io.files import list_everything, sha256_of
 from vos_lightning.io.given_masks import GivenMasks
 from vos_lightning.io.sources import Source
 from vos_lightning.io.videos import FrameSource
-from vos_lightning.modules.proposal_detector import load_detector
-from vos_lightning.propagation.network import VOSNetwork
-from vos_lightning.proposals.frames import CountedProposals, DetectedFrames, StoredFrames
-from vos_lightning.proposals.store import ProposalFile, precompute_command
 
 _DECISIVE = (
-    "start", "end", "stride", "direction", "precision", "short_side", "max_size", "memory_frames", "first_number", "allow_rims",
-    "formats", "dim", "labels", "detector",
+    "backend", "start", "end", "stride", "direction", "precision", "short_side", "max_size", "memory_frames", "first_number",
+    "allow_rims", "formats", "dim", "labels", "detector",
 )  # fmt: skip
 """Options on which the output depends; a run is resumed with the same ones."""
 
@@ -51,7 +43,7 @@ def local_inputs(arguments: argparse.Namespace, sources: Sequence[Source]) -> li
 
 def settings_of(arguments: argparse.Namespace) -> str:
     """Digest of the options and weights on which the output depends."""
-    weights = resolve(arguments.checkpoint)
+    weights = weights_of(arguments)
     chosen = {name: str(getattr(arguments, name)) for name in _DECISIVE}
     for name, file in (("checkpoint", weights), ("proposals", arguments.proposals)):
         chosen[name] = sha256_of(file) if file is not None and file.is_file() else str(file)
@@ -134,56 +126,3 @@ def _digest_of(source: Source, masks: Path) -> str:
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in of_video if path.is_file()]
     digests = [(path.name, sha256_of(path)) for path in of_masks if path.is_file()]
     return hashlib.sha256(json.dumps([facts, digests]).encode()).hexdigest()
-
-
-def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type of ``--precision``.
-
-    Args:
-        name: name of a precision, or ``auto``: bfloat16 on accelerators that compute with it, full precision elsewhere.
-        device: device of the network.
-    """
-    if name == "auto":
-        supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
-        return torch.bfloat16 if supported is not None and supported(including_emulation=False) else None
-    kind = PRECISIONS[name]
-    return None if kind is None else getattr(torch, kind)
-
-
-# Proposals ------------------------------------------------------------------------------------------------------------
-
-
-def open_proposals(
-    network: VOSNetwork[Any, Any, Any], frames: FrameSource, file: Path | None, detector: str | None
-) -> CountedProposals | None:
-    """The proposals of a user's video, from a file or from a detector that runs beside the network.
-
-    Args:
-        network: the network, which says whether it needs proposals.
-        frames: the video.
-        file: file of stored proposals (``--proposals``).
-        detector: name or file of a detector, see :func:`vos_lightning.modules.proposal_detector.load_detector` (``--detector``).
-
-    Returns:
-        None for networks without proposals.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the network needs proposals and none are given, or proposals are given to a network that does not read them;
-            the file belongs to another video.
-    """
-    name = type(network).__name__
-    if not network.needs_proposals:
-        if file is not None or detector is not None:
-            raise ValueError(f"{name} does not read proposals: leave --{'detector' if file is None else 'proposals'} out")
-        return None
-    if file is not None and detector is not None:
-        raise ValueError("pass either --proposals or --detector, not both")
-    if file is not None:
-        return StoredFrames(ProposalFile(file), frames.names, frames.length, frames.size())
-    if detector is not None:
-        return DetectedFrames(load_detector(detector).to(network.device))
-    raise ValueError(
-        f"{name} matches objects to proposals of a detector: pass --proposals FILE, made by "
-        f"`{precompute_command(str(frames.path))}`, or --detector FILE|COCO_V1, which runs beside it"
-    )

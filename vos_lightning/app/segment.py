@@ -42,14 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
 
+    from vos_lightning.app.backends import choose_backend
     from vos_lightning.app.own_videos import local_inputs, open_job, settings_of
     from vos_lightning.app.segmenting import SegmentRun
     from vos_lightning.callbacks.stopping import STOPPED, Stopped, StopRequest
-    from vos_lightning.checkpoints.portable import describe_lite
     from vos_lightning.io.files import one_line
     from vos_lightning.io.outputs import OutputFolder
     from vos_lightning.io.sources import find_sources
 
+    arguments.backend = choose_backend(arguments)
     sources = find_sources(arguments.videos)
     several = len(sources) > 1
     output = OutputFolder(
@@ -70,8 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 try:
                     job = open_job(arguments, source, several)
                     if run is None:
-                        if arguments.checkpoint == Path(LITE):
-                            sys.stdout.write(f"{describe_lite()}\n")
                         run = SegmentRun(arguments, output, stop)
                     run.segment(job)
                 except (ValueError, OSError) as error:
@@ -168,7 +167,15 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         type=Path,
         default=Path(LITE),
-        help=".ckpt file of a run, or .safetensors file of vos export; default: the small network that comes with the library",
+        help=".ckpt file of a run, .safetensors file or ONNX folder of vos export; default: the small network that comes with "
+        "the library",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "torch", "onnxruntime"),
+        default="auto",
+        help="what computes: torch, or onnxruntime, which needs no PyTorch and reads an ONNX folder of vos export, or lite; "
+        "default: onnxruntime for such a folder and where PyTorch is not installed, else torch",
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     parser.add_argument(

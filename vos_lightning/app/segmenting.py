@@ -6,26 +6,24 @@ import argparse
 import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
-from vos_lightning.app.own_videos import Job, autocast_type, open_proposals
+from vos_lightning.app.backends import Backend, LightBackend
+from vos_lightning.app.own_videos import Job
+from vos_lightning.arrays import Tensor, to_tensor
 from vos_lightning.callbacks.stopping import StopRequest
-from vos_lightning.checkpoints import loading
 from vos_lightning.io.given_masks import own_video
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.io.outputs import MASKS, OutputFolder
 from vos_lightning.predictions.drift import ObjectRow
 from vos_lightning.predictions.renderings import Renderings
 from vos_lightning.predictions.writer import PredictionFiles
-from vos_lightning.propagation.engine import InferenceEngine
-from vos_lightning.propagation.snapshots import Stored, read_snapshot, write_snapshot
-from vos_lightning.proposals.frames import CountedProposals
+from vos_lightning.propagation.snapshots import Stored, read_snapshot
 from vos_lightning.structures import FramePrediction, VideoSample
 
 SNAPSHOT_SECONDS = 15.0
@@ -45,15 +43,9 @@ class SegmentRun:
 
     def __init__(self, arguments: argparse.Namespace, output: OutputFolder, stop: StopRequest) -> None:
         self._arguments, self._output, self._stop = arguments, output, stop
-        short_side = {None: "checkpoint", 0: None}.get(arguments.short_side, arguments.short_side)
-        self._engine: InferenceEngine = loading.load_engine(
-            arguments.checkpoint,
-            device=arguments.device,
-            short_side=arguments.max_size or short_side,
-            max_memory_frames=arguments.memory_frames or None,
-        )
-        self._engine.precision = autocast_type(arguments.precision, self._engine.network.device)
-        self._engine.enlarge = self._engine.enlarge and arguments.max_size is None
+        self._backend = _open_backend(arguments)
+        if self._backend.title:
+            sys.stdout.write(f"{self._backend.title}\n")
         formats = [name for name in dict.fromkeys(arguments.formats) if name != "masks"]
         self._files = PredictionFiles(output, Renderings(formats, arguments.dim, arguments.labels), contact_sheet=False)
         self._saved, self._interval = time.monotonic(), SNAPSHOT_SECONDS
@@ -66,14 +58,14 @@ class SegmentRun:
             OSError: a file cannot be read or written.
             Stopped: a signal has asked for the end; what was written is complete.
         """
-        arguments, engine, files = self._arguments, self._engine, self._files
+        arguments, backend, files = self._arguments, self._backend, self._files
         if job.name in self._output.done:
             if job.made_from is not None and self._output.done[job.name] == job.made_from:
                 sys.stdout.write(f"{job.name}: done already, kept\n")
                 return
             sys.stdout.write(f"{job.name}: the video or its masks have changed; it is segmented anew\n")
             self._output.drop(job.name)
-        proposals = open_proposals(engine.network, job.frames, arguments.proposals, arguments.detector)
+        proposals = backend.proposals(job.frames)
         video = own_video(job.frames, job.masks, proposals, job.name)
         stored = self._begun(job, video) if self._output.begun else None
         before, flagged = files.num_frames, files.num_flagged
@@ -82,7 +74,7 @@ class SegmentRun:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(job.source.text, total=job.frames.length)
             last = -1 if stored is None else stored.snapshot.frame_index
-            for prediction in self._predictions(video, stored):
+            for prediction in backend.predictions(video, stored):
                 forward = arguments.direction == "forward"
                 files.take(video, prediction, stored=forward and prediction.frame_index <= last)
                 progress.update(task, completed=files.num_frames - before)
@@ -102,17 +94,13 @@ class SegmentRun:
 
     # Details ----------------------------------------------------------------------------------------------------------
 
-    def _predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
-        if self._arguments.direction == "forward":
-            return self._engine.run(video, stored)
-        return self._engine.segment(video, direction=self._arguments.direction)
-
     def _stopped(self, job: Job, forward: bool) -> bool:
         """Whether a stream ends here because of a signal; a file is stopped by an exception, after its state was saved."""
         ends = self._stop.number is not None
         if ends and job.frames.live:
             return True
-        if forward and job.made_from is not None and (ends or time.monotonic() - self._saved > self._interval):
+        due = ends or time.monotonic() - self._saved > self._interval
+        if forward and self._backend.saves and job.made_from is not None and due:
             self._save(job)
         self._stop.check()
         return False
@@ -126,8 +114,7 @@ class SegmentRun:
     def _save(self, job: Job) -> None:
         start = time.monotonic()
         notes = {"made_from": job.made_from, "rows": [list(vars(row).values()) for row in self._files.rows]}
-        write = functools.partial(write_snapshot, snapshot=self._engine.snapshot(), notes=notes)
-        self._output.put(self._snapshot_name(job.name), write)
+        self._output.put(self._snapshot_name(job.name), functools.partial(self._backend.save, notes=notes))
         self._saved = time.monotonic()
         self._interval = max(SNAPSHOT_SECONDS, (self._saved - start) / SAVING_SHARE)
 
@@ -139,6 +126,8 @@ class SegmentRun:
             return None
         if name not in self._output.begun or job.made_from is None:
             why = "a stream cannot be resumed" if job.made_from is None else "its state was not saved"
+            if not self._backend.saves:
+                why = "only PyTorch saves the state inside a video"
             if self._arguments.direction != "forward":
                 why = f"the direction {self._arguments.direction!r} looks at the whole video"
         else:
@@ -155,7 +144,7 @@ class SegmentRun:
         self._output.drop()
         return None
 
-    def _tell(self, video: VideoSample, num_frames: int, num_flagged: int, proposals: CountedProposals | None) -> None:
+    def _tell(self, video: VideoSample, num_frames: int, num_flagged: int, proposals: Any) -> None:
         sys.stdout.write(
             f"{video.name}: {num_frames} frames, {len(video.object_ids)} objects, {num_flagged} frames to look at "
             f"(flags in {self._output.folder / 'index' / f'{video.name}.csv'})\n"
@@ -164,6 +153,14 @@ class SegmentRun:
         for line in (drift.advice() if drift is not None else None, None if proposals is None else proposals.note):
             if line is not None:
                 sys.stdout.write(f"{line}\n")
+
+
+def _open_backend(arguments: argparse.Namespace) -> Backend:
+    if arguments.backend == "onnxruntime":
+        return LightBackend(arguments)
+    from vos_lightning.app.torch_backend import TorchBackend
+
+    return TorchBackend(arguments)
 
 
 class _StoredPredictions:
@@ -180,7 +177,6 @@ class _StoredPredictions:
         rows = self._rows.get(index, [])
         label_map = read_label_map(self._output.check(f"{MASKS}/{self._video.name}/{self._video.name_of(index)}.png"))
         # Only the mean probability of an object's pixels is used again.
-        planes = [torch.full(label_map.shape, row.confidence) for row in rows]
-        probabilities = torch.stack(planes) if planes else torch.zeros(0, *label_map.shape)
+        planes = np.full((len(rows), *label_map.shape), np.array([row.confidence for row in rows])[:, None, None], np.float32)
         given = tuple(row.object_id for row in rows if "given" in row.flags.split())
-        return FramePrediction(index, frame, label_map, probabilities, tuple(row.object_id for row in rows), given)
+        return FramePrediction(index, frame, label_map, to_tensor(planes), tuple(row.object_id for row in rows), given)

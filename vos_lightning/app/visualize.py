@@ -79,7 +79,8 @@ def draw(module: VOSModule, video: VideoSample, frames: Sequence[int], output: O
 
 
 def _own_video(known: argparse.Namespace) -> tuple[Any, VideoSample]:
-    from vos_lightning.app.own_videos import open_proposals, read_masks
+    from vos_lightning.app.own_videos import read_masks
+    from vos_lightning.app.torch_backend import open_proposals
     from vos_lightning.checkpoints.loading import load_module
     from vos_lightning.io.given_masks import own_video
     from vos_lightning.io.videos import open_frames

@@ -130,3 +130,9 @@ def test_predict_takes_the_librarys_own_weights(
         sorted((tmp_path / "lite/masks").rglob("*.png")), sorted((output / "masks").rglob("*.png")), strict=True
     ):
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_nothing_is_written_for_a_network_without_graphs(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["export", str(checkpoint), "--format", "onnx", "--output", str(tmp_path / "out")]) == 2
+    assert "is written as ONNX, not DummyNetwork" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.unit.dummies import make_frames, make_label_map
 from vos_lightning.app.cli import main
-from vos_lightning.app.own_videos import autocast_type
+from vos_lightning.app.torch_backend import autocast_type
 from vos_lightning.io.given_masks import GivenMasks
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import VideoWriter, open_frames

@@ -24,7 +24,7 @@ from tests.layouts import write_davis_layout
 from tests.unit.dummies import DummyNetwork, make_frames, make_label_map, make_video
 from vos_lightning.app import cli, finetuning
 from vos_lightning.app.experiments import experiments_folder, load_experiment
-from vos_lightning.app.own_videos import open_proposals
+from vos_lightning.app.torch_backend import open_proposals
 from vos_lightning.checkpoints.loading import load_engine
 from vos_lightning.io.given_masks import GivenMasks, own_video
 from vos_lightning.io.label_maps import read_label_map, write_label_map

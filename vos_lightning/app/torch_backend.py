@@ -1,0 +1,114 @@
+"""The backend of PyTorch for one's own videos: any network of the library, on any device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vos_lightning.app.backends import Backend
+from vos_lightning.app.options import PRECISIONS
+from vos_lightning.checkpoints import loading
+from vos_lightning.checkpoints.files import LITE
+from vos_lightning.checkpoints.portable import describe_lite
+from vos_lightning.io.frames import FrameSource
+from vos_lightning.modules.proposal_detector import load_detector
+from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.network import VOSNetwork
+from vos_lightning.propagation.snapshots import Stored, write_snapshot
+from vos_lightning.proposals.frames import CountedProposals, DetectedFrames, StoredFrames
+from vos_lightning.proposals.store import ProposalFile, precompute_command
+from vos_lightning.structures import FramePrediction, VideoSample
+
+
+class TorchBackend(Backend):
+    """A network in PyTorch.
+
+    Args:
+        arguments: those of ``vos segment``.
+    """
+
+    saves = True
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self.title = describe_lite() if arguments.checkpoint == Path(LITE) else ""
+        short_side = {None: "checkpoint", 0: None}.get(arguments.short_side, arguments.short_side)
+        self._engine: InferenceEngine = loading.load_engine(
+            arguments.checkpoint,
+            device=arguments.device,
+            short_side=arguments.max_size or short_side,
+            max_memory_frames=arguments.memory_frames or None,
+        )
+        self._engine.precision = autocast_type(arguments.precision, self._engine.network.device)
+        self._engine.enlarge = self._engine.enlarge and arguments.max_size is None
+
+    def predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
+        """Segment a video; see :meth:`Backend.predictions`."""
+        if self._arguments.direction == "forward":
+            return self._engine.run(video, stored)
+        return self._engine.segment(video, direction=self._arguments.direction)
+
+    def proposals(self, frames: FrameSource) -> CountedProposals | None:
+        """Proposals of a video's frames, see :func:`open_proposals`."""
+        return open_proposals(self._engine.network, frames, self._arguments.proposals, self._arguments.detector)
+
+    def save(self, path: Path, notes: dict[str, Any]) -> None:
+        """Write a snapshot of the engine."""
+        write_snapshot(path, self._engine.snapshot(), notes)
+
+
+def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type of ``--precision``.
+
+    Args:
+        name: name of a precision, or ``auto``: bfloat16 on accelerators that compute with it, full precision elsewhere.
+        device: device of the network.
+    """
+    if name == "auto":
+        supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+        return torch.bfloat16 if supported is not None and supported(including_emulation=False) else None
+    kind = PRECISIONS[name]
+    return None if kind is None else getattr(torch, kind)
+
+
+# Proposals ------------------------------------------------------------------------------------------------------------
+
+
+def open_proposals(
+    network: VOSNetwork[Any, Any, Any], frames: FrameSource, file: Path | None, detector: str | None
+) -> CountedProposals | None:
+    """The proposals of a user's video, from a file or from a detector that runs beside the network.
+
+    Args:
+        network: the network, which says whether it needs proposals.
+        frames: the video.
+        file: file of stored proposals (``--proposals``).
+        detector: name or file of a detector, see :func:`vos_lightning.modules.proposal_detector.load_detector` (``--detector``).
+
+    Returns:
+        None for networks without proposals.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the network needs proposals and none are given, or proposals are given to a network that does not read them;
+            the file belongs to another video.
+    """
+    name = type(network).__name__
+    if not network.needs_proposals:
+        if file is not None or detector is not None:
+            raise ValueError(f"{name} does not read proposals: leave --{'detector' if file is None else 'proposals'} out")
+        return None
+    if file is not None and detector is not None:
+        raise ValueError("pass either --proposals or --detector, not both")
+    if file is not None:
+        return StoredFrames(ProposalFile(file), frames.names, frames.length, frames.size())
+    if detector is not None:
+        return DetectedFrames(load_detector(detector).to(network.device))
+    raise ValueError(
+        f"{name} matches objects to proposals of a detector: pass --proposals FILE, made by "
+        f"`{precompute_command(str(frames.path))}`, or --detector FILE|COCO_V1, which runs beside it"
+    )
