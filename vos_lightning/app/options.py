@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from vos_lightning.checkpoints.files import LITE
+
 PRECISIONS = {
     "32-true": None,
     "bf16-mixed": "bfloat16",
@@ -15,6 +17,8 @@ PRECISIONS = {
     "16": "float16",
 }
 """Lightning's name of a precision -> PyTorch's name of the autocast type; None for full precision."""
+MEMORY_FRAMES = 100
+"""Most remembered frames without annotation, for networks whose memory would otherwise grow without a bound."""
 
 
 def add_mask_options(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +35,47 @@ def add_mask_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Which network runs, where and at which size, see :func:`vos_lightning.app.torch_backend.open_engine`."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path(LITE),
+        help=".ckpt file of a run, .safetensors file or ONNX folder of vos export; default: the small network that comes with "
+        "the library",
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", *sorted(PRECISIONS)],
+        default="auto",
+        help="auto (default: bf16-mixed on accelerators that compute with it, else 32-true), 32-true, bf16-mixed or 16-mixed",
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--short-side",
+        type=at_least(0),
+        metavar="N",
+        help="short side in pixels inside the network; 0: the video's own; default: as in training. Masks have the video's size",
+    )
+    size.add_argument(
+        "--max-size",
+        type=at_least(1),
+        metavar="N",
+        help="short side inside the network that larger frames are reduced to; smaller ones keep their size",
+    )
+    parser.add_argument(
+        "--memory-frames",
+        type=at_least(0),
+        default=MEMORY_FRAMES,
+        metavar="N",
+        help=f"most frames without annotation in a memory that would grow without a bound; the latest are kept; 0: all; "
+        f"default: {MEMORY_FRAMES}",
+    )
+
+
 def add_proposal_options(parser: argparse.ArgumentParser) -> None:
-    """``--proposals`` and ``--detector``, see :func:`vos_lightning.app.own_videos.open_proposals`."""
+    """``--proposals`` and ``--detector``, see :func:`vos_lightning.app.torch_backend.open_proposals`."""
     parser.add_argument(
         "--proposals",
         type=Path,

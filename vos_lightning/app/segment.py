@@ -9,11 +9,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from vos_lightning.app.options import PRECISIONS, add_mask_options, add_proposal_options, at_least
-from vos_lightning.checkpoints.files import LITE
+from vos_lightning.app.options import add_engine_options, add_mask_options, add_proposal_options, at_least
 
-MEMORY_FRAMES = 100
-"""Most remembered frames without annotation, for networks whose memory would otherwise grow without a bound."""
 FORMATS = {
     "masks": "label maps alone",
     "overlay": "video with coloured objects",
@@ -163,47 +160,13 @@ def _parser() -> argparse.ArgumentParser:
         default="forward",
         help="follow objects forwards from their masks (default), backwards, or both, blended between two masks",
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=Path(LITE),
-        help=".ckpt file of a run, .safetensors file or ONNX folder of vos export; default: the small network that comes with "
-        "the library",
-    )
+    add_engine_options(parser)
     parser.add_argument(
         "--backend",
         choices=("auto", "torch", "onnxruntime"),
         default="auto",
         help="what computes: torch, or onnxruntime, which needs no PyTorch and reads an ONNX folder of vos export, or lite; "
         "default: onnxruntime for such a folder and where PyTorch is not installed, else torch",
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
-    parser.add_argument(
-        "--precision",
-        choices=["auto", *sorted(PRECISIONS)],
-        default="auto",
-        help="auto (default: bf16-mixed on accelerators that compute with it, else 32-true), 32-true, bf16-mixed or 16-mixed",
-    )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--short-side",
-        type=at_least(0),
-        metavar="N",
-        help="short side in pixels inside the network; 0: the video's own; default: as in training. Masks have the video's size",
-    )
-    size.add_argument(
-        "--max-size",
-        type=at_least(1),
-        metavar="N",
-        help="short side inside the network that larger frames are reduced to; smaller ones keep their size",
-    )
-    parser.add_argument(
-        "--memory-frames",
-        type=at_least(0),
-        default=MEMORY_FRAMES,
-        metavar="N",
-        help=f"most frames without annotation in a memory that would grow without a bound; the latest are kept; 0: all; "
-        f"default: {MEMORY_FRAMES}",
     )
     add_proposal_options(parser)
     return parser

@@ -6,25 +6,24 @@ import argparse
 import functools
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vos_lightning.app.backends import Backend, LightBackend
 from vos_lightning.app.own_videos import Job
-from vos_lightning.arrays import Tensor, to_tensor
+from vos_lightning.arrays import Tensor
 from vos_lightning.callbacks.stopping import StopRequest
 from vos_lightning.io.given_masks import own_video
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.io.outputs import MASKS, OutputFolder
 from vos_lightning.predictions.drift import ObjectRow
 from vos_lightning.predictions.renderings import Renderings
+from vos_lightning.predictions.stored import StoredPredictions
 from vos_lightning.predictions.writer import PredictionFiles
 from vos_lightning.propagation.snapshots import Stored, read_snapshot
-from vos_lightning.structures import FramePrediction, VideoSample
+from vos_lightning.structures import VideoSample
 
 SNAPSHOT_SECONDS = 15.0
 """Least seconds between two snapshots of a run, from which it goes on after a kill."""
@@ -139,10 +138,14 @@ class SegmentRun:
                 why = "the video or its masks have changed"
             if notes.get("made_from") == job.made_from:
                 sys.stdout.write(f"{job.name}: goes on after frame {video.name_of(snapshot.frame_index)}\n")
-                return Stored(snapshot, _StoredPredictions(self._output, video, notes["rows"]))
+                rows = [ObjectRow(*values) for values in notes["rows"]]
+                return Stored(snapshot, StoredPredictions(functools.partial(self._label_map, video), rows))
         sys.stdout.write(f"{job.name}: begins anew, as {why}\n")
         self._output.drop()
         return None
+
+    def _label_map(self, video: VideoSample, index: int) -> Tensor:
+        return read_label_map(self._output.check(f"{MASKS}/{video.name}/{video.name_of(index)}.png"))
 
     def _tell(self, video: VideoSample, num_frames: int, num_flagged: int, proposals: Any) -> None:
         sys.stdout.write(
@@ -161,22 +164,3 @@ def _open_backend(arguments: argparse.Namespace) -> Backend:
     from vos_lightning.app.torch_backend import TorchBackend
 
     return TorchBackend(arguments)
-
-
-class _StoredPredictions:
-    """Predictions of an interrupted run, from its label maps and its index."""
-
-    def __init__(self, output: OutputFolder, video: VideoSample, rows: Sequence[Sequence[Any]]) -> None:
-        self._output, self._video = output, video
-        self._rows: dict[int, list[ObjectRow]] = {}
-        for values in rows:
-            row = ObjectRow(*values)
-            self._rows.setdefault(row.frame, []).append(row)
-
-    def __call__(self, index: int, frame: Tensor) -> FramePrediction:
-        rows = self._rows.get(index, [])
-        label_map = read_label_map(self._output.check(f"{MASKS}/{self._video.name}/{self._video.name_of(index)}.png"))
-        # Only the mean probability of an object's pixels is used again.
-        planes = np.full((len(rows), *label_map.shape), np.array([row.confidence for row in rows])[:, None, None], np.float32)
-        given = tuple(row.object_id for row in rows if "given" in row.flags.split())
-        return FramePrediction(index, frame, label_map, to_tensor(planes), tuple(row.object_id for row in rows), given)

@@ -36,15 +36,7 @@ class TorchBackend(Backend):
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self.title = describe_lite() if arguments.checkpoint == Path(LITE) else ""
-        short_side = {None: "checkpoint", 0: None}.get(arguments.short_side, arguments.short_side)
-        self._engine: InferenceEngine = loading.load_engine(
-            arguments.checkpoint,
-            device=arguments.device,
-            short_side=arguments.max_size or short_side,
-            max_memory_frames=arguments.memory_frames or None,
-        )
-        self._engine.precision = autocast_type(arguments.precision, self._engine.network.device)
-        self._engine.enlarge = self._engine.enlarge and arguments.max_size is None
+        self._engine = open_engine(arguments)
 
     def predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
         """Segment a video; see :meth:`Backend.predictions`."""
@@ -59,6 +51,28 @@ class TorchBackend(Backend):
     def save(self, path: Path, notes: dict[str, Any]) -> None:
         """Write a snapshot of the engine."""
         write_snapshot(path, self._engine.snapshot(), notes)
+
+
+def open_engine(arguments: argparse.Namespace) -> InferenceEngine:
+    """The engine that the options ask for.
+
+    Args:
+        arguments: those of :func:`vos_lightning.app.options.add_engine_options`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it cannot be used, see :func:`vos_lightning.checkpoints.loading.load_engine`.
+    """
+    short_side = {None: "checkpoint", 0: None}.get(arguments.short_side, arguments.short_side)
+    engine: InferenceEngine = loading.load_engine(
+        arguments.checkpoint,
+        device=arguments.device,
+        short_side=arguments.max_size or short_side,
+        max_memory_frames=arguments.memory_frames or None,
+    )
+    engine.precision = autocast_type(arguments.precision, engine.network.device)
+    engine.enlarge = engine.enlarge and arguments.max_size is None
+    return engine
 
 
 def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
