@@ -16,9 +16,10 @@ from vos_lightning.io.given_masks import GivenMasks
 from vos_lightning.io.sources import Source
 from vos_lightning.io.videos import FrameSource
 
+OF_THE_NETWORK = ("precision", "short_side", "max_size", "memory_frames", "detector")
+"""Options on which the network's masks of given frames depend, beside its weights and stored proposals."""
 _DECISIVE = (
-    "backend", "start", "end", "stride", "direction", "precision", "short_side", "max_size", "memory_frames", "first_number",
-    "allow_rims", "formats", "dim", "labels", "detector",
+    *OF_THE_NETWORK, "backend", "start", "end", "stride", "direction", "first_number", "allow_rims", "formats", "dim", "labels"
 )  # fmt: skip
 """Options on which the output depends; a run is resumed with the same ones."""
 
@@ -41,10 +42,15 @@ def local_inputs(arguments: argparse.Namespace, sources: Sequence[Source]) -> li
     return [*given, arguments.mask, arguments.checkpoint, arguments.proposals]
 
 
-def settings_of(arguments: argparse.Namespace) -> str:
-    """Digest of the options and weights on which the output depends."""
+def settings_of(arguments: argparse.Namespace, names: Sequence[str] = _DECISIVE) -> str:
+    """Digest of the options and weights on which the output depends.
+
+    Args:
+        arguments: those of ``vos segment``, or of another command that has the options of ``names``.
+        names: options on which the output of that command depends.
+    """
     weights = weights_of(arguments)
-    chosen = {name: str(getattr(arguments, name)) for name in _DECISIVE}
+    chosen = {name: str(getattr(arguments, name)) for name in names}
     for name, file in (("checkpoint", weights), ("proposals", arguments.proposals)):
         chosen[name] = sha256_of(file) if file is not None and file.is_file() else str(file)
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
@@ -120,9 +126,13 @@ def find_mask(source: Source, given: Path | None, several: bool) -> Path:
 
 def _digest_of(source: Source, masks: Path) -> str:
     """Digest of a video, by sizes and times of change, and of its masks, by their content."""
-    assert source.path is not None
-    of_video = list_everything(source.path) if source.path.is_dir() else [source.path]
     of_masks = list_everything(masks) if masks.is_dir() else [masks]
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in of_video if path.is_file()]
     digests = [(path.name, sha256_of(path)) for path in of_masks if path.is_file()]
-    return hashlib.sha256(json.dumps([facts, digests]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([facts_of_video(source), digests]).encode()).hexdigest()
+
+
+def facts_of_video(source: Source) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of the file of a video, or of those in its folder, by which a changed video is noticed."""
+    assert source.path is not None
+    files = list_everything(source.path) if source.path.is_dir() else [source.path]
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]

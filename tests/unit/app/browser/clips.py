@@ -1,0 +1,47 @@
+"""A short clip with two discs that move, and what is true of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HEIGHT, WIDTH = 48, 64
+
+
+def disc(x: float, y: float, radius: float = 8.0) -> np.ndarray:
+    """Pixels of a disc."""
+    rows, columns = np.indices((HEIGHT, WIDTH))
+    return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+
+
+def red(index: int) -> np.ndarray:
+    """Pixels of the red disc, which moves to the right."""
+    return disc(14 + index, 16)
+
+
+def blue(index: int) -> np.ndarray:
+    """Pixels of the blue disc, which moves to the left."""
+    return disc(50 - index, 34)
+
+
+def frame(index: int) -> np.ndarray:
+    """The discs on grey noise."""
+    picture = np.random.default_rng(index).integers(90, 120, (HEIGHT, WIDTH, 1)).repeat(3, axis=2).astype(np.uint8)
+    picture[red(index)] = (220, 40, 40)
+    picture[blue(index)] = (40, 60, 220)
+    return picture
+
+
+def write_clip(folder: Path, length: int = 12) -> Path:
+    """The clip as a folder of PNGs."""
+    folder.mkdir(parents=True)
+    for index in range(length):
+        Image.fromarray(frame(index)).save(folder / f"{index:05d}.png")
+    return folder
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union."""
+    return float((one & other).sum() / (one | other).sum())
