@@ -51,6 +51,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
         _command("vos_lightning.app.segment"),
         "cut objects out of your own videos: segment VIDEO --mask M --output D [--formats overlay webm coco ...]",
     ),
+    "app": (
+        _command("vos_lightning.app.browser.command"),
+        "the same in the browser: app [VIDEO]; mark objects, follow, correct, export",
+    ),
     "predict": (_predict, "segment an experiment's videos with its checkpoint"),
     "visualize": (
         _command("vos_lightning.app.visualize"),

@@ -106,7 +106,7 @@ class Session:
         self._facts = json.dumps(facts_of_video(source))
         self._before: list[Marks] = []
         self._reader = FrameReader(source.open())
-        self._lock = threading.RLock()
+        self._lock, self._drawing = threading.RLock(), threading.Lock()
         if (folder / "session.json").is_file():
             self._restore()
 
@@ -184,9 +184,9 @@ class Session:
         Raises:
             ValueError: something is being done with the session, or the object is not there any more.
         """
-        frame = self.frame(index).permute(1, 2, 0).numpy()
-        with self._lock:
-            now = self.shown(index).numpy()
+        with self._drawing:  # one after the other, and without keeping those waiting who only look
+            frame, now = self.frame(index).permute(1, 2, 0).numpy(), self.shown(index).numpy()
+            self._check_idle()
             given = [i for i, mask in self.marks.given.get(index, {}).items() if mask is not None and i != object_id]
             mask = draw(frame, now == object_id, stroke, np.isin(now, given))
             self._change(lambda marks: marks.marked(index, object_id, mask))

@@ -98,11 +98,9 @@ class Task(ABC):
         try:
             result, failed = self.run(), False
         except Exception as error:  # whatever it is, the page has to show it
-            expected = isinstance(error, (ValueError, OSError))
-            result = (
-                one_line(error) if expected else f"this is a fault of vos_lightning ({type(error).__name__}: {one_line(error)})"
-            )
-            failed = True
+            result, failed = one_line(error), True
+            if not isinstance(error, (ValueError, OSError)):
+                result = f"this is a fault of vos_lightning ({type(error).__name__}: {result}), please report it"
         self.session.release()
         self._tell(result=result, failed=failed)
 

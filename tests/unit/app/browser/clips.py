@@ -28,7 +28,7 @@ def blue(index: int) -> np.ndarray:
 
 def frame(index: int) -> np.ndarray:
     """The discs on grey noise."""
-    picture = np.random.default_rng(index).integers(90, 120, (HEIGHT, WIDTH, 1)).repeat(3, axis=2).astype(np.uint8)
+    picture = np.random.default_rng(index).integers(100, 106, (HEIGHT, WIDTH, 1)).repeat(3, axis=2).astype(np.uint8)
     picture[red(index)] = (220, 40, 40)
     picture[blue(index)] = (40, 60, 220)
     return picture

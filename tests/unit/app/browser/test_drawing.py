@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.unit.app.browser.clips import HEIGHT, WIDTH, blue, disc, frame, overlap, red
-from vos_lightning.app.browser.drawing import Stroke, Tool, draw, paint
+from vos_lightning.app.browser.drawing import INNER_SIDE, Stroke, Tool, draw, paint
 
 NOTHING = np.zeros((HEIGHT, WIDTH), bool)
 
@@ -81,7 +81,7 @@ class TestGrabCut:
         large = cv2.resize(frame(0), (WIDTH * 30, HEIGHT * 30), interpolation=cv2.INTER_NEAREST)
         truth = cv2.resize(red(0).astype(np.uint8), (WIDTH * 30, HEIGHT * 30), interpolation=cv2.INTER_NEAREST) > 0
         found = draw(large, np.zeros(large.shape[:2], bool), stroke("box", (4, 6), (24, 26)))
-        assert max(max(shape[:2]) for shape in seen) <= 480
+        assert max(max(shape[:2]) for shape in seen) <= INNER_SIDE
         assert overlap(found, truth) > 0.95
 
     def test_the_same_stroke_gives_the_same_mask(self) -> None:
