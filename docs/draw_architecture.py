@@ -36,6 +36,7 @@ ROOMS = {
     "visualization": ("file", "All that is drawn: overlays, score maps, what each paper shows of its network, curves of J"),
     "modules": ("lightning", "A LightningModule a paper: loss, memory policies, optimisation, evaluation"),
     "networks": ("paper", "A file a paper: encode, segment, memorize"),
+    "light": ("time", "The small network in ONNX Runtime, without PyTorch"),
     "propagation": ("time", "advance, unroll and the streaming engine; memory and its policies"),
     "decoders": ("block", "Scores or readouts and features in, logits out"),
     "encoders": ("block", "What the memory keeps: keys, values, features of objects"),
@@ -49,7 +50,8 @@ ROOMS = {
     "io": ("file", "The one reader, lister and writer of label maps, images, videos and pretrained weights"),
     "mask_ops": ("contract", "Label maps to masks and back, soft aggregation, padding"),
     "structures": ("contract", "Frozen dataclasses: what travels between the rooms"),
-    "labels": ("contract", "The value of pixels that do not count"),
+    "labels": ("contract", "What the values of label maps mean"),
+    "arrays": ("contract", "Tensors, or arrays where PyTorch is not installed"),
 }
 """Room of ``vos_lightning`` -> kind and sentence."""
 

@@ -23,8 +23,9 @@ ITERATIONS = 4
 MARGIN = 0.4
 """Share of a box's sides by which the part around it is larger: its colours are those of the background."""
 CORE = 0.8
-"""Share of a box's sides that the ellipse has with which GrabCut begins: objects seldom reach into the corners of their box. In the
-first frames of ten videos of DAVIS 2016, with a box around the object, masks had a mean J of 0.61, and 0.58 without the ellipse."""
+"""Share of a box's sides that the ellipse has with which GrabCut begins: objects seldom reach into the corners of their box. In
+the first frames of ten videos of DAVIS 2016, with a box around the object, masks had a mean J of 0.61, and 0.58 without the
+ellipse."""
 REACH = 0.2
 """Share of the frame's short side around a stroke within which it changes a mask."""
 SPECK = 0.02
