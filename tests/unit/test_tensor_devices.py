@@ -33,7 +33,7 @@ OTHERS = {
         torch.rand(2, 3, 4, 6),
         torch.rand(2, 6, 6),
     ),
-    "chosen points": (lambda x: points.sample_points(x, x > 0.2, COUNTS), torch.rand(2, 2, 4, 5)),
+    "chosen points": (chosen, torch.rand(2, 2, 4, 5)),
     "enlarged boxes": (lambda labels: points.enlarged_boxes(mask_ops.masks_from_label_map(labels, 2) > 0), LABELS),
     "labels to train": (lambda labels: trainable_labels(labels, KNOWN), LABELS),
 }
