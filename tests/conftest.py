@@ -96,6 +96,16 @@ def network(request: pytest.FixtureRequest, device: torch.device) -> VOSNetwork:
     return NETWORKS[request.param].small().to(device).eval()
 
 
+@pytest.fixture
+def _types_are_not_checked() -> Iterator[None]:
+    """The library refuses wrong values by itself; in the tests, the type checker is faster where it can see them."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be downloaded fails as on a machine without a network."""

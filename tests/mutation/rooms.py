@@ -13,10 +13,12 @@ WORKSHOPS = ROOT / "runs" / "mutation"
 
 @dataclass(frozen=True)
 class Room:
-    """Source files as a pattern of ``fnmatch``, and the files or folders of tests."""
+    """Source files as a pattern of ``fnmatch``; files, folders or functions of tests; and functions that are left out of them."""
 
     sources: str
     tests: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    """Tests that start processes of their own, which takes long."""
 
 
 def _unit(*names: str) -> tuple[str, ...]:
@@ -64,7 +66,15 @@ ROOMS = {
         ),
     ),
     "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", *_TABLE)),
-    "metrics": Room("vos_lightning/metrics/*.py", _unit("metrics", "evaluation")),
+    "metrics": Room(
+        "vos_lightning/metrics/*.py",
+        _unit("metrics", "evaluation"),
+        _unit(
+            "metrics/test_metrics.py::test_metric_in_two_processes_equals_one",
+            "evaluation/test_evaluate.py::test_processes_change_nothing",
+            "evaluation/test_evaluate.py::test_the_command_imports_no_pytorch",
+        ),
+    ),
     "propagation": Room("vos_lightning/propagation/*.py", (*_unit("propagation"), "tests/invariants/test_networks.py")),
     "networks": Room("vos_lightning/networks/*.py", (*_unit("networks"), "tests/invariants")),
 }
@@ -98,7 +108,7 @@ def workshop(name: str) -> Path:
         "only_mutate": (room.sources,),
         "do_not_mutate_patterns": tuple(UNCHANGED),
         "also_copy": ("data_modules", "experiments", "docs", "benchmarks", "Makefile"),
-        "pytest_add_cli_args": _PYTEST,
+        "pytest_add_cli_args": (*_PYTEST, *(f"--deselect={test}" for test in room.without)),
         "pytest_add_cli_args_test_selection": room.tests,
         # A test whose mutant does not end is stopped; on a busy machine everything takes many times as long.
         "timeout_constant": "40",

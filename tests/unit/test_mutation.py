@@ -75,7 +75,7 @@ def test_reasons_are_for_functions_and_changes() -> None:
 def test_every_room_has_its_mutants_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.mutation.rooms.WORKSHOPS", tmp_path)
     for room in ROOMS.values():
-        for path, _, function in (test.partition("::") for test in room.tests):
+        for path, _, function in (test.partition("::") for test in (*room.tests, *room.without)):
             assert (ROOT / path).exists()
             assert not function or f"def {function}(" in (ROOT / path).read_text()
         assert any(ROOT.glob(room.sources))

@@ -37,6 +37,23 @@ def test_moving_blocks(block, top_k):
         assert_close(moved, oracle.move_blocks(oracle.strongest(weights, top_k), fine[b], block))
 
 
+@pytest.mark.parametrize("top_k", [3, 4, 5, 6, 7])
+def test_the_strongest_moves_of_maps_that_differ_in_size(top_k):
+    """Six source positions and four query positions."""
+    weights = correspondence(torch.randn(2, 5, 4), torch.randn(2, 5, 6), SHARPNESS)
+    moves = Moves.of(weights, top_k)
+    assert (moves.index is None) == (top_k >= 6)
+    dense = moves.weights if moves.index is None else torch.zeros_like(weights).scatter(1, moves.index, moves.weights)
+    for b in range(2):
+        assert_close(dense[b].t(), oracle.strongest(weights[b].t(), top_k))
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_what_is_moved_keeps_its_type(top_k):
+    moves = Moves.of(correspondence(torch.randn(1, 5, 6), torch.randn(1, 5, 6), SHARPNESS), top_k)
+    assert move_blocks(moves, torch.randn(1, 3, 4, 6).bfloat16(), 2).dtype == torch.bfloat16
+
+
 def test_gradients_reach_few_and_all_moved_blocks():
     gradients = []
     for top_k in (5, 6):  # of six positions, the least of which has hardly a weight
@@ -57,8 +74,10 @@ def test_blocks_of_an_identical_frame_stay():
 
 
 @pytest.mark.parametrize("pool", ["mean", "flat", "masked"])
-def test_similarity_of_every_pair(pool):
-    template, proposals, weights = torch.randn(2, 3, 5, 4), torch.randn(2, 4, 5, 4), torch.rand(2, 3, 4)
+@pytest.mark.parametrize("size", [1.0, 0.05], ids=["large", "small"])
+def test_similarity_of_every_pair(pool, size):
+    template, proposals = size * torch.randn(2, 3, 5, 4), size * torch.randn(2, 4, 5, 4)
+    weights = size * torch.rand(2, 3, 4)
     found = aligned_similarity(template, proposals, SHARPNESS, pool, weights if pool == "masked" else None)
     assert found.shape == (2, 3, 4)
     for b in range(2):
@@ -69,8 +88,10 @@ def test_similarity_of_every_pair(pool):
 
 
 @pytest.mark.parametrize("pool", ["mean", "flat", "masked"])
-def test_similarity_in_place(pool):
-    template, proposals, weights = torch.randn(2, 3, 5, 4), torch.randn(2, 4, 5, 4), torch.rand(2, 3, 4)
+@pytest.mark.parametrize("size", [1.0, 0.05], ids=["large", "small"])
+def test_similarity_in_place(pool, size):
+    template, proposals = size * torch.randn(2, 3, 5, 4), size * torch.randn(2, 4, 5, 4)
+    weights = size * torch.rand(2, 3, 4)
     found = in_place_similarity(template, proposals, pool, weights if pool == "masked" else None)
     assert found.shape == (2, 3, 4)
     for b in range(2):

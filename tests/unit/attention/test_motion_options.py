@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 
-from tests.unit.options import unchecked
 from vos_lightning.attention.msam import MotionOptions
 
 
@@ -22,6 +21,7 @@ def test_documented_values_are_taken(arguments: dict[str, Any]) -> None:
     assert {name: getattr(built, name) for name in arguments} == arguments
 
 
+@pytest.mark.usefixtures("_types_are_not_checked")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -36,4 +36,4 @@ def test_documented_values_are_taken(arguments: dict[str, Any]) -> None:
 )
 def test_other_values_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        unchecked(MotionOptions, **arguments)
+        MotionOptions(**arguments)

@@ -153,6 +153,25 @@ def test_displacement_and_confidence_are_the_formulas(height, width, window, out
         assert float(peak[0, 0, y, x]) == pytest.approx(max(weights.values()), abs=1e-9)
 
 
+@pytest.mark.parametrize("out_of_frame", ["zero", "mask", "mean"])
+def test_the_best_of_bad_matches(out_of_frame):
+    """All cosines are negative; where the frame ends, 0 is the best of the window only if what lies outside counts as 0."""
+    query = torch.rand(2, 4, 5, 6, dtype=torch.float64)
+    previous = -torch.rand(2, 4, 5, 6, dtype=torch.float64)
+    found = match_confidence(local_similarity(query, previous, 3), out_of_frame=out_of_frame)
+    for b in range(2):
+        for (x, y), costs in oracle.cost_volume(query[b], previous[b], 3, "cosine").items():
+            assert float(found[b, 0, y, x]) == pytest.approx(oracle.maximum(costs, 3, out_of_frame), abs=1e-9)
+    assert found[:, :, 1:-1, 1:-1].max() < 0
+    assert bool((found[:, :, 0] == 0).all()) == (out_of_frame == "zero")
+
+
+def test_a_displacement_and_its_peak_have_the_same_temperature():
+    volume = local_similarity(*features(5, 7), 3)
+    assert torch.equal(match_confidence(volume, "softmax_peak"), match_weights(volume, 1, 0.02).amax(dim=1, keepdim=True))
+    assert torch.equal(soft_displacement(volume, normalize=False), expected_offset(match_weights(volume, 1, 0.02)))
+
+
 def test_displacement_finds_a_shift():
     """At a low temperature, what moved is found; with the printed sign and temperature it is not."""
     torch.manual_seed(0)

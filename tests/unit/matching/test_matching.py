@@ -110,7 +110,7 @@ def test_surjective_gradcheck():
     )
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("scale", [1.0, 0.25, 2.0])
 def test_equalized_equals_the_oracle(scale):
     inner = dot(*keys()) * 3
     _, masks, readable = problem()

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from tests.unit.options import unchecked
 from vos_lightning.matching.assignment import AssignmentOptions
 from vos_lightning.matching.bijective import GaussianKernel, TopK
 from vos_lightning.matching.trajectories import AdaptiveMatching
@@ -53,7 +52,8 @@ def test_documented_values_are_taken(options: type, arguments: dict[str, Any]) -
     assert {name: getattr(built, name) for name in arguments} == arguments
 
 
+@pytest.mark.usefixtures("_types_are_not_checked")
 @pytest.mark.parametrize(("options", "arguments", "name"), ILLEGAL, ids=str)
 def test_other_values_are_named(options: type, arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=rf"\.{name}\b"):
-        unchecked(options, **arguments)
+        options(**arguments)

@@ -126,6 +126,27 @@ def test_samples_are_the_largest_scores_in_order():
     assert sample_points(score, region, torch.zeros_like(counts), at_least=2).valid.any().item() is False
 
 
+def test_no_object_has_no_points():
+    nothing = torch.zeros(2, 0, HEIGHT, WIDTH)
+    points = sample_points(nothing, nothing > 0, torch.zeros(2, 0, dtype=torch.long))
+    assert points.index.shape == points.valid.shape == (2, 0, 0)
+    assert points.numbers == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_memory_of_a_point(dtype):
+    """Keys of the window with the channel of their norm, and four numbers for every cell that is read."""
+    seen = PointMap(
+        *(torch.randn(1, *shape).to(dtype) for shape in ((5, HEIGHT, WIDTH), (4, HEIGHT, WIDTH), (2, 1, HEIGHT, WIDTH)))
+    )
+    memory = point_memory(strided_grid(seen, 2), seen, torch.arange(2))
+    grid = (HEIGHT // 2) * (WIDTH // 2)
+    channels = memory.key.shape[1]
+    number = memory.key.element_size()
+    assert memory.bytes_of_a_point(3) == number * (9 * channels + 4 * (grid + 9))
+    assert memory.bytes_of_a_point(1) == number * (channels + 4 * (grid + 1))
+
+
 def test_points_are_read_and_written_back():
     maps = torch.randn(2, 3, HEIGHT, WIDTH)
     before = maps.clone()
@@ -420,18 +441,24 @@ def test_spread_of_degenerate_matches():
 
 @pytest.mark.parametrize("similarity", ["l2", "dot", "cosine"])
 @pytest.mark.parametrize(("top", "order"), [(None, "after"), (5, "after"), (5, "before")])
-def test_weighted_read_is_the_formula(similarity, top, order):
+@pytest.mark.parametrize("few", [10, 3])
+def test_weighted_read_is_the_formula(similarity, top, order, few):
+    """Also where an object may read fewer memory pixels than are chosen."""
     height, width, size = 4, 5, 30
     positions, sigmas = torch.randint(0, 20, (1, size)), torch.rand(1, size) * 4
     keys, values, query = torch.randn(1, 4, size), torch.randn(1, 2, 3, size), torch.randn(1, 4, height, width)
     readable = torch.ones(1, 2, size, dtype=torch.bool)
-    readable[0, 1, 10:] = False
+    readable[0, 1, few:] = False
     options = AdaptiveMatching(smallest_sigma=1.0, largest_sigma=3.0, top_k_order=order)
     read = read_followed(
         keys, query, values, readable, Trajectories(positions, sigmas), options, similarity=similarity, scale=0.7, top_k=top
     )
+    positions_now = Trajectories(positions, sigmas)
+    plain = {"similarity": similarity, "top_k": top}
+    default = read_followed(keys, query, values, readable, positions_now, options, **plain)
+    assert torch.equal(default, read_followed(keys, query, values, readable, positions_now, options, scale=0.125, **plain))
     clamped = [min(max(value, 1.0), 3.0) for value in sigmas[0].tolist()]
-    for n, seen in enumerate((slice(None), slice(10))):
+    for n, seen in enumerate((slice(None), slice(few))):
         memory = (keys[0, :, seen], values[0, n, :, seen], positions[0, seen].tolist(), clamped[seen])
         assert_close(read[0, n], oracle.weighted_read(*memory, query[0].flatten(1), width, top, order, similarity, 0.7))
 

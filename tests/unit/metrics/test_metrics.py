@@ -111,6 +111,18 @@ def test_void_pixels_count_for_nothing() -> None:
             for i in (1, 2)
         ]
         assert_values(ours(preds, target, (1, 2), void), np.array(expected))
+    for together, alone in zip(
+        region_and_boundary(preds, target, (1, 2), void), (region_similarity, boundary_accuracy), strict=True
+    ):
+        assert_values(together, alone(preds, target, (1, 2), void))
+
+
+def test_the_tolerance_is_0_8_percent_of_the_diagonal() -> None:
+    preds, target = blobs(4, 3, 240, 427, 2), blobs(5, 3, 240, 427, 2)
+    expected = boundary_accuracy(preds, target, (1, 2), bound_th=4.0)  # 0.008 times 490 pixels, rounded up
+    assert_values(boundary_accuracy(preds, target, (1, 2)), expected)
+    assert_values(region_and_boundary(preds, target, (1, 2))[1], expected)
+    assert not np.array_equal(expected, boundary_accuracy(preds, target, (1, 2), bound_th=3.0))
 
 
 @pytest.mark.realdata

@@ -82,6 +82,10 @@ def test_g_is_the_mean_of_four(tmp_path: Path) -> None:
     assert describe("youtube_vos18", rows) == (
         "YouTube-VOS 2018: annotated frames after the first of each object, 4 objects in 2 videos, 1 of unseen categories"
     )
+    assert describe("youtube_vos18", [row for row in rows if not row.unseen]) == (
+        "YouTube-VOS 2018: annotated frames after the first of each object, 3 objects in 2 videos, "
+        "none known to be of an unseen category, so there is no G"
+    )
     # Without unseen objects there is no G, and J&F is there all the same.
     alone = summarize([row for row in rows if not row.unseen], "youtube_vos18")
     assert math.isnan(alone["G"])
