@@ -90,7 +90,7 @@ def weights_of(arguments: argparse.Namespace) -> Path:
 
 
 class LightBackend(Backend):
-    """ONNX Runtime on the processor.
+    """ONNX Runtime on the CPU.
 
     Args:
         arguments: those of ``vos segment``.

@@ -65,7 +65,7 @@ def write_graphs(output: OutputFolder, engine: InferenceEngine, weights: Path) -
 
     Args:
         output: the folder.
-        engine: engine on the network with exactly these weights, in evaluation mode on the processor; see
+        engine: engine on the network with exactly these weights, in evaluation mode on the CPU; see
             :func:`check_exportable`.
         weights: file of safetensors in that folder.
 

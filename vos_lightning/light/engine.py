@@ -39,7 +39,7 @@ Known = Bank[Remembered]
 class LightEngine(StreamingEngine):
     """Segments a video frame by frame as :class:`vos_lightning.propagation.engine.InferenceEngine` does, without PyTorch.
 
-    It computes what that engine computes with STCN, on the processor. Frames are arrays, or tensors where PyTorch is installed.
+    It computes what that engine computes with STCN, on the CPU. Frames are arrays, or tensors where PyTorch is installed.
     Masks cannot be added or corrected in a frame that has been processed.
 
     Args:

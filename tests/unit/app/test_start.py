@@ -39,6 +39,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "curves --help": SLOW,
     "predict --help": HEAVY,
     "segment --help": SLOW,
+    "app --help": SLOW,
     "visualize --help": SLOW,
     "benchmark --help": SLOW,
 }
