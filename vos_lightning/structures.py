@@ -253,6 +253,8 @@ class FramePrediction:
     """Height and width at which the network worked, before padding; None if they equal those of the label map."""
     aux: Mapping[str, Any] = field(default_factory=dict)
     """Auxiliary outputs of ``segment``, on the network's grid and device; empty if nothing was predicted."""
+    scene_cut: bool = False
+    """Whether this is the first frame of another scene, and the engine has let go of the objects that were followed so far."""
 
 
 @dataclass(frozen=True)

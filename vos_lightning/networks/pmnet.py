@@ -203,23 +203,24 @@ class PMNet(VOSNetwork[Features, Entry, Carry]):
         with record_function("vos/decoder"):
             refine = decoder.of_frame(features.pyramid, features.query_value)
         parts: list[dict[str, Tensor]] = []
+        done = 0
 
-        def decode(readout: Tensor, introduced: Tensor, slots: Tensor) -> Tensor:
+        def decode(readout: Tensor, introduced: Tensor) -> Tensor:
+            nonlocal done
             part: dict[str, Tensor] = {}
             parts.append(part)
+            first, count = done, readout.shape[1]
+            done += count
             with record_function("vos/decoder"):
                 decoded = refine(readout)
                 part["coarse"] = decoder.predict(decoded[2])
             if self.point_source == "none" or fine is None:
                 return decoder.enlarge(part["coarse"])
-            first, count = int(slots[0, 0]), slots.shape[1]
             own = fine if count == fine.fresh.shape[1] else map_objects(fine, lambda tensor: tensor.narrow(1, first, count))
             with record_function("vos/points"):
                 return self._refine(features, decoded, introduced, own, part)
 
-        # The slots say which objects are a part; they stay on the host, as no device has to be asked for them.
-        slots = torch.arange(readout.shape[1]).expand(1, -1)
-        logits: Tensor = by_objects(decode, decoder.bytes_of_one(features.pyramid), readout, memory.carry.introduced, slots)
+        logits: Tensor = by_objects(decode, decoder.bytes_of_one(features.pyramid), readout, memory.carry.introduced)
         return logits, aux | _joined(parts)
 
     def memorize(

@@ -1,7 +1,7 @@
 """Signs that a prediction has lost its object, found without a ground truth: the flags of ``index/<video>.csv``.
 
 Every object is compared with the mask that a person has given for it last. Colours and motion are measured on frames reduced to a
-short side of :data:`INNER_SIDE` pixels. The thresholds were chosen on seven videos of DAVIS 2016 and checked on three others;
+short side of 160 pixels. The thresholds were chosen on seven videos of DAVIS 2016 and checked on three others;
 ``python -m benchmarks.drift`` repeats the measurement, and the README shows its table.
 """
 
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from vos_lightning.arrays import Tensor, to_array
+from vos_lightning.propagation.cuts import block_histograms, colour_bins, colour_histogram, is_cut, likeness, reduced
 from vos_lightning.structures import FramePrediction
 
-INNER_SIDE = 160
-"""Short side, in pixels, of the frames that colours and motion are measured on; smaller frames keep their size."""
 MIN_PIXELS = 30
 """Pixels of that inner frame which an object needs for its colours to be judged."""
 
@@ -38,37 +37,10 @@ OFF_EDGE = 0.3
 MIN_STEP = 0.2
 """Colours on the two sides of a given mask's contour that differ by less (in natural logarithms) say nothing."""
 
-_BINS = (8, 16, 16)
 _SMALLEST = 1e-4
 
 
 # Measures -------------------------------------------------------------------------------------------------------------
-
-
-def colour_bins(image: UInt8[np.ndarray, "h w 3"]) -> Int32[np.ndarray, "h w"]:
-    """Number of the colour of every pixel in CIELAB: 8 steps of lightness, as light changes, and 16 for each of the two others.
-
-    Args:
-        image: RGB.
-    """
-    lightness, green_red, blue_yellow = (plane.astype(np.int32) for plane in cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2LAB)))
-    steps = [plane * bins // 256 for plane, bins in zip((lightness, green_red, blue_yellow), _BINS, strict=True)]
-    return np.asarray((steps[0] * _BINS[1] + steps[1]) * _BINS[2] + steps[2])
-
-
-def colour_histogram(bins: Int32[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float32[np.ndarray, " n"]:
-    """Shares of the colours of a mask, smoothed by (1/4, 1/2, 1/4) along each channel; all 0 for an empty mask."""
-    counts: np.ndarray = np.bincount(bins[mask], minlength=math.prod(_BINS)).astype(np.float32).reshape(_BINS)
-    for axis in range(3):
-        widths = [(1, 1) if i == axis else (0, 0) for i in range(3)]
-        left, middle, right = (np.take(np.pad(counts, widths, mode="edge"), range(i, i + _BINS[axis]), axis) for i in range(3))
-        counts = (left + right) / 4 + middle / 2
-    return np.asarray(counts.ravel() / max(float(counts.sum()), _SMALLEST), dtype=np.float32)
-
-
-def likeness(one: Float32[np.ndarray, " n"], other: Float32[np.ndarray, " n"]) -> float:
-    """Bhattacharyya coefficient of two histograms, from 0 (nothing in common) to 1 (equal)."""
-    return float(np.sqrt(one * other).sum())
 
 
 def surroundings(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -126,12 +98,11 @@ class _View:
     """What all objects of a frame share: its colours, and where its pixels were in the frame before."""
 
     def __init__(self, frame: UInt8[Tensor, "3 H W"], before: _View | None) -> None:
-        height, width = int(frame.shape[1]), int(frame.shape[2])
-        scale = min(1.0, INNER_SIDE / min(height, width))
-        self.size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        planes = [cv2.resize(plane, self.size, interpolation=cv2.INTER_AREA) for plane in to_array(frame)]
-        image = np.stack(planes, axis=2)
+        image = reduced(frame)
+        self.size = (image.shape[1], image.shape[0])
         self.bins = colour_bins(image)
+        self.blocks = block_histograms(self.bins)
+        self.is_cut = before is not None and is_cut(before.blocks, self.blocks)
         self.grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         self._before = before.grey if before is not None and before.size == self.size else None
         self._origin: tuple[np.ndarray, np.ndarray] | None = None
@@ -230,6 +201,8 @@ class ObjectRow:
     flags: str
     """Where to look, joined by spaces; empty where nothing was found:
 
+    - ``scene_cut``: another scene begins in this frame. What looks like the object may be something else, or the object was let
+      go until it is annotated again, see :meth:`vos_lightning.propagation.engine.InferenceEngine.run`.
     - ``given``: a person gave a mask of the object in this frame; nothing else is said.
     - ``absent``: the object has no pixel.
     - ``returned``: it has pixels again after a frame without. It may be another object now.
@@ -263,8 +236,12 @@ class DriftIndex:
         Returns:
             One row for each object.
         """
-        rows = []
+        rows: list[ObjectRow] = []
         label_map = to_array(prediction.label_map)
+        if prediction.scene_cut:
+            lost = [i for i in self._tracks if i not in prediction.object_ids]
+            rows += [ObjectRow(prediction.frame_index, name, i, 0, 0.0, "scene_cut") for i in lost]
+            self._tracks = {i: track for i, track in self._tracks.items() if i not in lost}
         if prediction.object_ids:
             self._view = _View(prediction.frame, self._view)
             occupied = self._view.reduce(label_map > 0)
@@ -281,6 +258,8 @@ class DriftIndex:
                 flags = ["given"]
             else:
                 flags = self._tracks[object_id].flags(self._view, area, confidence, cover, free)
+                if self._view.is_cut:
+                    flags = ["scene_cut", *flags]
             rows.append(ObjectRow(prediction.frame_index, name, object_id, area, round(confidence, 4), " ".join(flags)))
         self._names.append(name)
         self._flagged.append(is_flagged(rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vos_lightning.mask_ops import ids_to_slots, label_map_from_probabilities, masks_from_label_map, object_ids_in, slots_to_ids
+from vos_lightning.propagation.cuts import AtCut
 from vos_lightning.propagation.directions import Direction, run_in_direction
 from vos_lightning.propagation.frame_step import FrameStep, resize_masks, resize_proposals, without_object
 from vos_lightning.propagation.inputs import MAX_OBJECTS, Array, Masks, as_frame, as_label_map
@@ -172,6 +174,7 @@ class InferenceEngine(StreamingEngine):
         masks: MasksByFrame | None = None,
         *,
         direction: Direction = "forward",
+        at_cut: AtCut = "follow",
         gone: Mapping[int, Collection[int]] | None = None,
         proposals: FrameProposals | None = None,
     ) -> Iterator[FramePrediction]:
@@ -187,6 +190,8 @@ class InferenceEngine(StreamingEngine):
             direction: from where each frame gets its objects: the annotations before it (``forward``), those after it
                 (``backward``), or those on both sides (``both``). The last two return frames in another order than that of
                 time, see :func:`vos_lightning.propagation.directions.run_in_direction`.
+            at_cut: what happens where another scene begins, see :meth:`run`; with ``both``, annotations reach as far as their
+                scene.
             gone: ids of objects that are gone from a frame on, until they are annotated again, by the index of that frame.
             proposals: proposals of the frames, for networks that match them.
 
@@ -198,7 +203,8 @@ class InferenceEngine(StreamingEngine):
             ValueError: the video, a mask or the direction cannot be used; what is found later is raised by the iterator.
         """
         sample = as_video(video, masks, gone=gone, proposals=proposals)
-        return run_in_direction(self.run, sample, direction, self.propagation.aggregation)
+        run = functools.partial(self.run, at_cut=at_cut)
+        return run_in_direction(run, sample, direction, self.propagation.aggregation)
 
     def snapshot(self) -> Snapshot:
         """What is known after the last frame, for :meth:`run` to go on from; it is a value, and later frames do not change it."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from vos_lightning.arrays import to_array
 from vos_lightning.labels import MAX_OBJECTS, object_ids_in
+from vos_lightning.propagation.cuts import AtCut, SceneCuts
 from vos_lightning.propagation.snapshots import Snapshot, Stored
 from vos_lightning.structures import FramePrediction, VideoSample
 
@@ -63,7 +65,7 @@ class StreamingEngine(ABC):
     def remove_object(self, object_id: int) -> None:
         """Stop tracking an object, and forget everything that was remembered of it; its id may be used again."""
 
-    def run(self, video: VideoSample, stored: Stored | None = None) -> Iterator[FramePrediction]:
+    def run(self, video: VideoSample, stored: Stored | None = None, *, at_cut: AtCut = "follow") -> Iterator[FramePrediction]:
         """Segment a whole video frame by frame; a frame is decoded once, when it is its turn, and comes with its prediction.
 
         Proposals are asked for from the first annotated frame on. Objects that are gone from a frame on (``video.gone``) are
@@ -73,6 +75,11 @@ class StreamingEngine(ABC):
             video: the video with its annotations.
             stored: what an earlier run of the same video knew after one of its frames, and its predictions up to that frame,
                 which are returned instead of being computed again.
+            at_cut: what happens at a frame that shows another scene than the frame before
+                (:func:`vos_lightning.propagation.cuts.is_cut`). ``follow``: nothing, and nobody looks for such frames, as in the
+                papers. ``ask``: the objects are let go, because what looks like them in the other scene is usually something
+                else. The prediction says ``scene_cut``, and has only objects that are annotated in that frame; the others have to
+                be annotated again to be followed further.
 
         Raises:
             ValueError: the network needs proposals and the video has none; or the video ends before a frame that is annotated.
@@ -81,20 +88,24 @@ class StreamingEngine(ABC):
         self.reset()
         self._keep_size = self._has_tiny_object(video)
         done = -1 if stored is None else stored.snapshot.frame_index
+        cuts = SceneCuts() if at_cut == "ask" else None
         index = -1
         for index, frame in enumerate(video.frames):
+            is_cut = cuts is not None and cuts.is_next(frame)
             if stored is not None and index <= done:
                 yield stored.prediction(index, frame)
                 continue
             if stored is not None and index == done + 1:
                 self._restore(stored.snapshot)
-            for object_id in video.gone.get(index, ()):
+            let_go = is_cut and bool(self._ids)
+            for object_id in self._ids if let_go else video.gone.get(index, ()):
                 if object_id in self._ids:
                     self.remove_object(object_id)
             annotation = video.annotations.get(index)
             starts = annotation is not None or bool(self._ids)
             proposals = video.proposals.of_frame(index, frame) if video.proposals is not None and starts else None
-            yield self.step(frame, annotation, proposals=proposals)
+            prediction = self.step(frame, annotation, proposals=proposals)
+            yield replace(prediction, scene_cut=True) if let_go else prediction
         late = [t for t in video.annotations if t > index]
         if late:
             raise ValueError(
