@@ -117,12 +117,13 @@ def load_module(checkpoint: str | Path, *, device: str = "auto") -> VOSModule:
     return module.to(target).eval().requires_grad_(False)
 
 
-def module_of_network(class_path: str) -> VOSModule:
+def module_of_network(class_path: str, *, small: bool = False) -> VOSModule:
     """The LightningModule of a network class, with all default arguments and random weights.
 
     Args:
         class_path: class path such as ``vos_lightning.networks.emvos.EMVOS``; its module is in the file of the same name in
             ``modules``.
+        small: take the small network for tests (:meth:`VOSNetwork.small`).
 
     Raises:
         ValueError: there is no such network.
@@ -135,7 +136,7 @@ def module_of_network(class_path: str) -> VOSModule:
         raise ValueError(f"there is no network {class_path}; name one as vos_lightning.networks.emvos.EMVOS") from error
     module: Any = next(m for m in candidates if isinstance(m, type) and issubclass(m, VOSModule) and m is not VOSModule)
     with _quiet(), weights_are_overwritten():
-        built: VOSModule = module(network.published(None))
+        built: VOSModule = module(network.small() if small else network.published(None))
     return built
 
 
