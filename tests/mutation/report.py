@@ -95,17 +95,17 @@ The library is changed in one place at a time: a sign, a number, an argument, a 
 ARGS=--report` writes this page from the results. Recorded losses (`tests/golden/`) do not take part: what notices a mutant is a
 unit test, an oracle or an invariant. `tests/mutation/rooms.py` says which tests belong to which room.
 
-*Died* is the share of all tested mutants. *Harmless* survivors change nothing that can be seen, each for the reason below; *open*
-ones do, or have not been looked at. *Stopped* mutants did not end in time, and do not count as dead.
+*Died* is the share of all tested mutants. *Explained* survivors change nothing that can be seen here, each for the reason below;
+*open* ones do, or have not been looked at. *Stopped* mutants did not end in time, and do not count as dead.
 
-| room | mutants | tested | died | stopped | survived, harmless | survived, open | died |
+| room | mutants | tested | died | stopped | survived, explained | survived, open | died |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
     rows = {room: _row(found, survivors[room]) for room, found in results.items()}
     rows["**all**"] = sum(rows.values(), Counter())
     for room, row in rows.items():
         share = f"{100 * row['died'] / row['tested']:.1f} %" if row["tested"] else ""
-        columns = ("mutants", "tested", "died", "stopped", "harmless", "open")
+        columns = ("mutants", "tested", "died", "stopped", "explained", "open")
         text += f"| {room} | {' | '.join(str(row[column]) for column in columns)} | {share} |\n"
     text += "\nNot mutated: type annotations, docstrings, functions with decorators (but for methods of classes), and\n\n"
     return text + "".join(f"- `{pattern}`: {reason}\n" for pattern, reason in UNCHANGED.items())
@@ -117,7 +117,7 @@ def _row(results: Results, survivors: list[Survivor]) -> Counter[str]:
     died = sum(codes[code] for code in KILLED)
     opened = sum(survivor.reason is None for survivor in survivors)
     row = {"mutants": len(results), "tested": tested, "died": died, "stopped": tested - died - len(survivors)}
-    return Counter(row | {"harmless": len(survivors) - opened, "open": opened})
+    return Counter(row | {"explained": len(survivors) - opened, "open": opened})
 
 
 def _named_section(named: list[Named], outcomes: dict[str, str]) -> str:

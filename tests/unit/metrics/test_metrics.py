@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from tests.oracles import davis_metrics as oracle
 from tests.tolerances import assert_close
 from vos_lightning.io.label_maps import read_label_map
+from vos_lightning.metrics import davis, youtube_vos
 from vos_lightning.metrics.functional import (
     _scores,
     boundary_accuracy,
@@ -27,7 +28,7 @@ from vos_lightning.metrics.functional import (
     region_and_boundary,
     region_similarity,
 )
-from vos_lightning.metrics.protocols import check_protocol, describe, evaluate_video, summarize
+from vos_lightning.metrics.protocols import check_protocol, describe, evaluate_video, summarize, unique_rows
 from vos_lightning.metrics.video_metric import VideoMetric
 
 
@@ -296,6 +297,26 @@ def test_metric_averages_objects_and_counts_each_once() -> None:
     assert describe("davis17", rows) == "DAVIS 2017 semi-supervised: first and last frame skipped, 6 objects in 3 videos"
     metric.reset()
     assert metric.rows() == []
+
+
+def test_rows_are_in_the_order_in_which_people_count() -> None:
+    target = blobs(1, 5, 30, 40, 2)
+    row = davis.evaluate_video(target, target, "davis16")[0]
+    assert (row.video, row.unseen, row.missing) == ("", False, False)
+    assert youtube_vos.evaluate_video(target, target)[0].video == ""
+    shuffled = [replace(row, video=video, object_id=i) for video, i in (("v10", 1), ("v2", 10), ("v2", 9), ("v10", 1), ("V1", 1))]
+    assert [(found.video, found.object_id) for found in unique_rows(shuffled)] == [("V1", 1), ("v2", 9), ("v2", 10), ("v10", 1)]
+    first = replace(shuffled[0], J=0.25)
+    assert unique_rows([first, shuffled[0]]) == [first]
+
+
+def test_a_metric_keeps_its_rows_where_it_is() -> None:
+    metric = VideoMetric("davis17")
+    with torch.device("meta"):
+        metric.reset()
+    feed(metric, ["one"])
+    assert {str(line.device) for line in metric.lines} == {"cpu"}
+    assert len(metric.rows()) == 1
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
