@@ -87,7 +87,9 @@ def read_point(
     return sum(weight / total * values[:, v, u] for weight, ((_, values), v, u) in zip(weights, candidates, strict=True))
 
 
-def track(keys: list[Tensor], window: int, beta: float, form: str) -> tuple[list[int], list[float]]:
+def track(
+    keys: list[Tensor], window: int, beta: float, form: str, kind: str = "l2", scale: float | None = None, exclusion: int = 0
+) -> tuple[list[int], list[float]]:
     """Follow every cell of the first of some frames to the last: positions and largest spreads.
 
     Args:
@@ -95,21 +97,32 @@ def track(keys: list[Tensor], window: int, beta: float, form: str) -> tuple[list
         window: side.
         beta: of the spread.
         form: which positive similarity the ratio is of.
+        kind: similarity by which cells are matched; the cosine with that form.
+        scale: factor of the similarity, for ``exponential``; one over the square root of the channels if it is not given.
+        exclusion: rows and columns around the best cell in which nothing counts as second best.
     """
     channels, height, width = keys[0].shape
+    scale = channels**-0.5 if scale is None else scale
+    kind = "cosine" if form == "cosine" else kind
     positions, spreads = list(range(height * width)), [0.0] * (height * width)
     for before, after in pairwise(keys):
         for p in range(height * width):
             y, x = divmod(positions[p], width)
-            found = []
-            for v in range(y - window // 2, y - window // 2 + window):
-                for u in range(x - window // 2, x - window // 2 + window):
-                    if 0 <= v < height and 0 <= u < width:
-                        kind = "cosine" if form == "cosine" else "l2"
-                        found.append((similarity(before[:, y, x].tolist(), after[:, v, u].tolist(), kind), v * width + u))
-            (best, cell), (second, _) = sorted(found, reverse=True)[:2]
+            found = [
+                (similarity(before[:, y, x].tolist(), after[:, v, u].tolist(), kind), v * width + u)
+                for v in range(y - window // 2, y - window // 2 + window)
+                for u in range(x - window // 2, x - window // 2 + window)
+                if 0 <= v < height and 0 <= u < width
+            ]
+            best, cell = max(found)
+            near = {
+                (cell // width + i, cell % width + j)
+                for i in range(-exclusion, exclusion + 1)
+                for j in range(-exclusion, exclusion + 1)
+            }
+            second = max(value for value, other in found if divmod(other, width) not in near)
             ratio = {
-                "exponential": lambda a, b: math.exp(a / math.sqrt(channels)) / math.exp(b / math.sqrt(channels)),
+                "exponential": lambda a, b: math.exp(scale * a) / math.exp(scale * b),
                 "inverse_distance": lambda a, b: (1 / math.sqrt(-a)) / (1 / math.sqrt(-b)),
                 "inverse_squared_distance": lambda a, b: (1 / -a) / (1 / -b),
                 "cosine": lambda a, b: max(a, 1e-6) / max(b, 1e-6),

@@ -337,21 +337,26 @@ def test_detector_stops_the_gradient(form):
     assert all(p.grad is not None for p in detector.parameters())
 
 
+@pytest.mark.parametrize("form", ["top_down", "top_down_3x3", "concatenated"])
 @pytest.mark.parametrize(
     ("s16", "s8", "s4", "total"), [(2.0, 1.0, 0.5, 3.5), (2.0, -1.0, 0.5, 2.5), (-2.0, 1.0, -1.0, 1.0), (0.0, 0.0, 0.0, 0.0)]
 )
-def test_the_detector_adds_what_every_stride_says(s16, s8, s4, total):
+def test_the_detector_adds_what_every_stride_says(s16, s8, s4, total, form):
     """Layers that hand their first channel on: what is negative at a stride does not count, and the rest is a logit."""
-    detector = UncertaintyDetector((6, 5, 4), 8)
+    detector = UncertaintyDetector((6, 5, 4), 8, form)
     for layer in detector.children():
         torch.nn.init.dirac_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
+    if form == "concatenated":  # the first channel of every stride
+        detector.merge4.weight.data[0, [8, 16], 1, 1] = 1.0
     maps = [torch.full((1, 2, c, 2 * s, 3 * s), value) for value, c, s in ((s16, 6, 1), (s8, 5, 2), (s4, 4, 4))]
     assert_close(detector(*maps).detach(), torch.full((1, 2, 8, 12), 1 / (1 + math.exp(-total))))
-    # A cell of stride 16 is enlarged twice by two, bilinearly, and not once by four.
+    # A cell of stride 16 is enlarged twice by two, bilinearly; or once by four.
     maps = [torch.zeros_like(m) for m in maps]
     maps[0][0, 0, 0, :, 0] = 1.0
-    row = torch.tensor([1.0, 0.9375, 0.8125, 0.625, 0.375, 0.1875, 0.0625, 0, 0, 0, 0, 0])
+    twice = [1.0, 0.9375, 0.8125, 0.625, 0.375, 0.1875, 0.0625, 0, 0, 0, 0, 0]
+    once = [1.0, 1.0, 0.875, 0.625, 0.375, 0.125, 0, 0, 0, 0, 0, 0]
+    row = torch.tensor(once if form == "concatenated" else twice)
     assert_close(detector(*maps)[0, 0].logit().detach(), row.expand(8, 12))
 
 
