@@ -8,9 +8,9 @@ DATA   ?= data
 export VOS_DATA := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train validate evaluate predict visualize baselines list results doctor submit show lint format test \
-  test-all test-portable test-gpu bench bench-networks lite lite-switches lite-gpu fuzz kills mutate slurm lock audit wandb-sync \
-  clean segment
+.PHONY: help setup demo app train validate evaluate segment predict visualize baselines list results doctor submit show lint \
+  format test test-all test-portable test-gpu bench bench-networks lite lite-switches lite-gpu fuzz kills slurm lock audit \
+  wandb-sync clean mutate
 
 help: ## show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ segment: $(STAMP) ## cut objects out of your own: VIDEO="files or folders" [MASK
 predict: $(STAMP) ## segment EXP's videos with its last weights
 	@test -n "$(EXP)" || { echo 'error: which experiment? make predict EXP=emvos_davis17' >&2; exit 2; }
 	@$(RUN) predict $(EXP) $(ARGS)
+
+app: $(STAMP) ## cut objects out of a video in the browser: VIDEO=file-or-folder (docs/app.md)
+	@$(RUN) app $(VIDEO) $(ARGS)
 
 visualize: $(STAMP) ## draw what EXP computes inside: VIDEO=name FRAME=number OUTPUT=dir
 	@test -n "$(EXP)" || { echo 'error: which experiment? make visualize EXP=emvos_davis17 VIDEO=name FRAME=number' >&2; exit 2; }

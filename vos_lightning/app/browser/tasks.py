@@ -171,7 +171,7 @@ class Follow(Task):
             return f"Stopped after {session.results.computed} of {session.length} frames; the button goes on from there."
         flagged = [t for t in session.flagged() if t >= start]
         if not flagged:
-            return "Done. No frame looks wrong: look through the video, then export."
+            return "Done. No frame is flagged, which is no promise: look through the video, then export."
         many = "frame looks" if len(flagged) == 1 else "frames look"
         return f"Done. {len(flagged)} {many} doubtful: jump to them, and correct what is wrong."
 

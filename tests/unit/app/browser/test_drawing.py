@@ -65,6 +65,14 @@ class TestGrabCut:
         assert found[40:, 40:].all()
         assert (found & red(0)).any()
 
+    def test_strokes_inside_only_add_and_strokes_outside_only_take_away(self) -> None:
+        mask = red(0) | disc(24, 12, 4)
+        added = draw(frame(0), mask, stroke("inside", (10, 16), (18, 16)))
+        assert (added & mask).sum() == mask.sum()
+        half = red(0) & (np.indices((HEIGHT, WIDTH))[1] < 14)
+        taken = draw(frame(0), half, stroke("outside", (2, 4), (4, 4)))
+        assert not (taken & ~half).any()
+
     def test_pixels_below_a_stroke_are_inside(self) -> None:
         line = stroke("inside", (30, 4), (40, 4))
         assert (draw(frame(0), red(0), line) & paint(line, (HEIGHT, WIDTH))).sum() == paint(line, (HEIGHT, WIDTH)).sum()
