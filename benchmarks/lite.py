@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vos_lightning.app.composition import ExperimentError
 from vos_lightning.app.experiments import load_experiment
 from vos_lightning.app.runs import run_command
 from vos_lightning.io.files import write_atomically
@@ -135,7 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, metavar="FILE", help="Markdown file with marks between which the table goes")
     known, options = parser.parse_known_args(argv)
     names = known.experiments or (SWITCHES if known.switches else SYSTEMS)
-    evaluated = [name for name in names if load_experiment(name).checkpoint_of]
+    try:
+        evaluated = [name for name in names if load_experiment(name).checkpoint_of]
+    except ExperimentError as error:
+        parser.error(str(error))
     with ThreadPoolExecutor(known.jobs) as pool:
         for group in ([name for name in names if name not in evaluated], evaluated):
             for done in [pool.submit(run, name, known.runs, options, known.seconds) for name in group]:

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if (prediction.frame_index + 1) % tenth == 0:
                 times.append(time.process_time())
                 memory.append(resident())
-        spent = [1000 * (after - before) / tenth for before, after in zip(times, times[1:], strict=False)]
+        spent = [1000 * (after - before) / tenth for before, after in itertools.pairwise(times)]
         print(
             f"| {name} | {options.frames} | {memory[0]:.0f} | {memory[-1]:.0f} | {spent[1]:.1f} | {spent[-1]:.1f} |", flush=True
         )

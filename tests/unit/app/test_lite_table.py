@@ -29,14 +29,15 @@ def test_a_row_is_what_the_files_say_and_nothing_is_run_again(tmp_path: Path, mo
     monkeypatch.setattr(lite, "vos", lambda *_: pytest.fail("nothing is left to do"))
     make_run(tmp_path / "runs" / "stcn_lite", "stcn_lite")
     page = tmp_path / "lite.md"
-    page.write_text(f"# Before\n{lite.BEGIN}\nold\n{lite.END}\nafter\n")
+    begin, end = lite.MARK.format("", "begin"), lite.MARK.format("", "end")
+    page.write_text(f"# Before\n{begin}\nold\n{end}\nafter\n")
     assert lite.main(["stcn_lite", "--runs", str(tmp_path / "runs"), "--table", str(page)]) == 0
     assert page.read_text() == (
-        f"# Before\n{lite.BEGIN}\n"
+        f"# Before\n{begin}\n"
         "| experiment | seed | cat | dog | J | F | J&F | steps | training | frames a second | parameters |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         "| `stcn_lite` | 3 | 71.0 / 80.0 | 50.0 / 62.5 | 60.5 | 71.2 | 65.9 | 600 | 301 s | 12.5 | 1.23 M |\n"
-        f"{lite.END}\nafter\n"
+        f"{end}\nafter\n"
     )
     cells = lite.first_look("stcn_lite", tmp_path / "runs" / "stcn_lite")
     assert (cells["steps"], cells["steps a second"], cells["peak memory"]) == ("21", "3.00", "2.5 GiB")

@@ -300,8 +300,13 @@ def test_the_memory_is_read_near_where_its_pixels_have_moved(arguments, kind, sc
     """Equations 6 to 9 for the fourth frame, which reads the first and the third one."""
     network = small(**arguments)
     readouts = []
-    refine = network.stcn.decoder.refine
-    network.stcn.decoder.refine = lambda pyramid, readout, *more: readouts.append(readout) or refine(pyramid, readout, *more)
+    of_frame = network.stcn.decoder.of_frame
+
+    def watched(*shared):
+        refine = of_frame(*shared)
+        return lambda readout: readouts.append(readout) or refine(readout)
+
+    network.stcn.decoder.of_frame = watched
     frames, labels = random_clip(1, 4, 2, SIZE)
     with torch.no_grad():
         state = _state_after(network, frames, {0: given_at(labels, 0, [1, 2], 2)}, 3)

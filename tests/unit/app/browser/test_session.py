@@ -428,7 +428,7 @@ class TestExport:
         follow(session, engine)
         formats = ["coco", "objects", "cutouts", "green"]
         assert do(Export(session, tmp_path / "app", Renderings(formats))) == f"Exported to {tmp_path / 'app'}"
-        monkeypatch.setattr("vos_lightning.app.segmenting.open_engine", lambda arguments: engine.another())
+        monkeypatch.setattr("vos_lightning.app.torch_backend.open_engine", lambda arguments: engine.another())
         masks = ["--mask", str(tmp_path / "given"), "--output", str(tmp_path / "segment")]
         assert main(["segment", str(clip), *masks, "--formats", *formats]) == 0
         found, wanted = (
