@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vos_lightning.io.files import list_files
+from vos_lightning.io.files import list_everything, list_files
 from vos_lightning.io.outputs import claim_file
 
 
@@ -85,7 +85,7 @@ def _export_onnx(arguments: argparse.Namespace, licences: dict[str, str]) -> int
     weights = arguments.output / name
     write_graphs(output, load_engine(weights, device="cpu"), weights)
     output.finish()
-    size = sum(path.stat().st_size for path in arguments.output.iterdir()) / 1e6
+    size = sum(path.stat().st_size for path in list_everything(arguments.output) if path.is_file()) / 1e6
     sys.stdout.write(f"{arguments.output}: {size:.2f} MB; vos segment VIDEO --checkpoint {arguments.output} computes with them\n")
     return 0
 

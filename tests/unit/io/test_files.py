@@ -165,6 +165,8 @@ NO_FRAMES = {
     "vos_lightning/app/experiments.py",  # experiment files
     "vos_lightning/app/runs.py",  # checkpoints and logs
     "vos_lightning/app/results/scores.py",  # score files
+    "vos_lightning/app/browser/desk.py",  # only whether a folder holds a picture
+    "vos_lightning/io/sources.py",  # patterns that people write, sorted by the one order of names
 }
 DECODING = {("Image", "open"), ("cv2", "imread"), ("cv2", "imdecode"), ("np", "load"), ("np", "fromfile")}
 DECODERS = {
@@ -172,6 +174,7 @@ DECODERS = {
     "vos_lightning/io/label_maps.py",
     "vos_lightning/io/plain_png.py",
     "vos_lightning/proposals/store.py",  # an archive of arrays
+    "vos_lightning/io/annotation_files.py",  # pictures inside JSON
 }
 
 
@@ -228,6 +231,12 @@ WRITERS = {
     ("vos_lightning/app/benchmark/command.py", "tempfile"): "a run that is only measured has a directory without files",
     ("vos_lightning/checkpoints/released/conversion.py", "rename"): "it renames parameters, not files",
     ("vos_lightning/checkpoints/portable.py", "save"): "it returns bytes",
+    (
+        "vos_lightning/propagation/directions.py",
+        "tempfile",
+    ): "predictions that wait for the other direction, in a file without a name",
+    ("vos_lightning/app/browser/session.py", "save"): "its own function, which writes atomically",
+    ("vos_lightning/app/browser/tasks.py", "save"): "the same function",
     ("data_modules/doctor/fixes.py", "move"): "a hidden file is moved out of the data set as it is",
     ("benchmarks/clips.py", "tempfile"): "data that are made for one measurement",
     ("benchmarks/evaluate.py", "tempfile"): "data that are made for one measurement",
