@@ -132,7 +132,7 @@ class LightEngine(StreamingEngine):
     ) -> tuple[Float32[np.ndarray, "N1 H W"], Known, tuple[int, int]]:
         """Probabilities with the background in front, the memory after the frame, and the size inside the network."""
         size = (int(frame.shape[1]), int(frame.shape[2]))
-        inner = self._inner_size(size)
+        inner = self.inner_size(size)
         rows, columns = sides = pad_sides(*inner, self.rules["stride"])
         image = self._picture(frame, inner, sides)
         s4, s8, s16, key, query_value = self._run("encoder", image=image)

@@ -18,7 +18,7 @@ from vos_lightning.propagation.cuts import AtCut
 from vos_lightning.propagation.directions import Direction, run_in_direction
 from vos_lightning.propagation.frame_step import FrameStep, resize_masks, resize_proposals, without_object
 from vos_lightning.propagation.inputs import MAX_OBJECTS, Array, Masks, as_frame, as_label_map
-from vos_lightning.propagation.memory import State, drop_unread, grow
+from vos_lightning.propagation.memory import State, bytes_of_latest, drop_unread, grow
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.snapshots import Snapshot
 from vos_lightning.propagation.step import Propagation, StepOutput, advance, show_given
@@ -210,6 +210,10 @@ class InferenceEngine(StreamingEngine):
         """What is known after the last frame, for :meth:`run` to go on from; it is a value, and later frames do not change it."""
         return Snapshot(self._state, self._ids, self._size, self._frame_index, self._keep_size)
 
+    def bytes_remembered(self) -> int:
+        """Bytes of the latest frame in the memory; 0 without one."""
+        return 0 if self._state is None else bytes_of_latest(self._state.memory.bank)
+
     # Details ----------------------------------------------------------------------------------------------------------
 
     def _check_video(self, video: VideoSample) -> None:
@@ -255,7 +259,7 @@ class InferenceEngine(StreamingEngine):
             return FramePrediction(step.index, frame, empty, torch.zeros(0, *size), (), processed_size=size), None
         image = frame.to(self.network.device)
         image = (image.float() / 255 if image.dtype == torch.uint8 else image.float()).unsqueeze(0)
-        inner = self._inner_size(size)
+        inner = self.inner_size(size)
         if inner != size:
             image = F.interpolate(image, size=inner, mode="bicubic", align_corners=False)
         if proposals is not None:

@@ -154,6 +154,11 @@ def drop_unread(state: State[EntryT, CarryT]) -> State[EntryT, CarryT]:
     return State(dataclasses.replace(state.memory, bank=Bank(kept)), state.introduced, state.t)
 
 
+def bytes_of_latest(bank: Bank[EntryT]) -> int:
+    """Bytes of the last remembered frame; 0 if there is none."""
+    return sum(tensor.nbytes for tensor in _tensors(bank.latest.entry)) if len(bank) else 0
+
+
 def _with_objects(state: State[EntryT, CarryT], change: Callable[[Tensor], Tensor]) -> State[EntryT, CarryT]:
     """The state with another set of object slots; ``change`` is applied to every tensor that has them in dimension 1."""
 

@@ -142,7 +142,8 @@ class StreamingEngine(ABC):
             raise ValueError(f"more than {MAX_OBJECTS} objects")
         return ids
 
-    def _inner_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def inner_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width at which frames of a size are processed."""
         short = min(size)
         if self.short_side is None or self._keep_size or short == self.short_side:
             return size
@@ -155,7 +156,7 @@ class StreamingEngine(ABC):
         if self.min_object_pixels <= 0 or not video.annotations:
             return False
         size = next(iter(video.annotations.values())).shape
-        inner = self._inner_size((int(size[0]), int(size[1])))
+        inner = self.inner_size((int(size[0]), int(size[1])))
         if inner == tuple(size):
             return False
         for annotation in map(to_array, video.annotations.values()):
@@ -165,7 +166,7 @@ class StreamingEngine(ABC):
         return False
 
     def _too_large(self, index: int, size: tuple[int, int], num_objects: int) -> str:
-        height, width = self._inner_size(size)
+        height, width = self.inner_size(size)
         inner = "" if (height, width) == size else f", processed at {width}x{height},"
         smaller = 480 if min(height, width) > 480 else max(min(height, width) // 2, 1)
         return (

@@ -1,0 +1,195 @@
+"""What a video will cost, estimated before it is segmented, and the size at which it fits into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from vos_lightning.mask_ops import PART_BYTES
+from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.policies import MemoryPolicy
+from vos_lightning.structures import Proposals
+
+SAMPLE_SIDE = 96
+"""Short side, in pixels, of the frames on which the cost is measured."""
+PLANES = 10
+"""Planes of float32 at full size that one object takes at a time, in the aggregation and in the prediction."""
+REMEMBERED = 20
+"""Frames that a memory without a bound is taken to hold."""
+USABLE = 0.5
+"""Share of the free memory that a video may take by the estimate, which is good to a factor of about two: it does not know the
+buffers of the libraries, and takes more for many objects than is needed. With the network that comes with the library it says
+93 MiB for an object at 480p (182 were taken), 377 for five (240), and 1307 for 200 at 240p (770)."""
+SMALLEST_SIDE = 96
+"""Short side, in pixels, below which no size is proposed."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimated cost of a video."""
+
+    size: tuple[int, int]
+    """Height and width at which frames are processed."""
+    memory: int
+    """Most bytes of tensors at a time, beside the parameters."""
+    seconds: float
+    """Seconds a frame."""
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations have made and that still live; ``peak`` is the largest count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(  # type: ignore[override]
+        self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
+        for x in tree_iter(result):
+            if isinstance(x, Tensor):
+                storage = x.untyped_storage()
+                key = storage._cdata
+                if key not in self._known and key not in given:
+                    self._known.add(key)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._forget, key, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What was measured on small frames."""
+
+    pixels: int
+    peak: int
+    seconds: float
+    remembered: int
+    """Bytes of one remembered frame."""
+
+
+def estimate(engine: InferenceEngine, size: tuple[int, int], num_objects: int) -> Cost:
+    """Cost of a video, from steps of the engine's network over three small frames with one and with two objects.
+
+    Memory and time are taken to grow with the number of pixels. What an object adds is taken to be limited by
+    :data:`vos_lightning.mask_ops.PART_BYTES`, but for its planes and its part of the memory. See :data:`USABLE` for how good this
+    is. Time is too high rather than too low, as small frames use a device badly.
+
+    Args:
+        engine: the engine; its state is not changed.
+        size: height and width of the frames.
+        num_objects: number of objects at a time, at least 1.
+    """
+    inner = engine.inner_size(size)
+    one, two = (_measure(engine, inner, count) for count in (1, 2))
+    ratio = inner[0] * inner[1] / one.pixels
+    more = num_objects - 1
+    kept = _remembered_frames(engine.propagation.policy)
+    of_frame = one.remembered + more * max(0, two.remembered - one.remembered)
+    memory = (
+        ratio * one.peak
+        + min(more * ratio * max(0, two.peak - one.peak), 2.0 * PART_BYTES)
+        + more * 4 * (PLANES * inner[0] * inner[1] + (3 * size[0] * size[1] if inner != size else 0))
+        + 2 * kept * ratio * of_frame  # as frames, and stacked
+    )
+    seconds = ratio * (one.seconds + more * max(0.0, two.seconds - one.seconds))
+    return Cost(inner, int(memory), seconds)
+
+
+def fit(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free: int | None = None) -> str | None:
+    """Make the engine process frames at a smaller size if a video would not fit into the free memory otherwise.
+
+    Args:
+        engine: the engine; its ``short_side`` is changed where that is needed.
+        size: height and width of the frames.
+        num_objects: number of objects at a time.
+        free: bytes that are free; None asks the device or the system, and changes nothing where neither says.
+
+    Returns:
+        A line for the user that says what was changed and why; None if nothing was.
+    """
+    free = free_memory(engine.network.device) if free is None else free
+    if free is None:
+        return None
+    cost = estimate(engine, size, num_objects)
+    if cost.memory <= USABLE * free:
+        return None
+    before = min(cost.size)
+    while cost.memory > USABLE * free and min(cost.size) > SMALLEST_SIDE:
+        # The planes at full size do not shrink, so that one step may not be enough.
+        smaller = int(min(cost.size) * min(0.95, (USABLE * free / cost.memory) ** 0.5)) // 16 * 16
+        engine.short_side = max(SMALLEST_SIDE, smaller)
+        cost = estimate(engine, size, num_objects)
+    return (
+        f"frames are processed at a short side of {min(cost.size)} pixels instead of {before}, as {num_objects} object(s) would "
+        f"not fit into {_gib(free)} of free memory (now about {_gib(cost.memory)}; --short-side chooses another)"
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; on a CPU what the system, and a container's limit, leave; None where nothing says it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        found.append(int(limit) - int(used))
+    return max(0, min(found)) if found else None
+
+
+def _measure(engine: InferenceEngine, inner: tuple[int, int], num_objects: int) -> _Sample:
+    scale = min(1.0, SAMPLE_SIDE / min(inner))
+    height, width = (max(1, round(side * scale)) for side in inner)
+    probe = engine.another()
+    probe.short_side, probe.min_object_pixels = None, 0
+    frame = (F.interpolate(torch.rand(1, 3, 8, 8), (height, width))[0] * 255).to(torch.uint8)
+    masks = torch.zeros(height, width, dtype=torch.uint8)
+    for i in range(num_objects):
+        masks[i * height // num_objects : i * height // num_objects + max(1, height // (2 * num_objects)), : width // 2] = i + 1
+    proposals = None
+    if engine.network.needs_proposals:
+        boxes = torch.tensor([[[0.0, 0.0, width / 2, height / 2]]]).expand(1, 10, 4)
+        proposals = Proposals(boxes, torch.rand(1, 10, 28, 28), torch.full((1, 10), 0.5))
+    with LiveTensors() as live:
+        for t in range(3):
+            probe.step(frame, masks if t == 0 else None, proposals=proposals)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        probe.step(frame, proposals=proposals)  # the result is on the host, so that a device is waited for
+        seconds.append(time.perf_counter() - start)
+    return _Sample(height * width, live.peak, min(seconds), probe.bytes_remembered())
+
+
+def _remembered_frames(policy: MemoryPolicy) -> int:
+    """How many frames a memory holds at most, the annotated one included."""
+    bound = getattr(policy, "max_frames", None) or REMEMBERED
+    return 1 + min(bound, sum(policy.keeps(t) for t in range(1, 100)))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
