@@ -5,7 +5,7 @@ from scipy.optimize import linear_sum_assignment
 from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
 from vos_lightning.losses.matching import greedy_assignment
-from vos_lightning.matching.assignment import prune, relaxed_assignment
+from vos_lightning.matching.assignment import AssignmentOptions, prune, relaxed_assignment
 
 OUTPUTS = ("mean_pre", "mean_post", "last")
 
@@ -20,12 +20,20 @@ def solve(similarity: torch.Tensor, **options) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("shape", [(1, 5), (3, 7), (3, 3), (4, 2)])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 7), (3, 3), (4, 2), (1, 1), (3, 1)])
 def test_equals_the_lists_of_iterates(output, shape):
     similarity = torch.rand(2, *shape) * 1.2 - 0.3
     found = solve(similarity, num_steps=7, num_sweeps=3, output=output)
     for b in range(2):
         assert_close(found[b], oracle.relaxed_matching(similarity[b], 7, 3, 0.1)[output])
+
+
+def test_defaults_are_those_of_training():
+    similarity = torch.rand(2, 3, 5)
+    options = AssignmentOptions()
+    explicit = {"num_steps": options.train_steps, "num_sweeps": options.sweeps, "step_size": options.step_size}
+    assert torch.equal(solve(similarity), solve(similarity, **explicit, output=options.output, null_column=False))
+    assert (explicit, options.eval_steps) == ({"num_steps": 10, "num_sweeps": 5, "step_size": 0.1}, 40)
 
 
 def test_figures_of_the_released_layer():

@@ -101,6 +101,25 @@ def test_surjective_gradient_is_that_of_the_maximum(chunk, monkeypatch):
         assert_close(actual, wanted)
 
 
+@pytest.mark.parametrize("which", ["similarity", "masks"])
+def test_one_of_the_two_may_have_no_gradient(which):
+    similarity, masks, readable = problem()
+    chosen = {"similarity": similarity, "masks": masks}[which].requires_grad_()
+    surjective_match(similarity, masks, readable).sum().backward()
+    assert chosen.grad is not None
+    assert chosen.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("chunk", [surjective.MAX_ELEMENTS, 1], ids=["whole", "chunked"])
+def test_the_first_of_equal_matches_gets_the_gradient(chunk, monkeypatch):
+    cut(monkeypatch, chunk)
+    similarity = torch.tensor([[[0.5], [0.9], [0.9], [0.9]]]).requires_grad_()
+    masks, readable = torch.ones(1, 1, 4), torch.ones(1, 1, 4, dtype=torch.bool)
+    surjective_match(similarity, masks, readable)[0, 0, 1].sum().backward()
+    assert similarity.grad is not None
+    assert similarity.grad.flatten().tolist() == [0, 1, 0, 0]
+
+
 def test_surjective_gradcheck():
     similarity, masks, readable = (x.double() if x.is_floating_point() else x for x in problem())
     masks = masks * 0.8 + 0.1

@@ -12,6 +12,7 @@ from vos_lightning.decoders.point_refinement import PointRefinement, PointRefine
 from vos_lightning.losses.auxiliary import mean_over_objects, point_loss, uncertainty_loss
 from vos_lightning.matching.local_window import LocalMatch, best_match
 from vos_lightning.matching.points import (
+    PointGrid,
     PointMap,
     Points,
     cells_table,
@@ -131,6 +132,21 @@ def test_no_object_has_no_points():
     points = sample_points(nothing, nothing > 0, torch.zeros(2, 0, dtype=torch.long))
     assert points.index.shape == points.valid.shape == (2, 0, 0)
     assert points.numbers == ()
+
+
+def test_points_read_a_window_of_15_cells_by_default():
+    key, shared, own = torch.randn(1, 4, 20, 20), torch.randn(1, 3, 20, 20), torch.randn(1, 1, 2, 20, 20)
+    seen = PointMap(key, shared, own)
+    memory = point_memory(strided_grid(seen, 5), seen, torch.tensor([0]))
+    query, index = torch.randn(1, 6, 4), torch.tensor([[0, 19, 210, 211, 380, 399]])
+    assert torch.equal(match_points(query, index, memory), match_points(query, index, memory, 15))
+
+
+def test_values_of_both_frames_have_the_type_of_the_first():
+    seen = PointMap(torch.randn(1, 4, 4, 4), torch.randn(1, 3, 4, 4), torch.randn(1, 1, 2, 4, 4))
+    grid = strided_grid(seen, 2)
+    memory = point_memory(PointGrid(grid.key, grid.value.bfloat16()), seen, torch.tensor([0]))
+    assert {memory.grid_value.dtype, memory.shared.dtype, memory.own.dtype} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

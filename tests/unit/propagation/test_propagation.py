@@ -9,11 +9,11 @@ from tests.clips import given_at, random_clip
 from tests.tolerances import assert_close
 from tests.unit.dummies import DummyNetwork
 from vos_lightning.networks.emvos import EMVOS
-from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.engine import InferenceEngine, _resize_proposals
 from vos_lightning.propagation.memory import Bank, MemoryFrame
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy
 from vos_lightning.propagation.step import Propagation, advance, introductions, show_given, unroll
-from vos_lightning.structures import FrameInput, Given, VideoSample
+from vos_lightning.structures import FrameInput, Given, Proposals, VideoSample
 
 PROPAGATION = Propagation(AnnotatedOnly(), "minimum", "join")
 
@@ -107,6 +107,33 @@ def test_gradients_flow_through_time() -> None:
     outputs[2].logits.sum().backward()
     assert frames.grad is not None
     assert all(frames.grad[0, t].abs().sum() > 0 for t in range(3))
+
+
+def test_proposals_shrink_with_the_frame() -> None:
+    """Boxes are in pixels (x, y, x, y), and masks lie in their boxes."""
+    proposals = Proposals(torch.tensor([[[10.0, 20.0, 30.0, 60.0]]]), torch.rand(1, 1, 28, 28), torch.tensor([[0.5]]))
+    found = _resize_proposals(proposals, (100, 200), (50, 40))
+    assert found.boxes.tolist() == [[[2.0, 10.0, 6.0, 30.0]]]
+    assert torch.equal(found.masks, proposals.masks)
+    assert torch.equal(found.scores, proposals.scores)
+    assert _resize_proposals(proposals, (100, 200), (100, 200)) is proposals
+
+
+@pytest.mark.parametrize(
+    ("length", "annotated", "message"), [(2, (0, 2, 5), "after 2 frames, before frame 2"), (6, (0, 2, 5), None)]
+)
+def test_a_video_that_ends_before_its_masks_is_named(
+    emvos: EMVOS, length: int, annotated: tuple[int, ...], message: str | None
+) -> None:
+    frames, labels = random_clip(1, length, 1, (32, 32))
+    given = dict.fromkeys(annotated, labels[0, 0])
+    video = VideoSample("v", list((frames[0] * 255).to(torch.uint8)), given, {}, (1,), (32, 32), None)
+    engine = InferenceEngine(emvos, PROPAGATION)
+    if message is None:
+        assert len(list(engine.run(video))) == length
+    else:
+        with pytest.raises(ValueError, match=f"v: the video ended {message}"):
+            list(engine.run(video))
 
 
 def test_the_first_frame_needs_masks(emvos: EMVOS) -> None:
