@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipSource, collate_clips
 from data_modules.clips.proposals import check_proposals, name_of
 from data_modules.clips.recipe import DEFAULT_RECIPE, ClipRecipe
+from data_modules.clips.videos import evenly_spread
 from data_modules.videos import folder_videos
-from vos_lightning.structures import LazySequence, UnusableVideo, VideoSample
+from vos_lightning.structures import ClipSample, LazySequence, UnusableVideo, VideoSample
 
 T_ = TypeVar("T_")
 V_ = TypeVar("V_", VideoSample, VideoSample | UnusableVideo)
@@ -196,12 +197,9 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
         if trainer.max_steps < 1:
             raise ValueError(f"trainer.max_steps must be positive, not {trainer.max_steps}: training is counted in steps")
         dataset = ClipDataset(self.training_parts, self.loading.seed)
-        sampler = ClipBatchSampler(
-            num_items=len(dataset),
-            num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
-            global_batch_size=self.loading.batch_size,
-            seed=self.loading.seed,
-            swap_probability=self.recipe.swap_probability,
+        sampler = self._sampler(
+            len(dataset),
+            trainer.max_steps * trainer.accumulate_grad_batches,
             # `processed` counts a batch whose end was not reached before the checkpoint (checkpoints are saved in
             # on_train_batch_end), but not an interrupted one; Lightning's counters get this value when the loop restarts.
             start_batch=trainer.fit_loop.epoch_loop.batch_progress.current.processed,  # type: ignore[attr-defined]
@@ -217,6 +215,32 @@ class VOSDataModule(lightning.LightningDataModule, ABC):
             pin_memory=self.loading.pin_memory,
             persistent_workers=self.loading.num_workers > 0,
             worker_init_fn=_start_worker,
+        )
+
+    def clips_of_training(self, num_clips: int, num_steps: int) -> Iterator[tuple[int, ClipSample]]:
+        """Some of the clips that a training gets, to look at: the first clip of evenly spread steps.
+
+        Args:
+            num_clips: number of clips, at most ``num_steps``.
+            num_steps: number of steps of the training, on which the gaps between frames may depend.
+
+        Yields:
+            The step, counted from 0, and the clip.
+        """
+        dataset = ClipDataset(self.training_parts, self.loading.seed)
+        for step in evenly_spread(num_steps, num_clips):
+            first, *_ = next(iter(self._sampler(len(dataset), num_steps, start_batch=step)))
+            yield step, dataset[first]
+
+    def _sampler(self, num_items: int, num_batches: int, start_batch: int, **place: int) -> ClipBatchSampler:
+        return ClipBatchSampler(
+            num_items=num_items,
+            num_batches=num_batches,
+            global_batch_size=self.loading.batch_size,
+            seed=self.loading.seed,
+            swap_probability=self.recipe.swap_probability,
+            start_batch=start_batch,
+            **place,
         )
 
     def val_dataloader(self) -> DataLoader[VideoSample]:

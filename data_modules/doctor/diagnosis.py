@@ -172,10 +172,10 @@ def _spread(counts: Sequence[int]) -> tuple[int | None, float | None, int | None
 
 
 def _table_of_proposals(reports: Sequence[ProposalReport]) -> Table:
-    table = Table(caption="found / needed")
-    for header in ("proposals", "generator"):
-        table.add_column(header, overflow="fold")
-    for header in ("files", "frames", "a frame: least, median, most", "frames without", "problems"):
+    table = Table(caption="files: found / needed; proposals a frame: least, median, most; frames without any")
+    for header, width in (("proposals", 14), ("generator", 9)):
+        table.add_column(header, overflow="fold", min_width=width)
+    for header in ("files", "frames", "a frame", "without", "problems"):
         table.add_column(header, justify="right")
     for report in reports:
         counts = report.counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,8 @@ def data_of(experiment: Experiment, overrides: Sequence[str] = ()) -> tuple[Ligh
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     try:
-        data: LightningDataModule = parser.instantiate_classes(parser.parse_object({"data": section})).data
+        # The parser writes into what it is given.
+        data: LightningDataModule = parser.instantiate_classes(parser.parse_object({"data": copy.deepcopy(section)})).data
     except (argparse.ArgumentError, ValueError) as error:
         raise ExperimentError(condense(str(error))) from error
     return data, section

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vos_lightning.app.options import add_mask_options, add_proposal_options
+from vos_lightning.app.composition import value_at
+from vos_lightning.app.experiments import load_experiment, load_experiments
+from vos_lightning.app.options import add_mask_options, add_proposal_options, at_least
 from vos_lightning.app.scoring import add_weight_options, load_trained
 
 if TYPE_CHECKING:
@@ -18,8 +21,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draw intermediate results of a network for frames of a video."""
+    """Draw intermediate results of a network for frames of a video, or the clips of a training."""
     known, overrides = _parser().parse_known_args(argv)
+    if known.clips is not None:
+        return _clips(known, overrides)
+    if known.video is None or known.frame is None:
+        raise ValueError("--video and --frame are needed, or --clips for clips of a training")
     if min(known.frame) < 0:
         raise ValueError(f"--frame {min(known.frame)}: frames count from 0")
 
@@ -43,6 +50,36 @@ def main(argv: Sequence[str]) -> int:
     note = getattr(video.proposals, "note", None)
     if note is not None:
         sys.stdout.write(f"{note}\n")
+    return 0
+
+
+def _clips(known: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Draw clips of every stage of an experiment: ``<output>/<experiment>.png``, a row for each clip."""
+    from vos_lightning.app.data import data_of
+    from vos_lightning.io.outputs import OutputFolder
+    from vos_lightning.io.pictures import write_png
+    from vos_lightning.visualization.sheets import clip_rows, sheet
+
+    others = ("video", "frame", "masks", "checkpoint", "select", "proposals", "detector")
+    unused = next((f"--{name}" for name in others if getattr(known, name) is not None), None)
+    if known.experiment is None or unused:
+        raise ValueError(f"--clips draws clips of an experiment: name one{f', and leave {unused} out' if unused else ''}")
+    experiment = load_experiment(known.experiment)
+    parts = load_experiments(experiment.stages) or [experiment]
+    for part in parts:
+        if part.checkpoint_of:
+            raise ValueError(f"{part.name} evaluates the checkpoint of {part.checkpoint_of}: name that, which is trained")
+    output = OutputFolder(known.output, "visualize", (), known.overwrite)
+    for part in parts:
+        data, _ = data_of(part, overrides)
+        if not hasattr(data, "clips_of_training"):
+            raise ValueError(f"{part.name}: {type(data).__name__} draws no clips: derive it from data_modules.base.VOSDataModule")
+        steps = value_at(part.config, "trainer.max_steps")
+        clips = data.clips_of_training(known.clips, steps)
+        rows = [row for step, clip in clips for row in clip_rows(clip, f"step {step}: {clip.video_name}")]
+        place = output.put(f"{part.name}.png", functools.partial(write_png, picture=sheet(rows)))
+        sys.stdout.write(f"{place}\n")
+    output.finish()
     return 0
 
 
@@ -104,18 +141,25 @@ def _parser() -> argparse.ArgumentParser:
         prog="vos visualize",
         allow_abbrev=False,  # unknown arguments are options of the experiment
         description="Draw intermediate results of a network (score maps ...) for frames of a video: one of an experiment's "
-        "test or validation videos, or your own.",
-        epilog="With EXP, every other option overrides the experiment, as in `train`.",
+        "test or validation videos, or your own. With --clips, draw clips that the trainings of an experiment get.",
+        epilog="With EXP, every other option overrides the experiment, as in `train`; with --clips, those of its data do.",
     )
     parser.add_argument(
         "experiment", metavar="EXP", nargs="?", help="name from `list`, or a YAML file; leave it out for your own video"
     )
     parser.add_argument("--run-dir", type=Path, help="default: runs/EXP")
     add_weight_options(parser)
-    parser.add_argument("--video", required=True, metavar="NAME", help="name in the data set; without EXP: a file or folder")
+    parser.add_argument(
+        "--clips",
+        type=at_least(1),
+        metavar="N",
+        help="draw N clips of every stage of EXP, from the beginning to the end of its training; neither a network nor a GPU is "
+        "needed",
+    )
+    parser.add_argument("--video", metavar="NAME", help="name in the data set; without EXP: a file or folder")
     parser.add_argument("--masks", type=Path, help="without EXP: mask of the first frame, or folder of masks, as for `segment`")
     add_proposal_options(parser)
-    parser.add_argument("--frame", type=int, nargs="+", required=True, metavar="T", help="frame indices, counted from 0")
+    parser.add_argument("--frame", type=int, nargs="+", metavar="T", help="frame indices, counted from 0")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="remove the output of an earlier run of visualize")
     add_mask_options(parser)

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.io.pictures import write_png
+from vos_lightning.structures import ClipSample
 from vos_lightning.visualization.overlays import overlay
-from vos_lightning.visualization.panels import Panel, as_image
+from vos_lightning.visualization.panels import Panel, as_image, draw_boxes
 
 CAPTION_HEIGHT = 18
 """Height in pixels of the caption above a thumbnail."""
 GAP = 4
 """Space in pixels between the pictures of a sheet."""
+SHOWN_PROPOSALS = 8
+"""Largest number of boxes over a frame of a training clip."""
 TARGET_COLOUR = (255, 255, 255)
 """Colour of the annotation's outline; no object has it."""
 
@@ -61,6 +64,28 @@ def thumbnail(
         labels[labels == 255] = 0
         picture[:, _inner_edges(labels)] = torch.tensor(TARGET_COLOUR, dtype=torch.uint8)[:, None]
     return torch.cat([_text_bar(caption, size[1]), picture], dim=1)
+
+
+def clip_rows(clip: ClipSample, title: str, height: int = 160) -> list[list[UInt8[Tensor, "3 _h _w"]]]:
+    """The frames of a training clip with its objects, and with the boxes of its best proposals if it has any.
+
+    Args:
+        clip: the clip; ignored pixels have the last colour of the palette.
+        title: one line above the frames.
+        height: height of a frame without its caption, in pixels.
+
+    Returns:
+        A row with the title and one with the frames, in whose captions are their indices in the video.
+    """
+    row = []
+    for t, (frame, label_map) in enumerate(zip(clip.frames, clip.label_maps, strict=True)):
+        picture = thumbnail(frame, label_map, f"frame {clip.frame_indices[t]}", height=height)
+        if clip.proposals is not None:
+            there = clip.proposals.scores[t] > 0
+            boxes = clip.proposals.boxes[t][there][:SHOWN_PROPOSALS] * (height / frame.shape[1])
+            picture = torch.cat([picture[:, :CAPTION_HEIGHT], draw_boxes(picture[:, CAPTION_HEIGHT:], boxes)], dim=1)
+        row.append(picture)
+    return [[_text_bar(title, sum(picture.shape[2] + GAP for picture in row) - GAP)], row]
 
 
 def sheet(rows: Sequence[Sequence[UInt8[Tensor, "3 _h _w"]]]) -> Image.Image:

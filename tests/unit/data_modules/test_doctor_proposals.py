@@ -111,6 +111,22 @@ def test_those_of_an_experiment(folder: Path) -> None:
     assert (one["name"], one["wanted"], one["files"], one["frames"], one["frames_without"]) == ("stored", 4, 4, 24, 1)
 
 
+def test_every_data_set_of_a_mixture(folder: Path) -> None:
+    shutil.copytree("DAVIS", "more/DAVIS")
+    one, other = (
+        {
+            "class_path": "data_modules.datasets.davis.DAVISDataModule",
+            "init_args": {"root": f"${{VOS_DATA}}/{root}", "recipe": dataclasses.asdict(PLAIN)},
+        }
+        for root in ("DAVIS", "more/DAVIS")
+    )
+    mixture = {"train": [one, other], "repeats": [1, 1], "evaluation": one}
+    class_path = "data_modules.datasets.mixed.MixedDataModule"
+    code, _, content = examine(write_experiment("mixed", {"class_path": class_path, "init_args": mixture}))
+    root = folder.parents[2]
+    assert (code, {split["root"] for split in content["splits"]}) == (0, {str(root / "DAVIS"), str(root / "more" / "DAVIS")})
+
+
 def test_all_stages_and_only_what_is_evaluated(folder: Path) -> None:
     write_experiment("stored")
     for name, more in (("staged", {"stages": ["dmn_aoa_smoke", "emvos_smoke"]}), ("scored", {"checkpoint_of": "dmn_aoa_smoke"})):
