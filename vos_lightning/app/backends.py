@@ -62,7 +62,9 @@ def choose_backend(arguments: argparse.Namespace) -> str:
         name = "onnxruntime" if arrays.torch is None or arguments.checkpoint.is_dir() else "torch"
     if name == "torch":
         if arrays.torch is None:
-            raise ValueError("--backend torch: PyTorch is not installed; leave the option out, or pip install vos_lightning")
+            raise ValueError(
+                "--backend torch: PyTorch is not installed; leave the option out, or install PyTorch: pip install vos_lightning"
+            )
         return name
     for option, known in (("device", ("auto", "cpu")), ("precision", ("auto", "32-true"))):
         if getattr(arguments, option) not in known:
