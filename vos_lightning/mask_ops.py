@@ -109,9 +109,11 @@ def by_rows(function: Callable[..., Any], bytes_of_one: float, *tensors: Shaped[
 
 
 def _in_parts(function: Callable[..., Any], bytes_of_one: float, dim: int, tensors: Sequence[Tensor]) -> Any:
+    if torch.is_grad_enabled():  # also while a graph is exported, whose sizes must stay open
+        return function(*tensors)
     count = tensors[0].shape[dim]
     at_once = max(1, int(PART_BYTES / max(1.0, bytes_of_one)))
-    if torch.is_grad_enabled() or count <= at_once:
+    if count <= at_once:
         return function(*tensors)
     joined: list[Tensor] = []
     several = False

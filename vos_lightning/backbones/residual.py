@@ -44,7 +44,7 @@ def merge_objects(x: Float[Tensor, "B N C h w"]) -> Float[Tensor, "R C h w"]:
     stride (without gradients, because that of a new stride costs more than it saves).
     """
     rows = x.flatten(0, 1)
-    if len(rows) != 1 or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or len(rows) != 1:  # in this order: an exported graph leaves the number of rows open
         return rows
     return rows.as_strided(rows.shape, (rows.numel(), *rows.stride()[1:]))
 

@@ -179,23 +179,43 @@ def _examples(network: STCN) -> dict[str, tuple[Tensor, dict[int, Any]]]:
 
 def _graph(name: str, engine: InferenceEngine, places: dict[str, Any], weights: str) -> bytes:
     inputs, outputs = PARTS[name]
-    examples = _examples(engine.network)  # type: ignore[arg-type]
-    part = _Part(engine.network, _parts(engine.propagation)[name]).eval()  # type: ignore[arg-type]
-    free = {2: Dim("height", max=65536), 3: Dim("width", max=65536)}  # masks are shown at any size
-    shapes = [{**sizes, **free} if name == "annotation" and 2 in sizes else sizes for _, sizes in map(examples.get, inputs)]  # type: ignore[misc]
-    with torch.enable_grad(), warnings.catch_warnings():  # convolutions then pad their input, which ONNX Runtime does in place
+    program, shapes = trace(name, engine)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(
-            part,
-            tuple(examples[i][0] for i in inputs),
+        exported = torch.onnx.export(
+            program,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=(tuple(shapes),),
+            dynamic_shapes=shapes,  # for the names of sizes
             dynamo=True,
             optimize=False,
             verbose=False,
         )
-    return _without_weights(program.model, places, weights)  # type: ignore[union-attr]
+    return _without_weights(exported.model, places, weights)  # type: ignore[union-attr]
+
+
+def trace(name: str, engine: InferenceEngine) -> tuple[torch.export.ExportedProgram, tuple[Any, ...]]:
+    """A part with open sizes, and these sizes.
+
+    Args:
+        name: a key of :data:`vos_lightning.light.parts.PARTS`.
+        engine: see :func:`write_graphs`.
+
+    Raises:
+        Exception: the code of the part asks for a size that has to stay open; PyTorch has several kinds of errors for it.
+    """
+    network: Any = engine.network
+    examples = _examples(network)
+    part = _Part(network, _parts(engine.propagation)[name]).eval()
+    free = {2: Dim("height", max=65536), 3: Dim("width", max=65536)}  # masks are shown at any size
+    shapes = []
+    for example, sizes in (examples[i] for i in PARTS[name][0]):
+        shapes.append({**sizes, **free} if name == "annotation" and example.ndim == 4 else sizes)
+    arguments = tuple(examples[i][0] for i in PARTS[name][0])
+    # With gradients, convolutions pad their input, which ONNX Runtime does in place, and no code divides its work into parts.
+    with torch.enable_grad():
+        program = torch.export.export(part, arguments, dynamic_shapes=(tuple(shapes),), strict=False)
+    return program, (tuple(shapes),)
 
 
 # Weights outside ------------------------------------------------------------------------------------------------------
