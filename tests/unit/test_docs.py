@@ -116,3 +116,12 @@ def test_versions_agree() -> None:
     latest = re.search(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert latest is not None
     assert citation["version"] == version == latest[1]
+
+
+def test_clips_of_every_paper_are_drawn_and_linked() -> None:
+    from docs.draw_clips import recipes
+
+    papers = {experiment.path.parent.name for users in recipes().values() for experiment, _ in users[:1]}
+    text = (ROOT / "docs" / "clips.md").read_text(encoding="utf-8")
+    assert papers == {path.stem for path in (ROOT / "docs" / "clips").iterdir()}
+    assert papers == set(re.findall(r"\(clips/(\w+)\.jpg\) \|", text))

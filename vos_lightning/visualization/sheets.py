@@ -85,7 +85,8 @@ def clip_rows(clip: ClipSample, title: str, height: int = 160) -> list[list[UInt
             boxes = clip.proposals.boxes[t][there][:SHOWN_PROPOSALS] * (height / frame.shape[1])
             picture = torch.cat([picture[:, :CAPTION_HEIGHT], draw_boxes(picture[:, CAPTION_HEIGHT:], boxes)], dim=1)
         row.append(picture)
-    return [[_text_bar(title, sum(picture.shape[2] + GAP for picture in row) - GAP)], row]
+    width = max(sum(picture.shape[2] + GAP for picture in row) - GAP, 8 * len(title))
+    return [[_text_bar(title, width)], row]
 
 
 def sheet(rows: Sequence[Sequence[UInt8[Tensor, "3 _h _w"]]]) -> Image.Image:

@@ -17,7 +17,7 @@ from data_modules.clips.dataset import ClipBatchSampler, ClipDataset, ClipKey, D
 from data_modules.clips.recipe import AffineRecipe, ClipRecipe, ColorRecipe
 from data_modules.datasets.scenes import SceneRecipe
 from data_modules.datasets.synthetic import SyntheticClips, SyntheticDataModule
-from tests.unit.data_modules.helpers import Recorder, trainer
+from tests.unit.data_modules.helpers import Recorder, fingerprint, trainer
 from vos_lightning.structures import ClipBatch
 
 # Lightning 2.6.6 on newer torch, and checkpoints that are looked at twice.
@@ -259,3 +259,12 @@ def test_collation_pads_slots_and_scales_to_one() -> None:
     assert batch.object_valid.sum(1).tolist() == [len(s.object_ids) for s in samples]
     assert batch.object_valid.shape == (3, 4)
     assert batch.frame_indices.tolist() == [list(s.frame_indices) for s in samples]
+
+
+def test_clips_to_look_at_are_those_of_the_training(tmp_path: Path) -> None:
+    trained = fit(tmp_path)
+    shown = list(data_module().clips_of_training(3, 6))
+    assert [step for step, _ in shown] == [0, 2, 4]
+    for step, clip in shown:
+        alone = fingerprint(collate_clips([clip], RECIPE.max_objects))
+        assert alone == (pytest.approx(trained[step][0], rel=1e-12), pytest.approx(trained[step][2], rel=1e-12))

@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from vos_lightning.io.outputs import OutputFolder
+from vos_lightning.structures import ClipSample, Proposals
 from vos_lightning.visualization.panels import Panel
-from vos_lightning.visualization.sheets import CAPTION_HEIGHT, GAP, contact_sheet, sheet, spread, thumbnail, write_panels
+from vos_lightning.visualization.sheets import (
+    CAPTION_HEIGHT,
+    GAP,
+    clip_rows,
+    contact_sheet,
+    sheet,
+    spread,
+    thumbnail,
+    write_panels,
+)  # fmt: skip
 
 BLACK = torch.zeros(3, 40, 60, dtype=torch.uint8)
 
@@ -43,6 +53,24 @@ class TestThumbnails:
         image = sheet([[picture, picture], [wide]])
         white = sum(1 for value in image.convert("L").tobytes() if value == 255)
         assert white == 2 * 200 + 300
+
+    def test_a_clip_shows_its_objects_and_the_boxes_of_its_proposals(self) -> None:
+        frames = torch.stack([BLACK, BLACK])
+        label_maps = torch.zeros(2, 40, 60, dtype=torch.uint8)
+        label_maps[1, 20:30, 40:50] = 1
+        boxes = torch.tensor([[[4.0, 4.0, 20.0, 20.0]], [[0.0, 0.0, 0.0, 0.0]]])
+        proposals = Proposals(boxes, torch.ones(2, 1, 28, 28), torch.tensor([[0.5], [0.0]]))
+        clip = ClipSample(frames, label_maps, (1,), "v", (3, 7), proposals)
+        (title,), row = clip_rows(clip, "a title that is wider than the frames", height=80)
+        without_boxes = clip_rows(ClipSample(frames, label_maps, (1,), "v", (3, 7)), "", height=80)[1]
+        assert title.shape[2] > sum(picture.shape[2] for picture in row)
+        first, second = (picture[:, CAPTION_HEIGHT:] for picture in row)
+        assert first.shape == (3, 80, 120)
+        assert first[:, 8, 24].any(), "the box is as large as the picture"
+        assert not first[:, 20:38, 12:38].any()
+        assert not first[:, 44:, :].any()
+        assert second[:, 50, 90].any()
+        assert torch.equal(second, without_boxes[1][:, CAPTION_HEIGHT:]), "a proposal with a score of 0 is not there"
 
 
 class TestPanels:
