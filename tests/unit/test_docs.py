@@ -45,6 +45,11 @@ def test_links_lead_to_files(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
+    assert not re.findall(r"@@|\bTODO\b|\bXXX\b|\?\?\?", page.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "Makefile"], ids=named)
 def test_experiments_exist(page: Path) -> None:
     """After ``EXP=``, and after the commands that take an experiment."""
