@@ -78,7 +78,7 @@ def _strip(codes: UInt16[np.ndarray, "h W 3"], curve: str) -> UInt8[np.ndarray, 
         # The system gamma is 1.2: a display makes bright parts of the scene brighter by the power 0.2 of their luminance.
         light *= np.power(np.maximum(light @ _LUMINANCE, 1e-9), 0.2)[..., None] * (PEAK / WHITE)
     light = np.maximum(light @ TO_BT709.T, 0.0)
-    largest = np.clip(light.max(axis=-1), 1e-6, PEAK / WHITE)
+    largest = np.maximum(light.max(axis=-1), 1e-6)
     light *= (darker(largest) / largest)[..., None]
     return _codes_of_light()[(np.sqrt(np.clip(light, 0.0, 1.0)) * _STEPS + 0.5).astype(np.uint16)]
 
