@@ -30,7 +30,7 @@ REMEMBERED = 20
 USABLE = 0.5
 """Share of the free memory that a video may take by the estimate, which is good to a factor of about two: it does not know the
 buffers of the libraries, and takes more for many objects than is needed. With the network that comes with the library it says
-93 MiB for an object at 480p (182 were taken), 377 for five (240), and 1307 for 200 at 240p (770)."""
+93 MiB for an object at 480p (182 were taken), 377 for five (240), and 1307 for 200 at 240p (718)."""
 SMALLEST_SIDE = 96
 """Short side, in pixels, below which no size is proposed."""
 
