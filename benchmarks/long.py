@@ -1,7 +1,8 @@
 """Memory and time over a long video: ``python -m benchmarks.long [NETWORK ...] [--frames 10000] [--size 64 80]``.
 
 Every network, small and with random weights, is stepped over a video of two objects with at most 20 remembered frames. It prints
-the resident memory of the process and the processor time of a frame, early and at the end; neither should grow.
+the resident memory of the process after a tenth, half and all of the frames, and the processor time of a frame in each tenth;
+neither should grow.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import ctypes
 import dataclasses
 import gc
-import itertools
 import pkgutil
 import sys
 import time
@@ -22,6 +22,7 @@ from torch import Tensor
 
 import vos_lightning.networks
 from vos_lightning.app.benchmark.measure import synthetic_video
+from vos_lightning.app.options import at_least
 from vos_lightning.checkpoints.loading import module_of_network
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
@@ -69,25 +70,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [module.name for module in pkgutil.iter_modules(vos_lightning.networks.__path__)]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"default: {' '.join(names)}")
-    parser.add_argument("--frames", type=int, default=10_000)
+    parser.add_argument("--frames", type=at_least(10), default=10_000)
     parser.add_argument("--size", type=int, nargs=2, default=(64, 80), metavar=("H", "W"))
     options = parser.parse_args(argv)
     tenth = options.frames // 10
-    print("| network | frames | MiB after a tenth | MiB at the end | ms a frame, second tenth | ms a frame, last tenth |")
-    print("|", " | ".join(["---"] * 6), "|")
+    counts = [f"MiB after {share * tenth:,}" for share in (1, 5, 10)]
+    print("|", " | ".join(["network", *counts, "ms a frame in each tenth"]), "|")
+    print("|", " | ".join(["---"] * 5), "|", flush=True)
     for name in options.networks or names:
         engine = engine_of(name)
         video = synthetic_video((options.size[0], options.size[1]), PERIOD, OBJECTS)
         video = dataclasses.replace(video, frames=Cycle(tuple(video.frames), options.frames), frame_names=None)
-        memory, times = [], [time.process_time()]
+        memory, spent = [], []
+        start = time.process_time()
         for prediction in engine.run(video):
             if (prediction.frame_index + 1) % tenth == 0:
-                times.append(time.process_time())
+                spent.append(1000 * (time.process_time() - start) / tenth)
                 memory.append(resident())
-        spent = [1000 * (after - before) / tenth for before, after in itertools.pairwise(times)]
-        print(
-            f"| {name} | {options.frames} | {memory[0]:.0f} | {memory[-1]:.0f} | {spent[1]:.1f} | {spent[-1]:.1f} |", flush=True
-        )
+                start = time.process_time()
+        cells = [name, *(f"{memory[tenth_of - 1]:.0f}" for tenth_of in (1, 5, 10)), " ".join(f"{ms:.1f}" for ms in spent)]
+        print("|", " | ".join(cells), "|", flush=True)
     return 0
 
 

@@ -26,6 +26,8 @@ class Backend(ABC):
     """One line about the network, or nothing."""
     saves: bool = False
     """Whether :meth:`save` keeps what is known after a frame; otherwise an interrupted video begins anew."""
+    chosen_side: int | None = None
+    """Short side at which the latest video is processed because it would not fit into memory otherwise; None if it would."""
 
     @abstractmethod
     def predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
@@ -35,6 +37,20 @@ class Backend(ABC):
             video: the video.
             stored: the beginning of an interrupted run.
         """
+
+    def plan(self, video: VideoSample, left: int | None, goes_on: bool, side: int | None) -> list[str]:  # noqa: ARG002
+        """Estimate what a video will cost, and process it at a smaller size if it would not fit into memory otherwise.
+
+        Args:
+            video: the video.
+            left: number of frames that are still to be segmented; None if nobody knows.
+            goes_on: whether an earlier run of the video goes on, whose size is kept.
+            side: :attr:`chosen_side` of that run.
+
+        Returns:
+            Lines for the user; none where a backend estimates nothing.
+        """
+        return []
 
     def proposals(self, frames: FrameSource) -> Any:  # noqa: ARG002
         """Proposals of a video's frames; None for networks that read none.

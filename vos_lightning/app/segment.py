@@ -58,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         resume=arguments.resume,
         source=settings_of(arguments),
         keep_begun=True,
+        alone=True,
     )
     stop = StopRequest()
     run: SegmentRun | None = None
     failed = 0
-    with stop.listening(), stop.deferred():
+    with output, stop.listening(), stop.deferred():
         try:
             for source in sources:
                 try:

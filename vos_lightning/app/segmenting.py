@@ -66,13 +66,15 @@ class SegmentRun:
             self._output.drop(job.name)
         proposals = backend.proposals(job.frames)
         video = own_video(job.frames, job.masks, proposals, job.name)
-        stored = self._begun(job, video) if self._output.begun else None
+        stored, side = self._begun(job, video) if self._output.begun else (None, None)
+        last = -1 if stored is None else stored.snapshot.frame_index
+        left = None if job.frames.length is None else job.frames.length - 1 - last
+        sys.stdout.write("".join(f"{line}\n" for line in backend.plan(video, left, stored is not None, side)))
         before, flagged = files.num_frames, files.num_flagged
         self._saved = time.monotonic()
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(job.source.text, total=job.frames.length)
-            last = -1 if stored is None else stored.snapshot.frame_index
             for prediction in backend.predictions(video, stored):
                 forward = arguments.direction == "forward"
                 files.take(video, prediction, stored=forward and prediction.frame_index <= last)
@@ -112,17 +114,21 @@ class SegmentRun:
 
     def _save(self, job: Job) -> None:
         start = time.monotonic()
-        notes = {"made_from": job.made_from, "rows": [list(vars(row).values()) for row in self._files.rows]}
+        rows = [list(vars(row).values()) for row in self._files.rows]
+        notes = {"made_from": job.made_from, "rows": rows, "chosen_side": self._backend.chosen_side}
         self._output.put(self._snapshot_name(job.name), functools.partial(self._backend.save, notes=notes))
         self._saved = time.monotonic()
         self._interval = max(SNAPSHOT_SECONDS, (self._saved - start) / SAVING_SHARE)
 
-    def _begun(self, job: Job, video: VideoSample) -> Stored | None:
-        """The beginning of the video from an interrupted run; files of another video, or of changed inputs, are removed."""
+    def _begun(self, job: Job, video: VideoSample) -> tuple[Stored | None, int | None]:
+        """The beginning of the video from an interrupted run, and the short side that this run has chosen.
+
+        Files of another video, or of changed inputs, are removed.
+        """
         name = self._snapshot_name(job.name)
         if f"{MASKS}/{job.name}/{video.name_of(0)}.png" not in self._output.begun:
             self._output.drop()
-            return None
+            return None, None
         if name not in self._output.begun or job.made_from is None:
             why = "a stream cannot be resumed" if job.made_from is None else "its state was not saved"
             if not self._backend.saves:
@@ -139,10 +145,11 @@ class SegmentRun:
             if notes.get("made_from") == job.made_from:
                 sys.stdout.write(f"{job.name}: goes on after frame {video.name_of(snapshot.frame_index)}\n")
                 rows = [ObjectRow(*values) for values in notes["rows"]]
-                return Stored(snapshot, StoredPredictions(functools.partial(self._label_map, video), rows))
+                stored = Stored(snapshot, StoredPredictions(functools.partial(self._label_map, video), rows))
+                return stored, notes.get("chosen_side")
         sys.stdout.write(f"{job.name}: begins anew, as {why}\n")
         self._output.drop()
-        return None
+        return None, None
 
     def _label_map(self, video: VideoSample, index: int) -> Tensor:
         return read_label_map(self._output.check(f"{MASKS}/{video.name}/{video.name_of(index)}.png"))

@@ -16,6 +16,7 @@ from vos_lightning.checkpoints.files import LITE
 from vos_lightning.checkpoints.portable import describe_lite
 from vos_lightning.io.frames import FrameSource
 from vos_lightning.modules.proposal_detector import load_detector
+from vos_lightning.propagation.budget import Plan, gib, plan
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.snapshots import Stored, write_snapshot
@@ -37,6 +38,23 @@ class TorchBackend(Backend):
         self._arguments = arguments
         self.title = describe_lite() if arguments.checkpoint == Path(LITE) else ""
         self._engine = open_engine(arguments)
+        self._asked = self._engine.short_side, self._engine.min_object_pixels
+
+    def plan(self, video: VideoSample, left: int | None, goes_on: bool, side: int | None) -> list[str]:
+        """Estimate the cost of a video, and choose its size; see :meth:`Backend.plan`."""
+        engine = self._engine
+        engine.short_side, engine.min_object_pixels = self._asked
+        self.chosen_side = side if goes_on else None
+        if self.chosen_side is not None:
+            engine.short_side, engine.min_object_pixels = self.chosen_side, 0
+        elif engine.keeps_size(video):
+            engine.short_side = None
+        before = engine.short_side
+        made = plan(engine, video.original_size, len(video.object_ids), shrink=self._arguments.short_side is None and not goes_on)
+        if engine.short_side != before:
+            # The rule about small objects would process the video at its own size after all.
+            self.chosen_side, engine.min_object_pixels = engine.short_side, 0
+        return describe_plan(video.name, made, left, 2 if self._arguments.direction == "both" else 1)
 
     def predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
         """Segment a video; see :meth:`Backend.predictions`."""
@@ -51,6 +69,37 @@ class TorchBackend(Backend):
     def save(self, path: Path, notes: dict[str, Any]) -> None:
         """Write a snapshot of the engine."""
         write_snapshot(path, self._engine.snapshot(), notes)
+
+
+def describe_plan(name: str, made: Plan, left: int | None, runs: int) -> list[str]:
+    """Lines that say what a video will cost.
+
+    Args:
+        name: name of the video.
+        made: what was estimated.
+        left: number of frames that are still to be segmented; None if nobody knows.
+        runs: how often each frame is segmented.
+    """
+    seconds = runs * made.cost.seconds
+    time = f"about {seconds:.2g} s a frame" if left is None else f"{left} frames, about {_duration(left * seconds)}"
+    free = "" if made.free is None else f" ({gib(made.free)} free)"
+    lines = [
+        f"{name}: {time} and {gib(made.cost.memory)} of memory{free}, processed at {made.cost.size[1]} x {made.cost.size[0]}"
+    ]
+    if made.line is not None:
+        lines.append(f"{name}: {made.line}")
+    if not made.fits:
+        lines.append(
+            f"{name}: memory may not suffice; --max-size N processes it at a smaller size, here below {min(made.cost.size)}"
+        )
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def open_engine(arguments: argparse.Namespace) -> InferenceEngine:

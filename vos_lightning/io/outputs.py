@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vos_lightning.io.files import (
@@ -20,9 +17,8 @@ from vos_lightning.io.files import (
     target_of_temporary,
     write_atomically,
 )
-from vos_lightning.io.texts import parse_json, read_text
-
-_RECORD = re.compile(r"written(-[0-9]+)?\.jsonl")
+from vos_lightning.io.folder_lock import FolderLock
+from vos_lightning.io.output_records import RECORD_NAME, Item, digest_of, lines_of, read_record
 
 MASKS = "masks"
 """Folder inside an output of predictions that holds a folder of label maps for each video."""
@@ -31,7 +27,7 @@ MASKS = "masks"
 def mask_folder(folder: Path) -> Path:
     """The folder of video folders inside an output of predictions; any other folder is returned as it is."""
     masks = folder / MASKS
-    return masks if masks.is_dir() and any(_RECORD.fullmatch(path.name) for path in list_everything(folder)) else folder
+    return masks if masks.is_dir() and any(RECORD_NAME.fullmatch(path.name) for path in list_everything(folder)) else folder
 
 
 def refuse_overlap(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
@@ -107,13 +103,14 @@ class OutputFolder:
         resume: keep the closed items of an earlier run, whatever ``overwrite`` says.
         source: what the files are made from; a run resumes only one with the same source.
         keep_begun: keep the files of an item that was not finished, when a run is resumed.
+        alone: keep out every other run that wants to be alone in the folder, until :meth:`release`.
 
     Attributes:
         done: names of the items that are kept of an earlier run, with what they were made from; of process 0 only.
         begun: files of the earlier run that belong to no closed item, if they are kept too: its last item was not finished.
 
     Raises:
-        ValueError: the folder overlaps an input or holds other files; the message names the file.
+        ValueError: the folder overlaps an input or holds other files; the message names the file. Or another run is alone in it.
     """
 
     def __init__(
@@ -127,6 +124,7 @@ class OutputFolder:
         resume: bool = False,
         source: str | None = None,
         keep_begun: bool = False,
+        alone: bool = False,
     ) -> None:
         self.folder = folder
         self.command = command
@@ -134,21 +132,38 @@ class OutputFolder:
         self.done: dict[str, str | None] = {}
         self.begun: dict[str, str | None] = {}
         self._keep_begun = keep_begun
-        self._closed: list[_Item] = []
+        self._closed: list[Item] = []
         self._record = folder / ("written.jsonl" if part == 0 else f"written-{part}.jsonl")
         self._written: dict[str, str | None] = {}
         self._started = False
         self._earlier: list[Path] = []
+        self._lock = FolderLock(folder) if alone and part == 0 else None
         refuse_overlap([folder], inputs)
         if part == 0:
-            self._earlier = self._check(overwrite, how, resume)
+            self._take_lock()
+            try:
+                self._earlier = self._check(overwrite, how, resume)
+            except BaseException:
+                self.release()
+                raise
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let other runs into the folder again; nothing may be written after that."""
+        if self._lock is not None:
+            self._lock.release()
 
     def start(self) -> None:
         """Remove the files of the earlier run and create the folder; called automatically before the first file."""
         if self._started:
             return
         self._started = True
-        records = [path for path in self._earlier if _RECORD.fullmatch(path.name)]
+        records = [path for path in self._earlier if RECORD_NAME.fullmatch(path.name)]
         with naming(self.folder):
             # A process that is killed in between leaves no file without a record.
             self._remove([path for path in self._earlier if path not in records])
@@ -159,6 +174,7 @@ class OutputFolder:
                 return
             self._remove(records)
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
             try:
                 with self._record.open("x") as file:
                     file.write(self._head(finished=False))
@@ -211,7 +227,7 @@ class OutputFolder:
         """Record a file that is complete; a file that does not exist is removed from the record."""
         path = self.folder / name
         if path.is_file():
-            self._note(name, _digest(path))
+            self._note(name, digest_of(path))
 
     def remove(self, name: str) -> None:
         """Remove a file that is not needed any more, if it was written."""
@@ -230,7 +246,7 @@ class OutputFolder:
             made_from: what the item was made from, see :attr:`done`.
         """
         self.start()
-        item = _Item(name, {} if error and not keep else self._written, error, made_from)
+        item = Item(name, {} if error and not keep else self._written, error, made_from)
         if error and not keep:
             self._remove([self.folder / file for file in self._written])
         self._written = {}
@@ -257,8 +273,8 @@ class OutputFolder:
 
     def failures(self) -> dict[str, str]:
         """Name and error of every item that has failed, of all processes that write into the folder."""
-        records = [path for path in list_everything(self.folder) if _RECORD.fullmatch(path.name)]
-        items = [item for path in records for item in _read_record(path).items]
+        records = [path for path in list_everything(self.folder) if RECORD_NAME.fullmatch(path.name)]
+        items = [item for path in records for item in read_record(path).items]
         return {item.name: item.error for item in items if item.name is not None and item.error is not None}
 
     def finish(self) -> None:
@@ -267,6 +283,11 @@ class OutputFolder:
         write_atomically(self._record, self._content(finished=True))
 
     # Details ----------------------------------------------------------------------------------------------------------
+
+    def _take_lock(self) -> None:
+        """Be alone in the folder from now on, or as soon as it exists."""
+        if self._lock is not None:
+            self._lock.take()
 
     def _remove(self, paths: Sequence[Path]) -> None:
         """Remove files, and the folders in which nothing is left."""
@@ -285,8 +306,8 @@ class OutputFolder:
         return json.dumps({"command": self.command, "finished": finished, "source": self.source}) + "\n"
 
     def _content(self, finished: bool) -> bytes:
-        items = "".join(_lines(item.files) + item.end() for item in self._closed)
-        return (self._head(finished) + items + _lines(self._written)).encode()
+        items = "".join(lines_of(item.files) + item.end() for item in self._closed)
+        return (self._head(finished) + items + lines_of(self._written)).encode()
 
     def _check(self, overwrite: bool, how: str, resume: bool) -> list[Path]:
         """All files of the earlier run that are removed."""
@@ -295,7 +316,7 @@ class OutputFolder:
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder}: the output is a file; name a folder")
         there = list_everything(self.folder)
-        records = [path for path in there if _RECORD.fullmatch(path.name)]
+        records = [path for path in there if RECORD_NAME.fullmatch(path.name)]
         strange = next((path for path in there if not path.name.startswith(".")), None)
         if strange and not records:
             raise ValueError(
@@ -304,7 +325,7 @@ class OutputFolder:
         recorded: dict[str, str | None] = {}
         kept: set[Path] = set()
         for path in records:
-            record = _read_record(path)
+            record = read_record(path)
             if record.command != self.command:
                 raise ValueError(f"{self.folder}: the folder holds the output of `{record.command}`; choose another one")
             recorded |= record.files
@@ -332,44 +353,12 @@ class OutputFolder:
             )
         for path in others:
             name = path.relative_to(self.folder).as_posix()
-            if path.is_symlink() or name not in recorded or recorded[name] not in (None, _digest(path)):
+            if path.is_symlink() or name not in recorded or recorded[name] not in (None, digest_of(path)):
                 raise ValueError(
                     f"{path}: the earlier run of `{self.command}` has not written this file, or it was changed since; move it "
                     "away first, or choose another output folder"
                 )
         return [path for path in files if path in others or path in records or target_of_temporary(path.name)]
-
-
-@dataclass(frozen=True)
-class _Item:
-    """Files that belong together, and their digests."""
-
-    name: str | None
-    files: dict[str, str | None]
-    error: str | None
-    made_from: str | None = None
-
-    def end(self) -> str:
-        """The line that follows on the files in a record."""
-        made_from = {} if self.made_from is None else {"made_from": self.made_from}
-        return json.dumps({"item": self.name, "error": self.error, **made_from}) + "\n"
-
-
-@dataclass
-class _Record:
-    """Content of a record."""
-
-    command: str
-    source: str | None
-    items: list[_Item]
-    files: dict[str, str | None]
-    """Files of all items, and those that follow on the last item."""
-    begun: dict[str, str | None]
-    """Files that follow on the last item."""
-
-
-def _lines(files: Mapping[str, str | None]) -> str:
-    return "".join(json.dumps([name, digest]) + "\n" for name, digest in files.items())
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -379,26 +368,3 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(path)
         else:
             yield path
-
-
-def _read_record(path: Path) -> _Record:
-    # A line without a line break at its end was cut off when the process was killed.
-    try:
-        head, *rest = (parse_json(line, path) for line in read_text(path).split("\n")[:-1])
-        of_item: dict[str, str | None] = {}
-        record = _Record(str(head["command"]), head.get("source"), [], {}, of_item)
-        for entry in rest:
-            if isinstance(entry, dict):
-                record.items.append(_Item(entry["item"], of_item, entry["error"], entry.get("made_from")))
-                of_item = record.begun = {}
-            else:
-                name, digest = entry
-                record.files[name] = of_item[name] = digest
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: the record of an earlier run is damaged; choose another output folder") from None
-    return record
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -19,6 +19,7 @@ from vos_lightning.arrays import Tensor, to_tensor
 from vos_lightning.io.containers import declared_size
 from vos_lightning.io.files import regular_file
 from vos_lightning.io.frames import FrameSource
+from vos_lightning.io.hdr import CURVES, to_ordinary
 from vos_lightning.io.images import Turn
 from vos_lightning.structures import FOLDER_FPS
 
@@ -30,10 +31,8 @@ CONTAINERS = (
 """Containers that are read, by FFmpeg's names. Play lists (HLS, DASH, concat) are not: they name other files and addresses."""
 MAX_PIXELS = 8192 * 8192
 """Most pixels of a video's frame."""
-
-
-HDR_CURVES = {16: "PQ", 18: "HLG"}
-"""FFmpeg's numbers of the transfer curves of HDR video."""
+_UNSPECIFIED, _BT2020 = 2, 9
+"""FFmpeg's numbers of colour spaces."""
 
 
 def open_container(path: Path) -> av.container.InputContainer:
@@ -239,8 +238,15 @@ def _decode_packets(container: av.container.InputContainer, stream: av.VideoStre
 
 
 def picture_of(frame: av.VideoFrame, source: object) -> UInt8[Tensor, "3 H W"]:
-    """The frame in RGB, as players show it."""
-    array = turn_of_frame(frame, source).apply(frame.to_ndarray(format="rgb24"))
+    """The frame in RGB, as players show it; a high dynamic range is brought into the ordinary one."""
+    curve = CURVES.get(int(frame.color_trc))
+    if curve is None:
+        pixels = frame.to_ndarray(format="rgb24")
+    else:
+        if int(frame.colorspace) == _UNSPECIFIED:  # FFmpeg would take it for BT.601
+            frame.colorspace = _BT2020
+        pixels = to_ordinary(frame.to_ndarray(format="rgb48le"), curve)
+    array = turn_of_frame(frame, source).apply(pixels)
     return to_tensor(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
@@ -267,11 +273,9 @@ def describe_frame(frame: av.VideoFrame) -> list[str]:
             "the video is interlaced: moving edges have combs, which masks follow; deinterlace it first for clean ones "
             "(ffmpeg -i IN -vf bwdif OUT)"
         )
-    if int(frame.color_trc) in HDR_CURVES:
-        found.append(
-            f"the video has a high dynamic range ({HDR_CURVES[int(frame.color_trc)]}): it is read with 8 bits and without tone "
-            "mapping, so that colours look pale in pictures and videos that are written"
-        )
+    curve = CURVES.get(int(frame.color_trc))
+    if curve is not None:
+        found.append(f"the video has a high dynamic range ({curve}); pictures and videos that are written have the ordinary one")
     return found
 
 

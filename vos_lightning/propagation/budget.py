@@ -30,7 +30,7 @@ REMEMBERED = 20
 USABLE = 0.5
 """Share of the free memory that a video may take by the estimate, which is good to a factor of about two: it does not know the
 buffers of the libraries, and takes more for many objects than is needed. With the network that comes with the library it says
-93 MiB for an object at 480p (182 were taken), 377 for five (240), and 1307 for 200 at 240p (770)."""
+93 MiB for an object at 480p (182 were taken), 377 for five (240), and 1307 for 200 at 240p (718)."""
 SMALLEST_SIDE = 96
 """Short side, in pixels, below which no size is proposed."""
 
@@ -87,6 +87,23 @@ class _Sample:
     """Bytes of one remembered frame."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What was found out about a video before it is segmented."""
+
+    cost: Cost
+    """Estimated cost at the size at which frames will be processed."""
+    free: int | None
+    """Bytes that are free; None where nothing says it."""
+    line: str | None
+    """A line for the user that says what was changed and why; None if nothing was."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the video fits into the free memory, as far as the estimate and the system say."""
+        return self.free is None or self.cost.memory <= USABLE * self.free
+
+
 def estimate(engine: InferenceEngine, size: tuple[int, int], num_objects: int) -> Cost:
     """Cost of a video, from steps of the engine's network over three small frames with one and with two objects.
 
@@ -99,20 +116,35 @@ def estimate(engine: InferenceEngine, size: tuple[int, int], num_objects: int) -
         size: height and width of the frames.
         num_objects: number of objects at a time, at least 1.
     """
-    inner = engine.inner_size(size)
-    one, two = (_measure(engine, inner, count) for count in (1, 2))
-    ratio = inner[0] * inner[1] / one.pixels
-    more = num_objects - 1
-    kept = _remembered_frames(engine.propagation.policy)
-    of_frame = one.remembered + more * max(0, two.remembered - one.remembered)
-    memory = (
-        ratio * one.peak
-        + min(more * ratio * max(0, two.peak - one.peak), 2.0 * PART_BYTES)
-        + more * 4 * (PLANES * inner[0] * inner[1] + (3 * size[0] * size[1] if inner != size else 0))
-        + 2 * kept * ratio * of_frame  # as frames, and stacked
+    return _Costs(engine, size, num_objects).now()
+
+
+def plan(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free: int | None = None, shrink: bool = True) -> Plan:
+    """Cost of a video; the engine is made to process frames at a smaller size if it would not fit into the free memory otherwise.
+
+    Args:
+        engine: the engine; its ``short_side`` is changed where that is needed.
+        size: height and width of the frames.
+        num_objects: number of objects at a time.
+        free: bytes that are free; None asks the device or the system, and changes nothing where neither says.
+        shrink: whether the engine may be changed.
+    """
+    free = free_memory(engine.network.device) if free is None else free
+    costs = _Costs(engine, size, num_objects)
+    cost = costs.now()
+    if free is None or not shrink or cost.memory <= USABLE * free:
+        return Plan(cost, free, None)
+    before = min(cost.size)
+    while cost.memory > USABLE * free and min(cost.size) > SMALLEST_SIDE:
+        # The planes at full size do not shrink, so that one step may not be enough.
+        smaller = int(min(cost.size) * min(0.95, (USABLE * free / cost.memory) ** 0.5)) // 16 * 16
+        engine.short_side = max(SMALLEST_SIDE, smaller)
+        cost = costs.now()
+    line = (
+        f"frames are processed at a short side of {min(cost.size)} pixels instead of {before}, as {num_objects} object(s) would "
+        f"not fit into {gib(free)} of free memory (now about {gib(cost.memory)}; --short-side chooses another)"
     )
-    seconds = ratio * (one.seconds + more * max(0.0, two.seconds - one.seconds))
-    return Cost(inner, int(memory), seconds)
+    return Plan(cost, free, line if min(cost.size) < before else None)
 
 
 def fit(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free: int | None = None) -> str | None:
@@ -128,21 +160,7 @@ def fit(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free: 
         A line for the user that says what was changed and why; None if nothing was.
     """
     free = free_memory(engine.network.device) if free is None else free
-    if free is None:
-        return None
-    cost = estimate(engine, size, num_objects)
-    if cost.memory <= USABLE * free:
-        return None
-    before = min(cost.size)
-    while cost.memory > USABLE * free and min(cost.size) > SMALLEST_SIDE:
-        # The planes at full size do not shrink, so that one step may not be enough.
-        smaller = int(min(cost.size) * min(0.95, (USABLE * free / cost.memory) ** 0.5)) // 16 * 16
-        engine.short_side = max(SMALLEST_SIDE, smaller)
-        cost = estimate(engine, size, num_objects)
-    return (
-        f"frames are processed at a short side of {min(cost.size)} pixels instead of {before}, as {num_objects} object(s) would "
-        f"not fit into {_gib(free)} of free memory (now about {_gib(cost.memory)}; --short-side chooses another)"
-    )
+    return None if free is None else plan(engine, size, num_objects, free).line
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -151,29 +169,81 @@ def free_memory(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    found = []
+    found = _left_by_groups()
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
-        found.append(int(limit) - int(used))
     return max(0, min(found)) if found else None
 
 
-def _measure(engine: InferenceEngine, inner: tuple[int, int], num_objects: int) -> _Sample:
-    scale = min(1.0, SAMPLE_SIDE / min(inner))
-    height, width = (max(1, round(side * scale)) for side in inner)
+def _left_by_groups(mounted: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """What the limits of this process's control groups leave, of both versions; those of containers and of batch jobs."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            number, kinds, path = line.split(":", 2)
+            if number != "0" and "memory" not in kinds.split(","):
+                continue
+            names = ("memory.max", "memory.current") if number == "0" else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            root = mounted if number == "0" else mounted / "memory"
+            folder = root / path.lstrip("/")
+            for place in {root, *(place for place in (folder, *folder.parents) if root in place.parents)}:
+                with contextlib.suppress(OSError, ValueError):
+                    limit, used = (int((place / name).read_text()) for name in names)
+                    entries = dict(entry.split() for entry in (place / "memory.stat").read_text().splitlines())
+                    # Pages of files that were read count as used, but the system gives them back.
+                    cached = sum(
+                        int(entries.get(f"total_{kind}", entries.get(kind, 0))) for kind in ("inactive_file", "active_file")
+                    )
+                    found.append(limit - used + cached)
+    return found
+
+
+class _Costs:
+    """Costs of a video at any inner size; samples are measured once."""
+
+    def __init__(self, engine: InferenceEngine, size: tuple[int, int], num_objects: int) -> None:
+        self._engine, self._size, self._num_objects = engine, size, num_objects
+        self._samples: dict[tuple[tuple[int, int], int], _Sample] = {}
+
+    def now(self) -> Cost:
+        """Cost at the size at which the engine would process frames as it is."""
+        inner, size, more = self._engine.inner_size(self._size), self._size, self._num_objects - 1
+        scale = min(1.0, SAMPLE_SIDE / min(inner))
+        small = max(1, round(inner[0] * scale)), max(1, round(inner[1] * scale))
+        one = self._sample(small, 1)
+        two = self._sample(small, 2) if more else one
+        ratio = inner[0] * inner[1] / one.pixels
+        kept = _remembered_frames(self._engine.propagation.policy)
+        of_frame = one.remembered + more * max(0, two.remembered - one.remembered)
+        memory = (
+            ratio * one.peak
+            + min(more * ratio * max(0, two.peak - one.peak), 2.0 * PART_BYTES)
+            + more * 4 * (PLANES * inner[0] * inner[1] + (3 * size[0] * size[1] if inner != size else 0))
+            + 2 * kept * ratio * of_frame  # as frames, and stacked
+        )
+        seconds = ratio * (one.seconds + more * max(0.0, two.seconds - one.seconds))
+        return Cost(inner, int(memory), seconds)
+
+    def _sample(self, size: tuple[int, int], num_objects: int) -> _Sample:
+        if (size, num_objects) not in self._samples:
+            self._samples[size, num_objects] = _measure(self._engine, size, num_objects)
+        return self._samples[size, num_objects]
+
+
+def _measure(engine: InferenceEngine, size: tuple[int, int], num_objects: int) -> _Sample:
+    height, width = size
     probe = engine.another()
     probe.short_side, probe.min_object_pixels = None, 0
-    frame = (F.interpolate(torch.rand(1, 3, 8, 8), (height, width))[0] * 255).to(torch.uint8)
+    generator = torch.Generator().manual_seed(0)  # the user's draws of random numbers are left alone
+    frame = (F.interpolate(torch.rand(1, 3, 8, 8, generator=generator), (height, width))[0] * 255).to(torch.uint8)
     masks = torch.zeros(height, width, dtype=torch.uint8)
     for i in range(num_objects):
         masks[i * height // num_objects : i * height // num_objects + max(1, height // (2 * num_objects)), : width // 2] = i + 1
     proposals = None
     if engine.network.needs_proposals:
         boxes = torch.tensor([[[0.0, 0.0, width / 2, height / 2]]]).expand(1, 10, 4)
-        proposals = Proposals(boxes, torch.rand(1, 10, 28, 28), torch.full((1, 10), 0.5))
+        proposals = Proposals(boxes, torch.rand(1, 10, 28, 28, generator=generator), torch.full((1, 10), 0.5))
     with LiveTensors() as live:
         for t in range(3):
             probe.step(frame, masks if t == 0 else None, proposals=proposals)
@@ -191,5 +261,6 @@ def _remembered_frames(policy: MemoryPolicy) -> int:
     return 1 + min(bound, sum(policy.keeps(t) for t in range(1, 100)))
 
 
-def _gib(count: int) -> str:
+def gib(count: int) -> str:
+    """Bytes in GiB, for a line to the user."""
     return f"{count / 2**30:.1f} GiB"

@@ -86,7 +86,7 @@ class StreamingEngine(ABC):
         """
         self._check_video(video)
         self.reset()
-        self._keep_size = self._has_tiny_object(video)
+        self._keep_size = self.keeps_size(video)
         done = -1 if stored is None else stored.snapshot.frame_index
         cuts = SceneCuts() if at_cut == "ask" else None
         index = -1
@@ -152,7 +152,8 @@ class StreamingEngine(ABC):
         height, width = (int(side * self.short_side / short) for side in size)
         return height, width
 
-    def _has_tiny_object(self, video: VideoSample) -> bool:
+    def keeps_size(self, video: VideoSample) -> bool:
+        """Whether :meth:`run` would process a video at its own size because of ``min_object_pixels``."""
         if self.min_object_pixels <= 0 or not video.annotations:
             return False
         size = next(iter(video.annotations.values())).shape

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.unit.dummies import DummyNetwork
 from vos_lightning.networks.stcn import STCN
 from vos_lightning.propagation import budget
-from vos_lightning.propagation.budget import LiveTensors, estimate, fit, free_memory
+from vos_lightning.propagation.budget import LiveTensors, estimate, fit, free_memory, plan
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.policies import AnnotatedOnly, EveryKth
@@ -96,3 +98,49 @@ def test_without_a_number_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) ->
     engine = engine_on(DummyNetwork())
     assert fit(engine, (4000, 4000), 200) is None
     assert engine.short_side is None
+
+
+def test_samples_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever number of sizes is tried, the start is not delayed by it; one object needs no second sample."""
+    measured: list[int] = []
+    measure = budget._measure
+
+    def counted(engine: InferenceEngine, size: tuple[int, int], num_objects: int) -> budget._Sample:
+        measured.append(num_objects)
+        return measure(engine, size, num_objects)
+
+    monkeypatch.setattr(budget, "_measure", counted)
+    engine = engine_on(DummyNetwork())
+    assert plan(engine, (2000, 2000), 1, free=2**20).line is not None
+    assert set(measured) == {1}
+    assert len(measured) == 1
+    measured.clear()
+    plan(engine_on(DummyNetwork()), (2000, 2000), 7, free=2**40)
+    assert measured == [1, 2]
+
+
+def test_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    estimate(engine_on(DummyNetwork()), (32, 32), 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_limits_of_control_groups(version: int, tmp_path: Path) -> None:
+    """A batch job lies in groups within groups, each with its limit; files that were read are given back."""
+    mounted, own = tmp_path / "cgroup", tmp_path / "own"
+    root = mounted / "memory" if version == 1 else mounted
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    prefix = "total_" if version == 1 else ""
+    own.write_text("3:cpu,cpuacct:/elsewhere\n4:memory:/job/step\n" if version == 1 else "0::/job/step\n")
+    for folder, limit, used, cached in (("job/step", "5000", 100, 0), ("job", "3000", 2500, 600), ("", "max", 9, 0)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / names[0]).write_text(f"{limit}\n")
+        (root / folder / names[1]).write_text(f"{used}\n")
+        (root / folder / "memory.stat").write_text(
+            f"anon 3\n{prefix}inactive_file {cached - cached // 3}\n{prefix}active_file {cached // 3}\n"
+        )
+    assert sorted(budget._left_by_groups(mounted, own)) == [1100, 4900]
+    assert budget._left_by_groups(mounted, tmp_path / "nothing") == []

@@ -1,0 +1,58 @@
+"""One process at a time writes into a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class FolderLock:
+    """Keeps other processes out of a folder that take the same lock.
+
+    The folder itself is locked, so that no file of the lock can be left over. The operating system releases the lock when the
+    process ends, however it ends. Where the system or the file system has no such locks, as on Windows, nothing is locked.
+
+    Args:
+        folder: the folder; it need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Take the lock, if the folder exists and it is not taken yet.
+
+        Raises:
+            ValueError: another process has it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        if self._descriptor is not None or not self._folder.is_dir():
+            return
+        try:
+            descriptor = os.open(self._folder, os.O_RDONLY)
+        except OSError:  # a folder that may not be read is named by what is done with it next
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(
+                f"{self._folder}: another run is writing into this folder; wait until it has ended, or choose another folder"
+            ) from None
+        except OSError:  # the file system has no locks
+            os.close(descriptor)
+            return
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.release()
