@@ -244,11 +244,9 @@ class DriftIndex:
         """
         rows: list[ObjectRow] = []
         label_map = to_array(prediction.label_map)
-        lost = [i for i in self._tracks if i not in prediction.object_ids]
-        if prediction.scene_cut:
-            rows += [ObjectRow(prediction.frame_index, name, i, 0, 0.0, SCENE_CUT) for i in lost]
-        for object_id in lost:
-            del self._tracks[object_id]
+        let_go = [i for i in prediction.let_go if i not in prediction.object_ids]
+        rows += [ObjectRow(prediction.frame_index, name, i, 0, 0.0, SCENE_CUT) for i in let_go]
+        self._tracks = {i: track for i, track in self._tracks.items() if i in prediction.object_ids}
         if prediction.object_ids:
             self._view = _View(prediction.frame, self._view)
             occupied = self._view.reduce(label_map > 0)
@@ -262,7 +260,8 @@ class DriftIndex:
             if object_id in prediction.given_ids or object_id not in self._tracks:
                 reference = _Reference.of(self._view, area, cover >= 0.5, free)
                 self._tracks[object_id] = _Track(reference, cover)
-                flags = ["given"]
+                # An object that another run has brought here is new, and nobody has given it.
+                flags = ["given"] if object_id in prediction.given_ids else [] if area else ["absent"]
             else:
                 flags = self._tracks[object_id].flags(self._view, area, confidence, cover, free)
                 if self._view.is_cut:

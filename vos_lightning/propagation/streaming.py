@@ -101,13 +101,15 @@ class StreamingEngine(ABC):
             annotation = video.annotations.get(index)
             self._let_go(video.gone.get(index, ()))
             looks = cuts is not None and (bool(self._ids) or annotation is not None)
-            let_go = looks and cuts is not None and cuts.is_next(frame) and bool(self._ids)
-            if let_go:
-                self._let_go(self._ids)
+            let_go = self._ids if looks and cuts is not None and cuts.is_next(frame) else ()
+            self._let_go(let_go)
             starts = annotation is not None or bool(self._ids)
             proposals = video.proposals.of_frame(index, frame) if video.proposals is not None and starts else None
             prediction = self.step(frame, annotation, proposals=proposals)
-            yield replace(prediction, scene_cut=True) if let_go else prediction
+            if let_go:
+                missing = tuple(i for i in let_go if i not in prediction.object_ids)
+                prediction = replace(prediction, scene_cut=True, let_go=missing)
+            yield prediction
         late = [t for t in video.annotations if t > index]
         if late:
             raise ValueError(

@@ -29,6 +29,7 @@ FLAGS = {
     "off_edge": "no longer follows an edge in the picture",
     "scene_cut": "is in another scene: the picture has changed all at once",
 }
+LET_GO = "was let go, as another scene begins here: mark it if it is seen, or say that it is gone"
 """Flag -> what it says of an object, see :class:`vos_lightning.predictions.drift.ObjectRow`."""
 
 
@@ -65,7 +66,7 @@ def picture(session: Session, index: int, dim: float = 0.0) -> bytes:
 
 
 def timeline(session: Session) -> dict[str, Any]:
-    """What the timeline shows: rows of frames that are up to date, or not any more; frames to look at; masks that were drawn."""
+    """What the timeline shows: frames that are up to date or not any more, doubtful frames, scene cuts, drawn masks."""
     valid, found = session.valid(), session.found()
     marks = session.marks
     return {
@@ -73,6 +74,7 @@ def timeline(session: Session) -> dict[str, Any]:
         "fresh": list(spans([t for t in found if t < valid])),
         "old": list(spans([t for t in found if t >= valid])),
         "flagged": list(spans(session.flagged())),
+        "cuts": session.cuts(),
         "marks": [[t, colour_of(i)] for t, said in sorted(marks.given.items()) for i in said if i in marks.names],
     }
 
@@ -80,9 +82,9 @@ def timeline(session: Session) -> dict[str, Any]:
 def warnings_of(session: Session, index: int) -> list[str]:
     """What looks wrong in a frame, a sentence for each flag."""
     return [
-        f"{session.marks.names[object_id]} {FLAGS.get(flag, flag.replace('_', ' '))}."
-        for object_id, flags in session.flags_of(index).items()
-        for flag in flags
+        f"{session.marks.names[row.object_id]} {LET_GO if row.is_let_go else FLAGS.get(flag, flag.replace('_', ' '))}."
+        for row in session.rows_of(index)
+        for flag in row.flags.split()
         if flag != "given"
     ]
 
@@ -95,6 +97,12 @@ def next_step(session: Session) -> str:
     without = [name for i, name in session.marks.names.items() if i not in marked]
     if not marked:
         return f"Draw a box around {without[0]}, or mark it with strokes."
+    asked = session.asked()
+    if asked is not None:
+        frame, names = asked
+        gone = "it is" if len(names) == 1 else "they are"
+        who = " and ".join(names)
+        return f"Another scene begins in frame {session.name_of(frame)}. Mark {who} there, or say that {gone} gone, and run on."
     if session.valid() < session.length:
         return f"Press “{run_title(session)}”. You can mark more objects first, here or in any other frame."
     if session.flagged():

@@ -29,7 +29,7 @@ from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.outputs import refuse_overlap
 from vos_lightning.io.sources import Source
 from vos_lightning.io.videos import count_frames
-from vos_lightning.predictions.drift import ObjectRow
+from vos_lightning.predictions.drift import SCENE_CUT, ObjectRow
 from vos_lightning.predictions.stored import StoredPredictions
 from vos_lightning.propagation.snapshots import Stored
 from vos_lightning.propagation.videos import as_video
@@ -153,11 +153,30 @@ class Session:
         with self._lock:
             return self.results.flagged(self.marks.names)
 
-    def flags_of(self, index: int) -> dict[int, list[str]]:
-        """Object -> its flags in a frame, see :class:`vos_lightning.predictions.drift.ObjectRow`."""
+    def rows_of(self, index: int) -> list[ObjectRow]:
+        """What is known of the objects that were found in a frame."""
         with self._lock:
-            rows = self.results.rows.get(index, [])
-            return {row.object_id: row.flags.split() for row in rows if row.object_id in self.marks.names}
+            return [row for row in self.results.rows.get(index, []) if row.object_id in self.marks.names]
+
+    def cuts(self) -> list[int]:
+        """Frames in which another scene begins, as far as an object was there to be followed."""
+        with self._lock:
+            rows = sorted(self.results.rows.items())
+            return [t for t, of_frame in rows if any(SCENE_CUT in row.flags.split() for row in of_frame)]
+
+    def asked(self) -> tuple[int, list[str]] | None:
+        """The frame in which the latest run has stopped at a scene cut, and the names of the objects that it has let go there.
+
+        Returns:
+            None where it has not stopped at a cut, and where a run has gone on from there.
+        """
+        with self._lock:
+            frame = self.valid() - 1
+            if not 0 <= frame < self.length - 1 or frame != self.results.computed - 1 or frame + 1 in self.results.rows:
+                return None
+            let_go = [row.object_id for row in self.results.rows[frame] if row.is_let_go]
+            names = [self.marks.names[i] for i in let_go if i in self.marks.names]
+            return (frame, names) if names else None
 
     # Saying -----------------------------------------------------------------------------------------------------------
 

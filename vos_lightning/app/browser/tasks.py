@@ -18,6 +18,7 @@ from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.predictions.drift import DriftIndex
 from vos_lightning.predictions.renderings import Renderings
 from vos_lightning.predictions.writer import PredictionFiles
+from vos_lightning.propagation.cuts import AtCut
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.structures import FrameProposals
 
@@ -129,11 +130,18 @@ class Follow(Task):
     Args:
         session: the session.
         open_engine: gives the engine, and the proposals of the video for networks that match them.
+        at_cut: what happens where another scene begins. With ``ask``, the run also stops where an object is let go, unless an
+            earlier run has gone on from there.
     """
 
-    def __init__(self, session: Session, open_engine: Callable[[], tuple[InferenceEngine, FrameProposals | None]]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        open_engine: Callable[[], tuple[InferenceEngine, FrameProposals | None]],
+        at_cut: AtCut = "ask",
+    ) -> None:
         super().__init__(session, "Following the objects")
-        self._open_engine = open_engine
+        self._open_engine, self._at_cut = open_engine, at_cut
 
     def run(self) -> str:
         """Follow the objects to the end of the video, or until :meth:`stop`."""
@@ -143,7 +151,7 @@ class Follow(Task):
         first = 0 if plan.stored is None else plan.stored.snapshot.frame_index + 1
         drift, saved = DriftIndex(), time.monotonic()
         try:
-            for prediction in engine.run(plan.video, plan.stored):
+            for prediction in engine.run(plan.video, plan.stored, at_cut=self._at_cut):
                 index = prediction.frame_index
                 rows = drift.rows(plan.video.name_of(index), prediction)
                 if index >= plan.start:
@@ -154,7 +162,7 @@ class Follow(Task):
                         session.save()
                         saved = time.monotonic()
                 self._advance(index + 1, counts=index >= first)
-                if self._stop.is_set():
+                if self._stop.is_set() or (index >= plan.start and session.asked() is not None):
                     break
             else:
                 session.length = results.computed  # a container may claim another number of frames
@@ -167,6 +175,11 @@ class Follow(Task):
 
     def _say(self, start: int) -> str:
         session = self.session
+        asked = session.asked()
+        if asked is not None:
+            frame, names = asked
+            what = f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'} let go"
+            return f"Another scene begins in frame {session.name_of(frame)}: {what}, so that nothing else is followed instead."
         if session.results.computed < session.length:
             return f"Stopped after {session.results.computed} of {session.length} frames; the button goes on from there."
         flagged = [t for t in session.flagged() if t >= start]

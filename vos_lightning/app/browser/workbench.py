@@ -104,6 +104,7 @@ class Workbench:
                 for colour, text in LEGEND:
                     ui.html(f'<i style="background: {colour}"></i>{text}', sanitize=False)
                 ui.html("◆ drawn by you", sanitize=False)
+                ui.html('<i class="vos-cut"></i>another scene', sanitize=False)
             ui.label("Darken the rest").classes("text-sm vos-dim")
             self._dim = ui.slider(min=0, max=0.9, step=0.1, value=0, on_change=self.refresh).style("width: 110px")
 

@@ -138,7 +138,7 @@ class TestFollowing:
         assert same(now[:7], before[:7])
         assert not same(now[8:], before[8:])
         assert all(files(session)[f"{t:06d}.png"] == were[f"{t:06d}.png"] for t in range(7))
-        assert session.flags_of(7)[one] == ["given"]
+        assert [row.flags for row in session.rows_of(7)] == ["given"]
         assert outdated(session) is None
 
     def test_a_stopped_run_goes_on_where_it_was(
@@ -188,7 +188,7 @@ class TestFollowing:
         session.remove(one)
         assert session.valid() == LENGTH
         assert same(shown(session), [np.where(label_map == one, 0, label_map) for label_map in before])
-        assert all(one not in session.flags_of(t) for t in range(LENGTH))
+        assert all(row.object_id != one for t in range(LENGTH) for row in session.rows_of(t))
         # A run that goes on from a correction does not follow it any more.
         session.draw(7, two, DOT)
         counted = Counted(engine, monkeypatch)
