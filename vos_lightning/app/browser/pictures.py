@@ -67,12 +67,12 @@ def picture(session: Session, index: int, dim: float = 0.0) -> bytes:
 
 def timeline(session: Session) -> dict[str, Any]:
     """What the timeline shows: frames that are up to date or not any more, doubtful frames, scene cuts, drawn masks."""
-    valid, found = session.valid(), session.found()
+    fresh, found = session.fresh(), [t for t in session.found() if t < session.length]
     marks = session.marks
     return {
         "length": session.length,
-        "fresh": list(spans([t for t in found if t < valid])),
-        "old": list(spans([t for t in found if t >= valid])),
+        "fresh": list(spans([t for t in found if fresh[t]])),
+        "old": list(spans([t for t in found if not fresh[t]])),
         "flagged": list(spans(session.flagged())),
         "cuts": session.cuts(),
         "marks": [[t, colour_of(i)] for t, said in sorted(marks.given.items()) for i in said if i in marks.names],
@@ -103,8 +103,11 @@ def next_step(session: Session) -> str:
         gone = "it is" if len(names) == 1 else "they are"
         who = " and ".join(names)
         return f"Another scene begins in frame {session.name_of(frame)}. Mark {who} there, or say that {gone} gone, and run on."
-    if session.valid() < session.length:
+    if not session.is_done():
         return f"Press “{run_title(session)}”. You can mark more objects first, here or in any other frame."
+    first = min(marked.values())
+    if first > 0 and not session.findings.both:
+        return f"Frames before {session.name_of(first)} are empty: tick “Also backwards” and run on if the object is there."
     if session.flagged():
         return "Jump to the doubtful frames. Where a mask is wrong, correct it and run on; then export."
     return "Look through the video. Where a mask is wrong, correct it and run on; then export."
@@ -116,6 +119,8 @@ def run_title(session: Session) -> str:
     if valid == session.length:
         return "All frames are up to date"
     first = min(session.marks.first_frames().values(), default=0)
-    if valid <= first or not session.found():
+    if not session.found() or (valid <= first and not session.findings.both):
         return "Follow the objects"
+    if session.findings.both:
+        return "Run on"
     return f"Run on from frame {session.name_of(valid)}"

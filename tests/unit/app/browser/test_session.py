@@ -149,8 +149,8 @@ class TestFollowing:
         task = Follow(session, lambda: (engine, None))
         keep = session.keep
 
-        def stop_at_4(prediction: Any, *rest: Any) -> None:
-            keep(prediction, *rest)
+        def stop_at_4(plan: Any, prediction: Any, rows: Any) -> None:
+            keep(plan, prediction, rows)
             if prediction.frame_index == 4:
                 task.stop()
 
@@ -223,7 +223,7 @@ class TestFollowing:
         session = open_session(write_clip(tmp_path / "clip", 24), tmp_path)
         session.draw(0, session.add_object(), RED)
         follow(session, engine)
-        states = session.results.states
+        states = session.findings.forward.states
         assert len(states) <= 4
         assert states[-1] == 23
         assert [path.name for path in sorted((session.folder / "states").iterdir())] == [f"{t:06d}.pt" for t in states]
@@ -371,7 +371,7 @@ class TestOnDisk:
         follow(session, engine)
         again = open_session(clip, tmp_path, "another")
         assert again.valid() == 0
-        assert again.results.states == []
+        assert again.findings.forward.states == []
         assert again.found() == list(range(LENGTH))
         assert again.marks == session.marks
 
@@ -452,7 +452,7 @@ class TestExport:
         follow(session, engine)
         session.remove(one)
         session.rename(two, "Bär")
-        del session.results.rows[9]
+        del session.findings.forward.rows[9]
         result = do(Export(session, tmp_path / "out", Renderings(["objects"])))
         assert result == f"Exported the first 9 of 12 frames to {tmp_path / 'out'}"
         masks = sorted((tmp_path / "out" / "masks" / "clip").iterdir())
