@@ -255,6 +255,8 @@ class FramePrediction:
     """Auxiliary outputs of ``segment``, on the network's grid and device; empty if nothing was predicted."""
     scene_cut: bool = False
     """Whether this is the first frame of another scene, and the engine has let go of the objects that were followed so far."""
+    let_go: tuple[int, ...] = ()
+    """Those of them that are not annotated in this frame."""
 
 
 @dataclass(frozen=True)

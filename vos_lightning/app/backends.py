@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from vos_lightning import arrays
 from vos_lightning.checkpoints.files import LITE
 from vos_lightning.io.frames import FrameSource
+from vos_lightning.propagation.cuts import AtCut
 from vos_lightning.propagation.snapshots import Stored
 from vos_lightning.structures import FramePrediction, VideoSample
 
@@ -30,12 +32,13 @@ class Backend(ABC):
     """Short side at which the latest video is processed because it would not fit into memory otherwise; None if it would."""
 
     @abstractmethod
-    def predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
+    def predictions(self, video: VideoSample, stored: Stored | None, at_cut: AtCut) -> Iterator[FramePrediction]:
         """Segment a video in the direction that was asked for.
 
         Args:
             video: the video.
             stored: the beginning of an interrupted run.
+            at_cut: what happens at a scene cut.
         """
 
     def plan(self, video: VideoSample, left: int | None, goes_on: bool, side: int | None) -> list[str]:  # noqa: ARG002
@@ -126,13 +129,13 @@ class LightBackend(Backend):
         name, system = arguments.checkpoint, self._engine.rules["system"]
         self.title = f"weights: {name} ({system}, computed by ONNX Runtime)"
 
-    def predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
+    def predictions(self, video: VideoSample, stored: Stored | None, at_cut: AtCut) -> Iterator[FramePrediction]:
         """Segment a video; see :meth:`Backend.predictions`."""
         if self._direction == "forward":
-            return self._engine.run(video, stored)
+            return self._engine.run(video, stored, at_cut=at_cut)
         from vos_lightning.propagation.directions import run_in_direction
 
-        return run_in_direction(self._engine.run, video, self._direction, "product")
+        return run_in_direction(functools.partial(self._engine.run, at_cut=at_cut), video, self._direction, "product")
 
 
 def _folder(arguments: argparse.Namespace) -> Path:

@@ -74,6 +74,23 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cut_option(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
+    """``--at-cut``, see :meth:`vos_lightning.propagation.streaming.StreamingEngine.run`.
+
+    Args:
+        parser: the parser.
+        default: the default.
+        text: what the help says of it.
+    """
+    parser.add_argument(
+        "--at-cut",
+        choices=("follow", "ask"),
+        default=default,
+        help="where another scene begins: ask, which lets objects go until there is a mask of them in the new scene, or follow, "
+        f"which goes on with whatever looks like them; {text}",
+    )
+
+
 def add_proposal_options(parser: argparse.ArgumentParser) -> None:
     """``--proposals`` and ``--detector``, see :func:`vos_lightning.app.torch_backend.open_proposals`."""
     parser.add_argument(

@@ -15,11 +15,14 @@ from vos_lightning.io.files import list_everything, sha256_of
 from vos_lightning.io.given_masks import GivenMasks
 from vos_lightning.io.sources import Source
 from vos_lightning.io.videos import FrameSource
+from vos_lightning.propagation.cuts import AtCut
+from vos_lightning.structures import frame_name
 
 OF_THE_NETWORK = ("precision", "short_side", "max_size", "memory_frames", "detector")
 """Options on which the network's masks of given frames depend, beside its weights and stored proposals."""
 _DECISIVE = (
-    *OF_THE_NETWORK, "backend", "start", "end", "stride", "direction", "first_number", "allow_rims", "formats", "dim", "labels"
+    *OF_THE_NETWORK, "backend", "start", "end", "stride", "direction", "at_cut", "first_number", "allow_rims", "formats", "dim",
+    "labels",
 )  # fmt: skip
 """Options on which the output depends; a run is resumed with the same ones."""
 
@@ -34,6 +37,14 @@ class Job:
     masks: GivenMasks
     made_from: str | None
     """Digest of video and masks; None for frames that come only once."""
+    at_cut: AtCut
+    """What happens at a scene cut."""
+
+    def mask_name(self, index: int) -> str:
+        """Name that a further mask has to have to belong to a frame, without its suffix."""
+        frames = self.frames
+        first = frames.first + self.masks.first_number
+        return frame_name(frames.names, index, first, frames.stride)
 
 
 def local_inputs(arguments: argparse.Namespace, sources: Sequence[Source]) -> list[Path | None]:
@@ -77,7 +88,9 @@ def open_job(arguments: argparse.Namespace, source: Source, several: bool) -> Jo
         sys.stdout.write(f"{source.text}: masks from {path}\n")
     masks = read_masks(path, frames, arguments)
     made_from = None if frames.live else _digest_of(source, path)
-    return Job(source, source.name, frames, masks, made_from)
+    # A stream comes only once, so that nobody can be asked.
+    at_cut: AtCut = arguments.at_cut or ("follow" if frames.live else "ask")
+    return Job(source, source.name, frames, masks, made_from, at_cut)
 
 
 def read_masks(path: Path, frames: FrameSource, arguments: argparse.Namespace) -> GivenMasks:

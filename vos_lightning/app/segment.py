@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from vos_lightning.app.options import add_engine_options, add_mask_options, add_proposal_options, at_least
+from vos_lightning.app.options import add_cut_option, add_engine_options, add_mask_options, add_proposal_options, at_least
 
 FORMATS = {
     "masks": "label maps alone",
@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         default="forward",
         help="follow objects forwards from their masks (default), backwards, or both, blended between two masks",
     )
+    add_cut_option(parser, None, "default: ask; follow for cameras and streams, which come only once")
     add_engine_options(parser)
     parser.add_argument(
         "--backend",

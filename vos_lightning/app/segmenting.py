@@ -6,6 +6,7 @@ import argparse
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,11 +16,13 @@ from vos_lightning.app.backends import Backend, LightBackend
 from vos_lightning.app.own_videos import Job
 from vos_lightning.arrays import Tensor
 from vos_lightning.callbacks.stopping import StopRequest
+from vos_lightning.io.annotation_files import ANNOTATION_SUFFIXES
+from vos_lightning.io.frames import time_code
 from vos_lightning.io.given_masks import own_video
 from vos_lightning.io.label_maps import read_label_map
 from vos_lightning.io.outputs import MASKS, OutputFolder
-from vos_lightning.predictions.drift import ObjectRow
-from vos_lightning.predictions.renderings import Renderings
+from vos_lightning.predictions.drift import SCENE_CUT, ObjectRow
+from vos_lightning.predictions.renderings import Renderings, time_of
 from vos_lightning.predictions.stored import StoredPredictions
 from vos_lightning.predictions.writer import PredictionFiles
 from vos_lightning.propagation.snapshots import Stored, read_snapshot
@@ -29,6 +32,8 @@ SNAPSHOT_SECONDS = 15.0
 """Least seconds between two snapshots of a run, from which it goes on after a kill."""
 SAVING_SHARE = 0.05
 """Largest share of the time that is spent on snapshots."""
+MOST_CUTS = 10
+"""Most scene cuts that are listed at the end of a video."""
 
 
 class SegmentRun:
@@ -75,7 +80,7 @@ class SegmentRun:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(job.source.text, total=job.frames.length)
-            for prediction in backend.predictions(video, stored):
+            for prediction in backend.predictions(video, stored, job.at_cut):
                 forward = arguments.direction == "forward"
                 files.take(video, prediction, stored=forward and prediction.frame_index <= last)
                 progress.update(task, completed=files.num_frames - before)
@@ -83,7 +88,7 @@ class SegmentRun:
                     break
         self._output.remove(self._snapshot_name(job.name))
         files.end_video(job.made_from)
-        self._tell(video, files.num_frames - before, files.num_flagged - flagged, proposals)
+        self._tell(job, video, files.num_frames - before, files.num_flagged - flagged, proposals)
 
     def give_up(self, name: str, reason: str) -> None:
         """Record that a video is passed over; what was written of it is kept."""
@@ -154,15 +159,49 @@ class SegmentRun:
     def _label_map(self, video: VideoSample, index: int) -> Tensor:
         return read_label_map(self._output.check(f"{MASKS}/{video.name}/{video.name_of(index)}.png"))
 
-    def _tell(self, video: VideoSample, num_frames: int, num_flagged: int, proposals: Any) -> None:
+    def _tell(self, job: Job, video: VideoSample, num_frames: int, num_flagged: int, proposals: Any) -> None:
         sys.stdout.write(
             f"{video.name}: {num_frames} frames, {len(video.object_ids)} objects, {num_flagged} frames to look at "
             f"(flags in {self._output.folder / 'index' / f'{video.name}.csv'})\n"
         )
         drift = self._files.drift
-        for line in (drift.advice() if drift is not None else None, None if proposals is None else proposals.note):
+        for line in (
+            *_ask(job, video, self._files.rows),
+            drift.advice() if drift is not None else None,
+            None if proposals is None else proposals.note,
+        ):
             if line is not None:
                 sys.stdout.write(f"{line}\n")
+
+
+def _ask(job: Job, video: VideoSample, rows: Sequence[ObjectRow]) -> list[str]:
+    """Lines about scene cuts at which objects were let go."""
+    cuts: dict[int, list[str]] = {}
+    for row in rows:
+        if row.is_let_go:
+            cuts.setdefault(row.frame, []).append(str(row.object_id))
+    if not cuts:
+        return []
+    shown = [
+        f"frame {video.name_of(t)} ({time_code(time_of(video, t))}) object{'s' * (len(ids) > 1)} {', '.join(ids)}"
+        for t, ids in sorted(cuts.items())[:MOST_CUTS]
+    ]
+    more = [f"{len(cuts) - MOST_CUTS} more, which have the flag {SCENE_CUT} in the index"] if len(cuts) > MOST_CUTS else []
+    lines = [f"{video.name}: let go at a scene cut: {'; '.join([*shown, *more])}"]
+    if job.made_from is None:
+        return [*lines, "to follow objects through cuts of a stream, leave --at-cut out"]
+    name, path = f"{job.mask_name(min(cuts))}.png", job.masks.path
+    if path.is_dir():
+        how = f"as {name} in {path}"
+    elif path.suffix.lower() in ANNOTATION_SUFFIXES:
+        how = f"in {path}"
+    else:
+        how = f"as {name} in a folder that --mask names, with {path.name} as {job.mask_name(0)}.png in it"
+    return [
+        *lines,
+        f"to follow an object in the new scene, add a mask of that frame ({how}) and run again with --resume; "
+        "where it is the same scene, --at-cut follow --overwrite goes on through it",
+    ]
 
 
 def _open_backend(arguments: argparse.Namespace) -> Backend:

@@ -17,6 +17,7 @@ from vos_lightning.checkpoints.portable import describe_lite
 from vos_lightning.io.frames import FrameSource
 from vos_lightning.modules.proposal_detector import load_detector
 from vos_lightning.propagation.budget import Plan, gib, plan
+from vos_lightning.propagation.cuts import AtCut
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.propagation.snapshots import Stored, write_snapshot
@@ -56,11 +57,11 @@ class TorchBackend(Backend):
             self.chosen_side, engine.min_object_pixels = engine.short_side, 0
         return describe_plan(video.name, made, left, 2 if self._arguments.direction == "both" else 1)
 
-    def predictions(self, video: VideoSample, stored: Stored | None) -> Iterator[FramePrediction]:
+    def predictions(self, video: VideoSample, stored: Stored | None, at_cut: AtCut) -> Iterator[FramePrediction]:
         """Segment a video; see :meth:`Backend.predictions`."""
         if self._arguments.direction == "forward":
-            return self._engine.run(video, stored)
-        return self._engine.segment(video, direction=self._arguments.direction)
+            return self._engine.run(video, stored, at_cut=at_cut)
+        return self._engine.segment(video, direction=self._arguments.direction, at_cut=at_cut)
 
     def proposals(self, frames: FrameSource) -> CountedProposals | None:
         """Proposals of a video's frames, see :func:`open_proposals`."""

@@ -92,8 +92,12 @@ class GivenMasks(Mapping[int, Tensor]):
     """
 
     def __init__(self, path: Path, frames: FrameSource, first_number: int | None = None, allow_rims: bool = False) -> None:
+        self.path = path
+        """The file or folder."""
         self.numbering: str | None = None
         """How numbers were assigned to frames, where there was a choice; for the user."""
+        self.first_number = 0
+        """Number of the first frame of the whole video in the names of masks, where frames have no names."""
         self.left_out: list[str] = []
         """Masks of frames that are not chosen, for the user."""
         entries = _entries(path)
@@ -185,7 +189,7 @@ class GivenMasks(Mapping[int, Tensor]):
         length = len(names) if names is not None else None if frames.live else count_frames(frames.path)
         first = 0
         if open_numbers and frame_of is None:
-            first = self._first(open_numbers, length, first_number)
+            first = self.first_number = self._first(open_numbers, length, first_number)
         placed: dict[int, _Entry] = {}
         strange: list[_Entry] = []
         for entry in entries:

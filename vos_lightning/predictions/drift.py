@@ -37,6 +37,7 @@ OFF_EDGE = 0.3
 MIN_STEP = 0.2
 """Colours on the two sides of a given mask's contour that differ by less (in natural logarithms) say nothing."""
 
+SCENE_CUT = "scene_cut"
 _SMALLEST = 1e-4
 
 
@@ -216,6 +217,11 @@ class ObjectRow:
       what it was at the given mask. Masks that cover a part, cover too much, or have slipped off do this.
     """
 
+    @property
+    def is_let_go(self) -> bool:
+        """Whether the object was let go here, as another scene begins, and nobody has annotated it there."""
+        return self.flags == SCENE_CUT and self.area == 0
+
 
 class DriftIndex:
     """Measures every object in every frame of one video, in order, and flags what looks like drift."""
@@ -238,10 +244,9 @@ class DriftIndex:
         """
         rows: list[ObjectRow] = []
         label_map = to_array(prediction.label_map)
-        if prediction.scene_cut:
-            lost = [i for i in self._tracks if i not in prediction.object_ids]
-            rows += [ObjectRow(prediction.frame_index, name, i, 0, 0.0, "scene_cut") for i in lost]
-            self._tracks = {i: track for i, track in self._tracks.items() if i not in lost}
+        let_go = [i for i in prediction.let_go if i not in prediction.object_ids]
+        rows += [ObjectRow(prediction.frame_index, name, i, 0, 0.0, SCENE_CUT) for i in let_go]
+        self._tracks = {i: track for i, track in self._tracks.items() if i in prediction.object_ids}
         if prediction.object_ids:
             self._view = _View(prediction.frame, self._view)
             occupied = self._view.reduce(label_map > 0)
@@ -255,11 +260,12 @@ class DriftIndex:
             if object_id in prediction.given_ids or object_id not in self._tracks:
                 reference = _Reference.of(self._view, area, cover >= 0.5, free)
                 self._tracks[object_id] = _Track(reference, cover)
-                flags = ["given"]
+                # An object that another run has brought here is new, and nobody has given it.
+                flags = ["given"] if object_id in prediction.given_ids else [] if area else ["absent"]
             else:
                 flags = self._tracks[object_id].flags(self._view, area, confidence, cover, free)
                 if self._view.is_cut:
-                    flags = ["scene_cut", *flags]
+                    flags = [SCENE_CUT, *flags]
             rows.append(ObjectRow(prediction.frame_index, name, object_id, area, round(confidence, 4), " ".join(flags)))
         self._names.append(name)
         self._flagged.append(is_flagged(rows))

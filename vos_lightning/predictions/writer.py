@@ -81,13 +81,16 @@ class PredictionFiles:
         self._rendered: list[Rendering] = []
         self._pictures: dict[str, dict[int, UInt8[Tensor, "3 h w"]]] = {}
 
-    def take(self, video: VideoSample, prediction: FramePrediction, stored: bool = False) -> None:
+    def take(
+        self, video: VideoSample, prediction: FramePrediction, stored: bool = False, rows: list[ObjectRow] | None = None
+    ) -> None:
         """Write a frame of a video; a frame of another video, or the first one again, begins a new video.
 
         Args:
             video: the video.
             prediction: one of its frames; each comes once.
             stored: whether an earlier run has written the label map already.
+            rows: the lines of the index, where they are known; otherwise the frame is measured.
         """
         index, label_map, frame = prediction.frame_index, prediction.label_map, prediction.frame
         if video is not self._video:
@@ -102,7 +105,7 @@ class PredictionFiles:
             for rendering in self._rendered:
                 rendering.take(index, frame, label_map)
         if self.drift is not None:
-            rows = self.drift.rows(name, prediction)
+            rows = self.drift.rows(name, prediction) if rows is None else rows
             self.rows += rows
             self.num_flagged += is_flagged(rows)
         if video.name in self._pictures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +79,7 @@ class StreamingEngine(ABC):
                 (:func:`vos_lightning.propagation.cuts.is_cut`). ``follow``: nothing, and nobody looks for such frames, as in the
                 papers. ``ask``: the objects are let go, because what looks like them in the other scene is usually something
                 else. The prediction says ``scene_cut``, and has only objects that are annotated in that frame; the others have to
-                be annotated again to be followed further.
+                be annotated again to be followed further. Nobody looks while no object is followed.
 
         Raises:
             ValueError: the network needs proposals and the video has none; or the video ends before a frame that is annotated.
@@ -91,27 +91,36 @@ class StreamingEngine(ABC):
         cuts = SceneCuts() if at_cut == "ask" else None
         index = -1
         for index, frame in enumerate(video.frames):
-            is_cut = cuts is not None and cuts.is_next(frame)
             if stored is not None and index <= done:
+                if cuts is not None and index == done:
+                    cuts.is_next(frame)
                 yield stored.prediction(index, frame)
                 continue
             if stored is not None and index == done + 1:
                 self._restore(stored.snapshot)
-            let_go = is_cut and bool(self._ids)
-            for object_id in self._ids if let_go else video.gone.get(index, ()):
-                if object_id in self._ids:
-                    self.remove_object(object_id)
             annotation = video.annotations.get(index)
+            self._let_go(video.gone.get(index, ()))
+            looks = cuts is not None and (bool(self._ids) or annotation is not None)
+            let_go = self._ids if looks and cuts is not None and cuts.is_next(frame) else ()
+            self._let_go(let_go)
             starts = annotation is not None or bool(self._ids)
             proposals = video.proposals.of_frame(index, frame) if video.proposals is not None and starts else None
             prediction = self.step(frame, annotation, proposals=proposals)
-            yield replace(prediction, scene_cut=True) if let_go else prediction
+            if let_go:
+                missing = tuple(i for i in let_go if i not in prediction.object_ids)
+                prediction = replace(prediction, scene_cut=True, let_go=missing)
+            yield prediction
         late = [t for t in video.annotations if t > index]
         if late:
             raise ValueError(
                 f"{video.name}: the video ended after {index + 1} frames, before frame {min(late)} (counted from 0), "
                 "for which a mask is given"
             )
+
+    def _let_go(self, object_ids: Iterable[int]) -> None:
+        for object_id in object_ids:
+            if object_id in self._ids:
+                self.remove_object(object_id)
 
     # For engines ------------------------------------------------------------------------------------------------------
 

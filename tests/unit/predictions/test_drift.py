@@ -175,6 +175,13 @@ class TestFlags:
         assert found[2:4] == [["given"], []]
         assert "unlike" in found[4]
 
+    def test_an_object_that_nobody_has_given_is_not_called_given(self) -> None:
+        """One that comes from a mask of a later frame, followed backwards."""
+        mask = square(20, 20, 50)
+        frame = scene((mask, RED, (0, 0)))
+        assert flags_of([frame] * 3, [mask] * 3, given=(2,)) == [[], [], ["given"]]
+        assert flags_of([frame], [mask & ~mask], given=()) == [["absent"]]
+
     def test_objects_do_not_share_references(self) -> None:
         """The second one comes later; the first one keeps its own reference."""
         one, two = square(50, 40, 40), square(50, 160, 40)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vos_lightning.app.options import add_engine_options, add_proposal_options
+from vos_lightning.app.options import add_cut_option, add_engine_options, add_proposal_options
 
 HOST = "127.0.0.1"
 """The app is reached from this machine alone."""
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=int, metavar="N", help=f"port (default: the first free one from {PORT} on)")
     parser.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
+    add_cut_option(parser, "ask", "default: ask")
     add_engine_options(parser)
     add_proposal_options(parser)
     parser.set_defaults(backend="torch")  # marks and corrections are steps of PyTorch's engine

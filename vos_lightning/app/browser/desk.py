@@ -69,7 +69,7 @@ class Desk:
         if len(sources) > 1:
             raise ValueError(f"{text}: there are {len(sources)} videos; open one of them")
         source = sources[0]
-        network = settings_of(self._arguments, OF_THE_NETWORK)
+        network = settings_of(self._arguments, (*OF_THE_NETWORK, "at_cut"))
         self.session, self.task = Session(source, self.output / source.name / "session", network), None
         self.version += 1
         return self.session
@@ -90,7 +90,7 @@ class Desk:
         Raises:
             ValueError: something else is running.
         """
-        self._start(Follow(self._open(), self._prepare))
+        self._start(Follow(self._open(), self._prepare, self._arguments.at_cut))
 
     def export(self, folder: Path, formats: Sequence[str], dim: float = 0.0, ids: bool = False) -> None:
         """Export, in a thread of its own.

@@ -128,6 +128,49 @@ class Marks:
                 first.setdefault(i, t)
         return first
 
+    def last_frame(self) -> int:
+        """The last frame that has a mask; -1 if there is none."""
+        return max((t for t, said in self.given.items() if any(said.values())), default=-1)
+
+    def mirrored(self, last: int) -> Marks:
+        """What was said, for a video that begins with frame ``last`` and goes back in time: its frame ``i`` is ``last - i``.
+
+        An object that is gone from a frame on is not in that frame either where time runs backwards. So it is gone there as soon
+        as the frame is left whose mask comes next in time, see
+        :func:`vos_lightning.propagation.directions.reversed_video`.
+        """
+        given: dict[int, dict[int, Mask | None]] = {}
+        for t, said in self.given.items():
+            for i, mask in said.items():
+                if mask is not None and t <= last:
+                    given.setdefault(last - t, {})[i] = mask
+                later = [end for end, others in self.given.items() if t < end <= last and others.get(i) is not None]
+                if mask is None and later:
+                    given.setdefault(last - min(later) + 1, {}).setdefault(i, None)
+        return dataclasses.replace(self, given=dict(sorted(given.items())))
+
+    def followed_backwards(self, object_id: int, length: int) -> tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
+        """Where an object may be followed backwards, from the next mask to the thing that was said before.
+
+        Args:
+            object_id: the object.
+            length: number of frames.
+
+        Returns:
+            For every frame: whether the next thing that is said of the object is a mask, and whether that is also nearer than
+            the mask before. Frames in which something is said of it are neither, nor are those in which it is gone.
+        """
+        before_a_mask, nearer = np.zeros(length, bool), np.zeros(length, bool)
+        start, middle, is_gone = 0, 0, False
+        for t, said in sorted(self.given.items()):
+            if object_id not in said:
+                continue
+            if said[object_id] is not None and not is_gone:
+                before_a_mask[start:t] = True
+                nearer[middle + (t - middle) // 2 + 1 if start else 0 : t] = True
+            start, middle, is_gone = t + 1, t, said[object_id] is None
+        return before_a_mask, nearer
+
     def _check(self, object_id: int) -> None:
         if object_id not in self.names:
             raise ValueError("this object is not there any more; choose another one")

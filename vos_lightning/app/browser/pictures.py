@@ -29,6 +29,7 @@ FLAGS = {
     "off_edge": "no longer follows an edge in the picture",
     "scene_cut": "is in another scene: the picture has changed all at once",
 }
+LET_GO = "was let go, as another scene begins here: mark it if it is seen, or say that it is gone"
 """Flag -> what it says of an object, see :class:`vos_lightning.predictions.drift.ObjectRow`."""
 
 
@@ -65,14 +66,15 @@ def picture(session: Session, index: int, dim: float = 0.0) -> bytes:
 
 
 def timeline(session: Session) -> dict[str, Any]:
-    """What the timeline shows: rows of frames that are up to date, or not any more; frames to look at; masks that were drawn."""
-    valid, found = session.valid(), session.found()
+    """What the timeline shows: frames that are up to date or not any more, doubtful frames, scene cuts, drawn masks."""
+    fresh, found = session.fresh(), [t for t in session.found() if t < session.length]
     marks = session.marks
     return {
         "length": session.length,
-        "fresh": list(spans([t for t in found if t < valid])),
-        "old": list(spans([t for t in found if t >= valid])),
+        "fresh": list(spans([t for t in found if fresh[t]])),
+        "old": list(spans([t for t in found if not fresh[t]])),
         "flagged": list(spans(session.flagged())),
+        "cuts": session.cuts(),
         "marks": [[t, colour_of(i)] for t, said in sorted(marks.given.items()) for i in said if i in marks.names],
     }
 
@@ -80,9 +82,9 @@ def timeline(session: Session) -> dict[str, Any]:
 def warnings_of(session: Session, index: int) -> list[str]:
     """What looks wrong in a frame, a sentence for each flag."""
     return [
-        f"{session.marks.names[object_id]} {FLAGS.get(flag, flag.replace('_', ' '))}."
-        for object_id, flags in session.flags_of(index).items()
-        for flag in flags
+        f"{session.marks.names[row.object_id]} {LET_GO if row.is_let_go else FLAGS.get(flag, flag.replace('_', ' '))}."
+        for row in session.rows_of(index)
+        for flag in row.flags.split()
         if flag != "given"
     ]
 
@@ -95,8 +97,17 @@ def next_step(session: Session) -> str:
     without = [name for i, name in session.marks.names.items() if i not in marked]
     if not marked:
         return f"Draw a box around {without[0]}, or mark it with strokes."
-    if session.valid() < session.length:
+    asked = session.asked()
+    if asked is not None:
+        frame, names = asked
+        gone = "it is" if len(names) == 1 else "they are"
+        who = " and ".join(names)
+        return f"Another scene begins in frame {session.name_of(frame)}. Mark {who} there, or say that {gone} gone, and run on."
+    if not session.is_done():
         return f"Press “{run_title(session)}”. You can mark more objects first, here or in any other frame."
+    first = min(marked.values())
+    if first > 0 and not session.findings.both:
+        return f"Frames before {session.name_of(first)} are empty: tick “Also backwards” and run on if the object is there."
     if session.flagged():
         return "Jump to the doubtful frames. Where a mask is wrong, correct it and run on; then export."
     return "Look through the video. Where a mask is wrong, correct it and run on; then export."
@@ -108,6 +119,8 @@ def run_title(session: Session) -> str:
     if valid == session.length:
         return "All frames are up to date"
     first = min(session.marks.first_frames().values(), default=0)
-    if valid <= first or not session.found():
+    if not session.found() or (valid <= first and not session.findings.both):
         return "Follow the objects"
+    if session.findings.both:
+        return "Run on"
     return f"Run on from frame {session.name_of(valid)}"

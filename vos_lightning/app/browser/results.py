@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vos_lightning.app.browser.marks import GONE, Digests, Marks
 from vos_lightning.io.label_maps import read_label_map, write_label_map
-from vos_lightning.predictions.drift import ObjectRow, is_flagged
+from vos_lightning.predictions.drift import ObjectRow
 from vos_lightning.propagation.snapshots import Snapshot, read_snapshot, write_snapshot
 from vos_lightning.structures import FramePrediction
 
@@ -40,6 +40,7 @@ class Results:
         rows: frame -> lines of the index; the frames from ``computed`` on are of an earlier run.
         made_from: frame -> object -> digest of what was said when its frame was computed, for the frames before ``computed``.
         states: frames after which a state was kept, ascending.
+        changes: a number that grows with every frame that is kept or forgotten.
     """
 
     def __init__(self, folder: Path, size: tuple[int, int], network: str) -> None:
@@ -48,6 +49,7 @@ class Results:
         self.rows: dict[int, list[ObjectRow]] = {}
         self.made_from: dict[int, dict[int, str]] = {}
         self.states: list[int] = []
+        self.changes = 0
         self._interval = FIRST_INTERVAL
 
     def valid(self, marks: Marks) -> int:
@@ -82,11 +84,6 @@ class Results:
         kept[list(names)] = torch.tensor(list(names), dtype=torch.uint8)
         return kept[label_map.long()]
 
-    def flagged(self, names: Mapping[int, str]) -> list[int]:
-        """Frames in which some object, of those that are still there, asks for a look."""
-        rows = sorted(self.rows.items())
-        return [t for t, of_frame in rows if is_flagged([row for row in of_frame if row.object_id in names])]
-
     # A run ------------------------------------------------------------------------------------------------------------
 
     def begin(self, marks: Marks) -> int:
@@ -106,6 +103,16 @@ class Results:
         self.computed = start
         return start
 
+    def forget(self) -> None:
+        """Forget everything."""
+        for index in list(self.states):
+            self._drop_state(index)
+        for index in self.rows:
+            self._mask(index).unlink(missing_ok=True)
+        self.computed, self.rows, self.made_from = 0, {}, {}
+        self.changes += 1
+        self._interval = FIRST_INTERVAL
+
     def put(self, prediction: FramePrediction, rows: list[ObjectRow], said: Digests) -> None:
         """Keep the next frame of a run.
 
@@ -115,6 +122,7 @@ class Results:
         index = prediction.frame_index
         write_label_map(self._mask(index), prediction.label_map)
         self.rows[index] = rows
+        self.changes += 1
         if index in said:
             self.made_from[index] = {**self.made_from.get(index, {}), **said[index]}
         self.computed = index + 1

@@ -7,59 +7,30 @@ import functools
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from vos_lightning.app.browser.drawing import Stroke, draw
-from vos_lightning.app.browser.marks import Digests, Marks, Mask, Said
+from vos_lightning.app.browser.findings import Findings
+from vos_lightning.app.browser.marks import Marks
+from vos_lightning.app.browser.planning import Plan, begin_run
 from vos_lightning.app.browser.reader import FrameReader
-from vos_lightning.app.browser.results import Results
+from vos_lightning.app.browser.saving import read_session, write_marks, write_session
 from vos_lightning.app.own_videos import facts_of_video
-from vos_lightning.io.documents import read_document
-from vos_lightning.io.files import write_atomically
-from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.outputs import refuse_overlap
 from vos_lightning.io.sources import Source
 from vos_lightning.io.videos import count_frames
 from vos_lightning.predictions.drift import ObjectRow
 from vos_lightning.predictions.stored import StoredPredictions
-from vos_lightning.propagation.snapshots import Stored
-from vos_lightning.propagation.videos import as_video
 from vos_lightning.structures import FramePrediction, FrameProposals, VideoSample
 
 MOST_UNDONE = 100
 """Number of changes that can be undone."""
-
-
-class _Document(TypedDict):
-    """``session.json``."""
-
-    video: str
-    names: list[list[Any]]
-    last_id: int
-    said: list[list[Any]]
-    results: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run that is about to begin."""
-
-    video: VideoSample
-    stored: Stored | None
-    """What is known before; None where the run begins with the first frame."""
-    start: int
-    """First frame that changes."""
-    said: Digests
-    """What the results are made from."""
 
 
 class Session:
@@ -80,7 +51,7 @@ class Session:
         size: height and width of the frames in pixels.
         notes: lines about the video that its user should know.
         marks: what was said.
-        results: what was found.
+        findings: what was found.
         changes: a number that grows with every change of what is shown.
         busy: what is being done with the session, in words; None while it can be changed.
 
@@ -100,7 +71,7 @@ class Session:
         self.length = len(known) if known is not None else count_frames(source.path)
         refuse_overlap([folder], [source.path])
         self.marks = Marks()
-        self.results = Results(folder, self.size, network)
+        self.findings = Findings(folder, self.size, network)
         self.changes = 0
         self.busy: str | None = None
         self._facts = json.dumps(facts_of_video(source))
@@ -108,7 +79,7 @@ class Session:
         self._reader = FrameReader(source.open())
         self._lock, self._drawing = threading.RLock(), threading.Lock()
         if (folder / "session.json").is_file():
-            self._restore()
+            self.marks = read_session(folder, self._facts, self.findings.restore)
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
@@ -127,7 +98,7 @@ class Session:
     def shown(self, index: int) -> UInt8[Tensor, "H W"]:
         """The objects of a frame: what was said, over what was found."""
         with self._lock:
-            label_map = self.results.label_map(index, self.marks.names)
+            label_map = self.findings.label_map(index, self.marks, self.length)
             said = self.marks.given.get(index, {})
         if label_map is None:
             label_map = torch.zeros(self.size, dtype=torch.uint8)
@@ -138,26 +109,55 @@ class Session:
                 label_map[torch.from_numpy(mask.pixels())] = object_id
         return label_map
 
+    def fresh(self) -> Bool[np.ndarray, " T"]:
+        """For every frame, whether its result is up to date."""
+        with self._lock:
+            return self.findings.fresh(self.marks, self.length)
+
     def valid(self) -> int:
         """Number of frames, from the first one on, whose results are up to date."""
-        with self._lock:
-            return self.results.valid(self.marks)
+        fresh = self.fresh()
+        return self.length if fresh.all() else int(fresh.argmin())
+
+    def is_done(self) -> bool:
+        """Whether all results are up to date."""
+        return bool(self.fresh().all())
 
     def found(self) -> list[int]:
         """Frames that have a result, whether it is up to date or not."""
         with self._lock:
-            return sorted(self.results.rows)
+            return self.findings.frames()
 
     def flagged(self) -> list[int]:
         """Frames to look at."""
         with self._lock:
-            return self.results.flagged(self.marks.names)
+            return self.findings.flagged(self.marks, self.length)
 
-    def flags_of(self, index: int) -> dict[int, list[str]]:
-        """Object -> its flags in a frame, see :class:`vos_lightning.predictions.drift.ObjectRow`."""
+    def rows_of(self, index: int) -> list[ObjectRow]:
+        """What is known of the objects that were found in a frame."""
         with self._lock:
-            rows = self.results.rows.get(index, [])
-            return {row.object_id: row.flags.split() for row in rows if row.object_id in self.marks.names}
+            return self.findings.rows(index, self.marks, self.length)
+
+    def cuts(self) -> list[int]:
+        """Frames in which another scene begins, as far as an object was there to be followed."""
+        with self._lock:
+            return self.findings.cuts()
+
+    def asked(self) -> tuple[int, list[str]] | None:
+        """The frame in which the latest run has stopped at a scene cut, and the names of the objects that it has let go there.
+
+        Returns:
+            None where it has not stopped at a cut, and where a run has gone on from there.
+        """
+        with self._lock:
+            forward = self.findings.forward
+            frame = forward.valid(self.marks) - 1
+            if not 0 <= frame < self.length - 1 or frame != forward.computed - 1 or frame + 1 in forward.rows:
+                return None
+            back = self.findings.uses(self.marks, self.length)  # these are not asked for: a later mask shows them
+            let_go = [row.object_id for row in forward.rows[frame] if row.is_let_go]
+            names = [self.marks.names[i] for i in let_go if i in self.marks.names and not (i in back and back[i][frame])]
+            return (frame, names) if names else None
 
     # Saying -----------------------------------------------------------------------------------------------------------
 
@@ -199,6 +199,14 @@ class Session:
         """Take back what was said of an object in a frame."""
         self._change(lambda marks: marks.cleared(index, object_id))
 
+    def follow_both_ways(self, both: bool) -> None:
+        """Choose whether objects are also followed backwards, see :class:`Findings`."""
+        with self._lock:
+            self._check_idle()
+            self.findings.both = both
+            self.changes += 1
+            self.save()
+
     def undo(self) -> bool:
         """Take back the last change.
 
@@ -235,7 +243,7 @@ class Session:
         self.changes += 1
         for index in before.given.keys() | marks.given.keys():
             if before.given.get(index) != marks.given.get(index):
-                self._write_marks(index, marks.given.get(index, {}))
+                write_marks(self.folder, index, marks.given.get(index, {}), self.size)
         self.save()
 
     def claim(self, what: str) -> None:
@@ -258,7 +266,7 @@ class Session:
     # Following --------------------------------------------------------------------------------------------------------
 
     def plan(self, proposals: FrameProposals | None = None) -> Plan:
-        """Begin a run over all frames whose results are not up to date.
+        """Begin a run over the frames whose results are not up to date, see :func:`begin_run`.
 
         Args:
             proposals: proposals of the frames, for networks that match them.
@@ -267,45 +275,30 @@ class Session:
             ValueError: no object is marked, or all results are up to date.
         """
         with self._lock:
-            given, names = self.marks.given, self.marks.names
-            if not self.marks.first_frames():
-                raise ValueError("mark an object first: draw a box around it")
-            if self.valid() == self.length:
-                raise ValueError("all frames are up to date; correct one, or export")
-            masks = {t: _label_map(said, self.size) for t, said in given.items() if any(said.values())}
-            gone = {t: tuple(i for i, mask in said.items() if mask is None) for t, said in given.items()}
-            video = as_video(self._sample(), masks, gone={t: ids for t, ids in gone.items() if ids}, proposals=proposals)
-            start = self.results.begin(self.marks)
-            snapshot = self.results.latest_state()
-            stored = None
-            if snapshot is not None:
-                stored = Stored(snapshot, self.stored())
-                # Objects that were removed since are known to the network still.
-                removed = tuple(i for i in snapshot.ids if i not in names)
-                after = snapshot.frame_index + 1
-                video = dataclasses.replace(video, gone={**video.gone, after: (*video.gone.get(after, ()), *removed)})
+            sample = dataclasses.replace(self._sample(), proposals=proposals)
+            plan = begin_run(self.findings, self.marks, sample, self.length)
             self.save()
-            return Plan(video, stored, start, self.marks.digests())
+            return plan
 
-    def keep(self, prediction: FramePrediction, rows: list[ObjectRow], said: Digests) -> None:
+    def keep(self, plan: Plan, prediction: FramePrediction, rows: list[ObjectRow]) -> None:
         """Keep the next frame of a run, see :meth:`Results.put`."""
         with self._lock:
-            self.results.put(prediction, rows, said)
+            plan.results.put(prediction, rows, plan.said)
             self.changes += 1
 
     def stored(self) -> StoredPredictions:
         """The results as predictions, without objects that were removed."""
         with self._lock:
-            names = self.marks.names
-            rows = [row for of_frame in self.results.rows.values() for row in of_frame if row.object_id in names]
-        return StoredPredictions(functools.partial(self._found, names=dict(names)), rows)
+            marks = self.marks
+            rows = [row for t in self.findings.frames() for row in self.findings.rows(t, marks, self.length)]
+        return StoredPredictions(functools.partial(self._found, marks=marks), rows)
 
     def sample(self) -> VideoSample:
         """The video with its objects, for the writer."""
         return dataclasses.replace(self._sample(), object_ids=tuple(sorted(self.marks.first_frames())))
 
-    def _found(self, index: int, names: dict[int, str]) -> Tensor:
-        label_map = self.results.label_map(index, names)
+    def _found(self, index: int, marks: Marks) -> Tensor:
+        label_map = self.findings.label_map(index, marks, self.length)
         assert label_map is not None
         return label_map
 
@@ -314,8 +307,6 @@ class Session:
         numbering = (frames.first, frames.stride)
         return VideoSample(self.name, frames, {}, {}, (), self.size, frames.names, fps=frames.fps, numbering=numbering)
 
-    # On disk ----------------------------------------------------------------------------------------------------------
-
     def save(self) -> None:
         """Write ``session.json``.
 
@@ -323,50 +314,7 @@ class Session:
             OSError: it cannot be written.
         """
         with self._lock:
-            marks = self.marks
-            content: _Document = {
-                "video": self._facts,
-                "names": [[i, name] for i, name in marks.names.items()],
-                "last_id": marks.last_id,
-                "said": [[t, i, mask is not None] for t, said in marks.given.items() for i, mask in said.items()],
-                "results": self.results.plain(),
-            }
-            write_atomically(self.folder / "session.json", json.dumps(content).encode(), durable=False)
-
-    def _write_marks(self, index: int, said: Said) -> None:
-        path = self.folder / "marks" / f"{index:06d}.png"
-        if any(said.values()):
-            write_label_map(path, _label_map(said, self.size))
-        else:
-            path.unlink(missing_ok=True)
-
-    def _restore(self) -> None:
-        path = self.folder / "session.json"
-        mend = "choose another --output, or move this folder away"
-        content = read_document(path, _Document, mend)
-        if content["video"] != self._facts:
-            raise ValueError(f"{self.folder}: this is the session of another video, or the video has changed since; {mend}")
-        try:
-            names = {int(i): str(name) for i, name in content["names"]}
-            given: dict[int, dict[int, Mask | None]] = {}
-            for t, i, is_mask in content["said"]:
-                given.setdefault(int(t), {})[int(i)] = self._read_mark(int(t), int(i)) if is_mask else None
-            self.results.restore(content["results"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise ValueError(f"{path}: the session cannot be read ({error}); {mend}") from error
-        self.marks = Marks(names, given, content["last_id"])
-
-    def _read_mark(self, index: int, object_id: int) -> Mask:
-        label_map = read_label_map(self.folder / "marks" / f"{index:06d}.png")
-        return Mask.of((label_map == object_id).numpy())
-
-
-def _label_map(said: Said, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    label_map = torch.zeros(size, dtype=torch.uint8)
-    for object_id, mask in said.items():
-        if mask is not None:
-            label_map[torch.from_numpy(mask.pixels())] = object_id
-    return label_map
+            write_session(self.folder, self._facts, self.marks, self.findings.plain())
 
 
 def spans(indices: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -12,12 +12,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from vos_lightning.app.browser.planning import Plan
 from vos_lightning.app.browser.session import Session
+from vos_lightning.arrays import to_array
 from vos_lightning.io.files import one_line, write_atomically
 from vos_lightning.io.outputs import OutputFolder
 from vos_lightning.predictions.drift import DriftIndex
 from vos_lightning.predictions.renderings import Renderings
 from vos_lightning.predictions.writer import PredictionFiles
+from vos_lightning.propagation.cuts import AtCut
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.structures import FrameProposals
 
@@ -37,6 +42,7 @@ class Progress:
         title: what is done.
         done: frames that are done.
         total: frames in all.
+        frame: the frame of the video that was done last; None before.
         rate: frames a second now; None where it is not known yet.
         stopping: whether it was asked to stop.
         result: what has come out, in a sentence, when it is over; None before.
@@ -46,6 +52,7 @@ class Progress:
     title: str
     done: int = 0
     total: int = 0
+    frame: int | None = None
     rate: float | None = None
     stopping: bool = False
     result: str | None = None
@@ -104,12 +111,13 @@ class Task(ABC):
         self.session.release()
         self._tell(result=result, failed=failed)
 
-    def _advance(self, done: int, counts: bool = True) -> None:
+    def _advance(self, done: int, frame: int, counts: bool = True) -> None:
         """Tell how far it is.
 
         Args:
             done: frames that are done.
-            counts: whether the latest frame says something of the speed.
+            frame: the frame that was done last.
+            counts: whether it says something of the speed.
         """
         now = time.monotonic()
         if counts:
@@ -117,7 +125,7 @@ class Task(ABC):
         while len(self._times) > RATE_FRAMES and now - self._times[0] > RATE_SECONDS:
             self._times.popleft()
         span = now - self._times[0] if len(self._times) > 1 else 0.0
-        self._tell(done=done, rate=(len(self._times) - 1) / span if span > 0 else None)
+        self._tell(done=done, frame=frame, rate=(len(self._times) - 1) / span if span > 0 else None)
 
     def _tell(self, **changes: object) -> None:
         self.progress = dataclasses.replace(self.progress, **changes)  # type: ignore[arg-type]
@@ -129,47 +137,80 @@ class Follow(Task):
     Args:
         session: the session.
         open_engine: gives the engine, and the proposals of the video for networks that match them.
+        at_cut: what happens where another scene begins. With ``ask``, the run also stops where an object is let go, unless an
+            earlier run has gone on from there.
     """
 
-    def __init__(self, session: Session, open_engine: Callable[[], tuple[InferenceEngine, FrameProposals | None]]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        open_engine: Callable[[], tuple[InferenceEngine, FrameProposals | None]],
+        at_cut: AtCut = "ask",
+    ) -> None:
         super().__init__(session, "Following the objects")
-        self._open_engine = open_engine
+        self._open_engine, self._at_cut = open_engine, at_cut
 
     def run(self) -> str:
-        """Follow the objects to the end of the video, or until :meth:`stop`."""
-        session, results = self.session, self.session.results
+        """Follow the objects through all frames that are not up to date, or until :meth:`stop`."""
+        session = self.session
         engine, proposals = self._open_engine()
-        plan = session.plan(proposals)
-        first = 0 if plan.stored is None else plan.stored.snapshot.frame_index + 1
-        drift, saved = DriftIndex(), time.monotonic()
+        changed: set[int] = set()
         try:
-            for prediction in engine.run(plan.video, plan.stored):
-                index = prediction.frame_index
-                rows = drift.rows(plan.video.name_of(index), prediction)
-                if index >= plan.start:
-                    session.keep(prediction, rows, plan.said)
-                    if results.is_due():
-                        results.keep_state(engine.snapshot())
-                    if time.monotonic() - saved > SAVE_SECONDS:
-                        session.save()
-                        saved = time.monotonic()
-                self._advance(index + 1, counts=index >= first)
-                if self._stop.is_set():
-                    break
-            else:
-                session.length = results.computed  # a container may claim another number of frames
-            if results.computed:
-                results.keep_state(engine.snapshot())
+            plan = session.plan(proposals)
+            self._follow(engine, plan, changed)
+            if plan.last is None and not self._ends() and not session.is_done():
+                plan = session.plan(proposals)
+                self._times.clear()
+                self._tell(title="Following them backwards", done=0, total=plan.length, rate=None)
+                self._follow(engine, plan, changed)
         finally:
             engine.reset()
             session.save()
-        return self._say(plan.start)
+        return self._say(plan, changed)
 
-    def _say(self, start: int) -> str:
+    def _ends(self) -> bool:
+        return self._stop.is_set() or self.session.asked() is not None
+
+    def _follow(self, engine: InferenceEngine, plan: Plan, changed: set[int]) -> None:
+        """Follow the objects in one direction."""
+        session, results = self.session, plan.results
+        first = 0 if plan.stored is None else plan.stored.snapshot.frame_index + 1
+        drift, saved = DriftIndex(), time.monotonic()
+        for prediction in engine.run(plan.video, plan.stored, at_cut=self._at_cut):
+            index = prediction.frame_index
+            frame = plan.frame_of(index)
+            rows = drift.rows(session.name_of(frame), prediction)
+            if index >= plan.start:
+                session.keep(plan, prediction, rows)
+                changed.add(frame)
+                if results.is_due():
+                    results.keep_state(engine.snapshot())
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    session.save()
+                    saved = time.monotonic()
+            self._advance(index + 1, frame, counts=index >= first)
+            if self._stop.is_set() or (index >= plan.start and any(row.is_let_go for row in rows) and self._ends()):
+                break
+            if plan.last is not None and index + 1 == plan.length:
+                break
+        else:
+            if plan.last is None:
+                session.length = results.computed  # a container may claim another number of frames
+        if results.computed:
+            results.keep_state(engine.snapshot())
+
+    def _say(self, plan: Plan, changed: set[int]) -> str:
         session = self.session
-        if session.results.computed < session.length:
-            return f"Stopped after {session.results.computed} of {session.length} frames; the button goes on from there."
-        flagged = [t for t in session.flagged() if t >= start]
+        asked = session.asked()
+        if asked is not None:
+            frame, names = asked
+            what = f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'} let go"
+            return f"Another scene begins in frame {session.name_of(frame)}: {what}, so that nothing else is followed instead."
+        if not session.is_done():
+            way = "" if plan.last is None else " on the way back"
+            length = session.length if plan.last is None else plan.length
+            return f"Stopped after {plan.results.computed} of {length} frames{way}; the button goes on from there."
+        flagged = [t for t in session.flagged() if t in changed]
         if not flagged:
             return "Done. No frame is flagged, which is no promise: look through the video, then export."
         many = "frame looks" if len(flagged) == 1 else "frames look"
@@ -204,8 +245,11 @@ class Export(Task):
         with PredictionFiles(output, self._renderings, contact_sheet=False) as files:
             done = 0
             for done, frame in enumerate(video.frames, start=1):
-                files.take(video, stored(done - 1, frame))
-                self._advance(done)
+                prediction = stored(done - 1, frame)
+                areas = np.bincount(to_array(prediction.label_map).ravel(), minlength=256).tolist()
+                rows = [dataclasses.replace(row, area=areas[row.object_id]) for row in session.rows_of(done - 1)]
+                files.take(video, prediction, rows=rows)
+                self._advance(done, done - 1)
                 if done == self._count or self._stop.is_set():
                     break
             files.end_video()
@@ -226,10 +270,12 @@ def free_folder(above: Path, name: str) -> Path:
 
 def outdated(session: Session) -> str | None:
     """A sentence about results that are not up to date, for those who export; None where all are."""
-    valid, found = session.valid(), session.found()
-    if valid < session.length:
-        late: Sequence[int] = [t for t in found if t >= valid]
-        if late:
-            return f"The frames from {session.name_of(valid)} on were found before your last change; run again to update them."
-        return f"Only {valid} of {session.length} frames are found so far."
+    fresh, found = session.fresh(), session.found()
+    late: Sequence[int] = [t for t in found if t < session.length and not fresh[t]]
+    if late and fresh[: late[0]].all() and not fresh[late[0] :].any():
+        return f"The frames from {session.name_of(late[0])} on were found before your last change; run again to update them."
+    if late:
+        return f"{len(late)} frames were found before your last change; run again to update them."
+    if not fresh.all():
+        return f"Only {len(found)} of {session.length} frames are found so far."
     return None

@@ -52,6 +52,8 @@ export default {
       bar(this.rows.fresh, "#2e9e6b", 16, 14);
       bar(this.rows.old, "#75809a", 16, 14);
       bar(this.rows.flagged, "#ffb300", 30, 8);
+      context.fillStyle = "#ff5fd2";
+      for (const index of this.rows.cuts) context.fillRect(index * each - 1, 12, 2, 30);
       const stack = {};
       for (const [index, colour] of this.rows.marks) {
         const x = (index + 0.5) * each + 6 * (stack[index] || 0);

@@ -76,6 +76,8 @@ class Workbench:
             self._gone = _button("Gone", "visibility_off", self._say_gone, "gone", "flat dense")
             self._gone.tooltip("The object is not there any more from this frame on")
         ui.label("Follow").classes("vos-step")
+        self._both = ui.checkbox("Also backwards", on_change=self._choose_ways).props("dense data-testid=both")
+        self._both.tooltip("Each frame follows its nearest mask, before or after it; otherwise the masks before it")
         self._run = _button("Follow the objects", "play_arrow", self._follow, "run", "").classes("w-full")
         self._stop = _button("Stop", "stop", self.desk.stop, "stop", "color=negative").classes("w-full")
         self._bar = ui.linear_progress(0, show_value=False, size="10px").props("rounded instant-feedback")
@@ -104,6 +106,7 @@ class Workbench:
                 for colour, text in LEGEND:
                     ui.html(f'<i style="background: {colour}"></i>{text}', sanitize=False)
                 ui.html("◆ drawn by you", sanitize=False)
+                ui.html('<i class="vos-cut"></i>another scene', sanitize=False)
             ui.label("Darken the rest").classes("text-sm vos-dim")
             self._dim = ui.slider(min=0, max=0.9, step=0.1, value=0, on_change=self.refresh).style("width: 110px")
 
@@ -118,16 +121,16 @@ class Workbench:
     def tick(self) -> None:
         """Look at what is running, and whether another tab has changed something."""
         progress = self.desk.progress
-        state = (self.desk.version, progress, self.session.marks, self.session.busy)
+        state = (self.desk.version, progress, self.session.changes, self.session.busy)
         if state == self._seen:
             return
         self._seen = state
-        if progress is not None and self.desk.is_busy and self._watching and progress.done:
-            self.index = min(progress.done, self.session.length) - 1
+        if progress is not None and self.desk.is_busy and self._watching and progress.frame is not None:
+            self.index = min(progress.frame, self.session.length - 1)
         if progress is not None and progress.result is not None and progress.result != self._told:
             tell(progress.result, progress.failed)
-            if self._watching and progress.done:
-                self.index = min(progress.done, self.session.length) - 1
+            if self._watching and progress.frame is not None:
+                self.index = min(progress.frame, self.session.length - 1)
             self._watching = False
         self._told = None if progress is None else progress.result
         self.refresh()
@@ -149,9 +152,11 @@ class Workbench:
         _enable(not busy and session.can_undo, self._undo)
         _enable(not busy and self.object_id in said, self._clear)
         _enable(not busy and chosen, self._gone)
+        self._both.set_value(session.findings.both)
+        _enable(not busy, self._both)
         self._run.set_text(run_title(session))
         self._run.set_visibility(not busy)
-        _enable(bool(session.marks.first_frames()) and session.valid() < session.length, self._run)
+        _enable(bool(session.marks.first_frames()) and not session.is_done(), self._run)
         self._stop.set_visibility(busy)
         self._bar.set_visibility(busy)
         self._rate.set_visibility(busy)
@@ -242,6 +247,10 @@ class Workbench:
 
     async def _say_gone(self) -> None:
         await self._change(self.session.gone, self.index, self.object_id)
+
+    async def _choose_ways(self) -> None:
+        if self._both.value != self.session.findings.both:
+            await self._change(self.session.follow_both_ways, self._both.value)
 
     async def _follow(self) -> None:
         self._player.deactivate()

@@ -45,3 +45,24 @@ def write_clip(folder: Path, length: int = 12) -> Path:
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union."""
     return float((one & other).sum() / (one | other).sum())
+
+
+CUT = 5
+"""Frame of :func:`write_scenes` in which the other scene begins."""
+
+
+def scenes(index: int) -> np.ndarray:
+    """The discs, and from :data:`CUT` on the same discs in a place with other colours."""
+    picture = frame(index)
+    if index >= CUT:
+        grounds = ~red(index) & ~blue(index)
+        picture[grounds] = picture[grounds] // 4 + np.array((10, 90, 20), np.uint8)
+    return picture
+
+
+def write_scenes(folder: Path, length: int = 12) -> Path:
+    """A clip with a cut as a folder of PNGs."""
+    folder.mkdir(parents=True)
+    for index in range(length):
+        Image.fromarray(scenes(index)).save(folder / f"{index:05d}.png")
+    return folder

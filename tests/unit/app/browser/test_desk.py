@@ -154,7 +154,7 @@ class TestPictures:
         session = desk.open(str(clip))
         one = session.add_object()
         session.rename(one, "Ball")
-        session.results.rows = {
+        session.findings.forward.rows = {
             2: [ObjectRow(2, "00002", one, 0, 0.0, "absent"), ObjectRow(2, "00002", 9, 0, 0.0, "absent")],
             3: [ObjectRow(3, "00003", one, 5, 0.5, "low_confidence new_kind")],
             4: [ObjectRow(4, "00004", one, 5, 0.5, "given")],

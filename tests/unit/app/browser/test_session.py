@@ -138,7 +138,7 @@ class TestFollowing:
         assert same(now[:7], before[:7])
         assert not same(now[8:], before[8:])
         assert all(files(session)[f"{t:06d}.png"] == were[f"{t:06d}.png"] for t in range(7))
-        assert session.flags_of(7)[one] == ["given"]
+        assert [row.flags for row in session.rows_of(7)] == ["given"]
         assert outdated(session) is None
 
     def test_a_stopped_run_goes_on_where_it_was(
@@ -149,8 +149,8 @@ class TestFollowing:
         task = Follow(session, lambda: (engine, None))
         keep = session.keep
 
-        def stop_at_4(prediction: Any, *rest: Any) -> None:
-            keep(prediction, *rest)
+        def stop_at_4(plan: Any, prediction: Any, rows: Any) -> None:
+            keep(plan, prediction, rows)
             if prediction.frame_index == 4:
                 task.stop()
 
@@ -188,7 +188,7 @@ class TestFollowing:
         session.remove(one)
         assert session.valid() == LENGTH
         assert same(shown(session), [np.where(label_map == one, 0, label_map) for label_map in before])
-        assert all(one not in session.flags_of(t) for t in range(LENGTH))
+        assert all(row.object_id != one for t in range(LENGTH) for row in session.rows_of(t))
         # A run that goes on from a correction does not follow it any more.
         session.draw(7, two, DOT)
         counted = Counted(engine, monkeypatch)
@@ -223,7 +223,7 @@ class TestFollowing:
         session = open_session(write_clip(tmp_path / "clip", 24), tmp_path)
         session.draw(0, session.add_object(), RED)
         follow(session, engine)
-        states = session.results.states
+        states = session.findings.forward.states
         assert len(states) <= 4
         assert states[-1] == 23
         assert [path.name for path in sorted((session.folder / "states").iterdir())] == [f"{t:06d}.pt" for t in states]
@@ -371,7 +371,7 @@ class TestOnDisk:
         follow(session, engine)
         again = open_session(clip, tmp_path, "another")
         assert again.valid() == 0
-        assert again.results.states == []
+        assert again.findings.forward.states == []
         assert again.found() == list(range(LENGTH))
         assert again.marks == session.marks
 
@@ -452,7 +452,7 @@ class TestExport:
         follow(session, engine)
         session.remove(one)
         session.rename(two, "Bär")
-        del session.results.rows[9]
+        del session.findings.forward.rows[9]
         result = do(Export(session, tmp_path / "out", Renderings(["objects"])))
         assert result == f"Exported the first 9 of 12 frames to {tmp_path / 'out'}"
         masks = sorted((tmp_path / "out" / "masks" / "clip").iterdir())
