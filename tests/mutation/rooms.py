@@ -68,7 +68,7 @@ ROOMS = {
             "networks/test_pmvos.py::test_attention_equals_the_whole_matrix_and_starts_as_identity",
         ),
     ),
-    "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", *_TABLE)),
+    "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", "test_mask_parts.py", *_TABLE)),
     "metrics": Room(
         "vos_lightning/metrics/*.py",
         _unit("metrics", "evaluation"),
