@@ -13,6 +13,7 @@ from vos_lightning.propagation.frame_step import resize_masks
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation
 from vos_lightning.propagation.streaming import nearest
+from vos_lightning.structures import VideoSample
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 48, 480, 853])
@@ -54,3 +55,49 @@ def test_a_mask_that_would_be_lost_keeps_what_it_touches() -> None:
         assert not bool(masks[b, n, ::2, ::2].any())
         assert found[b, n].nonzero().tolist() == cells
     assert found[1, 1].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("short_side", "size", "inner", "smaller"),
+    [
+        (None, (1080, 1920), "", 480),
+        (None, (481, 700), "", 480),
+        (None, (480, 640), "", 240),
+        (320, (480, 640), ", processed at 426x320,", 160),
+        (None, (1, 5), "", 1),
+    ],
+)
+def test_a_smaller_size_is_proposed(short_side: int | None, size: tuple[int, int], inner: str, smaller: int) -> None:
+    engine = InferenceEngine(DummyNetwork(), Propagation(AnnotatedOnly(), "minimum"), short_side=short_side)
+    assert engine._too_large(3, size, 2) == (
+        f"frame 3 of {size[1]}x{size[0]} pixels{inner} with 2 object(s) does not fit into memory: process it at a smaller size "
+        f"with short_side={smaller} (--short-side {smaller}), or remember fewer frames"
+    )
+
+
+def video(*annotations: torch.Tensor) -> VideoSample:
+    given = dict(enumerate(annotations))
+    return VideoSample("v", [torch.zeros(3, 30, 45, dtype=torch.uint8)] * 2, given, {}, (1, 2), (30, 45), None)
+
+
+def test_a_tiny_object_keeps_the_size_of_its_video() -> None:
+    """What counts is the number of pixels after resizing, of any object in any annotation."""
+    large, small = torch.zeros(2, 30, 45, dtype=torch.uint8)
+    large[4:12, 10:30] = 1
+    small[:] = large
+    small[20:24, 6:10] = 2  # 16 pixels, of which every fourth is left at half the size
+
+    def keeps(least: int, short_side: int | None, *annotations: torch.Tensor) -> bool:
+        propagation = Propagation(AnnotatedOnly(), "minimum")
+        engine = InferenceEngine(DummyNetwork(), propagation, short_side=short_side, min_object_pixels=least)
+        sizes = {prediction.processed_size for prediction in engine.run(video(*annotations))}
+        assert sizes in ({(30, 45)}, {(15, 22)})
+        return sizes == {(30, 45)}
+
+    assert not keeps(4, 15, large, small)
+    assert keeps(5, 15, large, small)
+    assert keeps(5, 15, small, large)
+    assert not keeps(5, 15, large)
+    assert not keeps(0, 15, small)
+    assert keeps(5, None, small)
+    assert keeps(5, 30, small)
