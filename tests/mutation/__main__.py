@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.mutation.named import run_named
 from tests.mutation.report import write_report
-from tests.mutation.results import SURVIVED, mend, read_results, sample
+from tests.mutation.results import STATISTICS, SURVIVED, knows_all_functions, mend, read_results, sample
 from tests.mutation.rooms import ROOMS, workshop
 
 
@@ -74,8 +74,8 @@ def _run(rooms: list[str], known: argparse.Namespace) -> int:
 
 
 def _test(folder: Path, names: list[str], jobs: int, again: bool) -> int:
-    if again:  # which tests reach a function may have changed
-        (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
+    if again or not knows_all_functions(folder):  # which tests reach a function may have changed
+        (folder / STATISTICS).unlink(missing_ok=True)
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     variables.pop("PYTHONPATH", None)  # the library is the one below mutants/
     command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(jobs), *names]

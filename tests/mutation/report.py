@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from tests.mutation.named import Named, read_named, read_outcomes
-from tests.mutation.results import KILLED, SURVIVED, Results, read_results
+from tests.mutation.results import KILLED, SURVIVED, Results, in_random_order, read_results
 from tests.mutation.rooms import ROOMS, ROOT, UNCHANGED, workshop
 
 PAGE = ROOT / "docs" / "mutation.md"
@@ -95,18 +96,18 @@ The library is changed in one place at a time: a sign, a number, an argument, a 
 ARGS=--report` writes this page from the results. Recorded losses (`tests/golden/`) do not take part: what notices a mutant is a
 unit test, an oracle or an invariant. `tests/mutation/rooms.py` says which tests belong to which room.
 
-*Died* is the share of all tested mutants. *Explained* survivors change nothing that can be seen here, each for the reason below;
+*Died* is the share of all tested mutants. Where not all of them are tested, those that are were drawn at random, or the column
+*tested* says that they were not; the share among all mutants of the room then lies in the interval with a probability of 95 %
+(Wilson's score interval). *Explained* survivors change nothing that can be seen here, each for the reason below;
 *open* ones do, or have not been looked at. *Stopped* mutants did not end in time, and do not count as dead.
 
-| room | mutants | tested | died | stopped | survived, explained | survived, open | died |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| room | mutants | tested | died | stopped | survived, explained | survived, open | died | 95 % interval |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 """
     rows = {room: _row(found, survivors[room]) for room, found in results.items()}
-    rows["**all**"] = sum(rows.values(), Counter())
     for room, row in rows.items():
-        share = f"{100 * row['died'] / row['tested']:.1f} %" if row["tested"] else ""
-        columns = ("mutants", "tested", "died", "stopped", "explained", "open")
-        text += f"| {room} | {' | '.join(str(row[column]) for column in columns)} | {share} |\n"
+        text += _line(room, row, "all" if row["tested"] == row["mutants"] else _how_drawn(room, results[room]))
+    text += _line("**all**", sum(rows.values(), Counter()), "")
     text += "\nNot mutated: type annotations, docstrings, functions with decorators (but for methods of classes), and\n\n"
     return text + "".join(f"- `{pattern}`: {reason}\n" for pattern, reason in UNCHANGED.items())
 
@@ -118,6 +119,31 @@ def _row(results: Results, survivors: list[Survivor]) -> Counter[str]:
     opened = sum(survivor.reason is None for survivor in survivors)
     row = {"mutants": len(results), "tested": tested, "died": died, "stopped": tested - died - len(survivors)}
     return Counter(row | {"explained": len(survivors) - opened, "open": opened})
+
+
+def _line(room: str, row: Counter[str], how: str) -> str:
+    share = interval = ""
+    if row["tested"]:
+        share = f"{100 * row['died'] / row['tested']:.1f} %"
+    if how == "at random":
+        interval = "{:.1f} to {:.1f} %".format(*(100 * bound for bound in wilson(row["died"], row["tested"])))
+    tested = f"{row['tested']}, {how}" if how and row["tested"] else str(row["tested"])
+    columns = (room, row["mutants"], tested, row["died"], row["stopped"], row["explained"], row["open"], share, interval)
+    return f"| {' | '.join(map(str, columns))} |\n"
+
+
+def _how_drawn(room: str, results: Results) -> str:
+    """Whether the mutants that are tested are those that a sample would hold."""
+    tested = {name for name, code in results.items() if code is not None}
+    drawn = in_random_order(room, results, 0)[: len(tested)]
+    return "at random" if tested == set(drawn) else "not at random"
+
+
+def wilson(hits: int, number: int) -> tuple[float, float]:
+    """Bounds of a share of which a sample is known, with a confidence of 95 % (Wilson, 1927)."""
+    share, square = hits / number, 1.959964**2 / number
+    middle, half = share + square / 2, math.sqrt(square * (share * (1 - share) + square / 4))
+    return (middle - half) / (1 + square), (middle + half) / (1 + square)
 
 
 def _named_section(named: list[Named], outcomes: dict[str, str]) -> str:

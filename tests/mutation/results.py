@@ -13,6 +13,9 @@ KILLED = {1, 3}
 SURVIVED = {0, 5, 33}
 """All tests passed, or none reaches the function."""
 
+STATISTICS = Path("mutants", "mutmut-stats.json")
+"""Which tests reach which function, in a workshop."""
+
 Results = dict[str, int | None]
 """Exit code of the tests by mutant; None for those that have not been tested."""
 
@@ -42,6 +45,12 @@ def mend(folder: Path) -> None:
             kept.unlink(missing_ok=True)
 
 
+def knows_all_functions(folder: Path) -> bool:
+    """Whether it was found out after the last change of the room which tests reach a function; mutmut believes old statistics."""
+    with contextlib.chdir(folder):
+        return STATISTICS.exists() and all(path.stat().st_mtime < STATISTICS.stat().st_mtime for path in _sources())
+
+
 def _sources() -> Iterator[Path]:
     # mutmut reads its configuration once a process; here is one workshop after the other.
     from mutmut import configuration
@@ -65,7 +74,13 @@ def sample(results: dict[str, Results], number: int | None, seed: int) -> dict[s
     for room, mutants in results.items():
         names = sorted(mutants)
         if number is not None and number < total:
-            random.Random(f"{seed} {room}").shuffle(names)
-            names = names[: -(-number * len(names) // total)]
+            names = in_random_order(room, mutants, seed)[: -(-number * len(names) // total)]
         chosen[room] = names
     return chosen
+
+
+def in_random_order(room: str, mutants: Results, seed: int) -> list[str]:
+    """The mutants of a room in the order in which a sample takes them."""
+    names = sorted(mutants)
+    random.Random(f"{seed} {room}").shuffle(names)
+    return names

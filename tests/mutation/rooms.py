@@ -19,6 +19,8 @@ class Room:
     tests: tuple[str, ...]
     without: tuple[str, ...] = ()
     """Tests that start processes of their own, which takes long."""
+    only: str = ""
+    """An expression of ``pytest -k`` about what is left, where the same test is run on every network and every policy."""
 
 
 def _unit(*names: str) -> tuple[str, ...]:
@@ -29,6 +31,7 @@ def _unit(*names: str) -> tuple[str, ...]:
 # all of them. mutmut records which of them reach a function, and runs no others.
 _TABLE = ("test_half_precision.py", "test_tensor_devices.py")
 """Both call the functions of these rooms with the same arguments."""
+_ONE_POLICY = "(test_networks and annotated)"
 ROOMS = {
     "losses": Room(
         "vos_lightning/losses/*.py",
@@ -65,7 +68,7 @@ ROOMS = {
             "networks/test_pmvos.py::test_attention_equals_the_whole_matrix_and_starts_as_identity",
         ),
     ),
-    "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", *_TABLE)),
+    "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", "test_mask_parts.py", *_TABLE)),
     "metrics": Room(
         "vos_lightning/metrics/*.py",
         _unit("metrics", "evaluation"),
@@ -75,8 +78,21 @@ ROOMS = {
             "evaluation/test_evaluate.py::test_the_command_imports_no_pytorch",
         ),
     ),
-    "propagation": Room("vos_lightning/propagation/*.py", (*_unit("propagation"), "tests/invariants/test_networks.py")),
-    "networks": Room("vos_lightning/networks/*.py", (*_unit("networks"), "tests/invariants")),
+    # One network is enough for what does not depend on the network, and the policy that uses every part of the memory.
+    "propagation": Room(
+        "vos_lightning/propagation/*.py",
+        (
+            *_unit(
+                "propagation",
+                "networks/test_munet.py::test_frames_that_depend_on_each_other_are_no_batch",
+                "networks/test_munet.py::test_queries_of_a_clip_are_one_batch",
+                "networks/test_stcn.py::test_stcn_with_a_late_object_equals_the_literal_computation",
+            ),
+            "tests/invariants/test_networks.py",
+        ),
+        only=f"not ((dmn_aoa or munet or pmnet or pmvos or stcn or stm) and not test_munet and not test_stcn or {_ONE_POLICY})",
+    ),
+    "networks": Room("vos_lightning/networks/*.py", (*_unit("networks"), "tests/invariants"), only=f"not ({_ONE_POLICY})"),
 }
 
 # Rules: an expression that begins on such a line is not mutated. Type annotations and docstrings never are, nor are functions
@@ -108,7 +124,11 @@ def workshop(name: str) -> Path:
         "only_mutate": (room.sources,),
         "do_not_mutate_patterns": tuple(UNCHANGED),
         "also_copy": ("data_modules", "experiments", "docs", "benchmarks", "Makefile"),
-        "pytest_add_cli_args": (*_PYTEST, *(f"--deselect={test}" for test in room.without)),
+        "pytest_add_cli_args": (
+            *_PYTEST,
+            *(f"--deselect={test}" for test in room.without),
+            *(("-k", room.only) if room.only else ()),
+        ),
         "pytest_add_cli_args_test_selection": room.tests,
         # A test whose mutant does not end is stopped; on a busy machine everything takes many times as long.
         "timeout_constant": "40",

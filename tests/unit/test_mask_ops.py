@@ -14,8 +14,6 @@ from vos_lightning.mask_ops import (
     Padding,
     PadMode,
     as_object_map,
-    by_objects,
-    by_rows,
     ids_to_slots,
     label_map_from_probabilities,
     logits_from_masks,
@@ -99,8 +97,11 @@ def test_merged_logits_are_those_of_clamped_probabilities(mode: Aggregation) -> 
 
 
 def test_aggregation_without_objects_is_background() -> None:
-    _, probabilities = soft_aggregate(torch.zeros(1, 0, 2, 2), torch.zeros(1, 0, dtype=torch.bool), "minimum")
-    assert torch.equal(probabilities, torch.ones(1, 1, 2, 2))
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        nobody = torch.zeros(1, 0, 2, 2, dtype=dtype)
+        logits, probabilities = soft_aggregate(nobody, torch.zeros(1, 0, dtype=torch.bool), "minimum")
+        assert torch.equal(probabilities, torch.ones(1, 1, 2, 2))
+        assert torch.equal(logits, torch.zeros(1, 1, 2, 2))
     for mode in ("minimum", "product", "none"):
         _, probabilities = soft_aggregate(torch.randn(1, 3, 2, 2), torch.zeros(1, 3, dtype=torch.bool), mode)
         assert_close(probabilities[:, 0], torch.ones(1, 2, 2))
@@ -255,52 +256,3 @@ def test_the_message_names_the_file_and_the_first_ids(ids: list[int], arguments:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
         as_object_map(torch.tensor([0, 255, *ids], dtype=torch.uint8), **arguments)  # type: ignore[arg-type]
     assert str(caught.value).startswith(beginning)
-
-
-# Many objects, a part at a time ---------------------------------------------------------------------------------------
-
-
-def test_objects_are_taken_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vos_lightning.mask_ops.PART_BYTES", 100)
-    seen: list[tuple[int, int]] = []
-
-    def function(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append((one.shape[1], other.shape[1]))
-        return one.sum(dim=2), torch.cat([one, other], dim=2)
-
-    one, other = torch.rand(2, 7, 3), torch.rand(2, 7, 2)
-    with torch.no_grad():
-        for size, widths in ((100.0, [1] * 7), (40.0, [2, 2, 2, 1]), (14.0, [7]), (1e9, [1] * 7), (0.0, [7])):
-            seen.clear()
-            total, joined = by_objects(function, size, one, other)
-            assert seen == [(width, width) for width in widths]
-            assert torch.equal(total, one.sum(dim=2))
-            assert torch.equal(joined, torch.cat([one, other], dim=2))
-        assert torch.equal(by_objects(lambda x: x * 2, 50.0, one), one * 2)
-    seen.clear()
-    by_objects(function, 100.0, one, other)
-    assert seen == [(7, 7)], "with gradients, nothing is gained by parts"
-
-
-def test_rows_are_taken_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vos_lightning.mask_ops.PART_BYTES", 100)
-    x = torch.rand(2, 3, 5, 4)
-    seen: list[int] = []
-
-    def function(part: torch.Tensor) -> torch.Tensor:
-        seen.append(part.shape[2])
-        return part.softmax(dim=1)
-
-    with torch.no_grad():
-        assert_close(by_rows(function, 50.0, x), x.softmax(dim=1))
-    assert seen == [2, 2, 1]
-
-
-@pytest.mark.parametrize("mode", ["product", "minimum", "none"])
-def test_an_aggregation_in_parts_is_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, valid = torch.randn(1, 4, 9, 5) * 6, torch.tensor([[True, False, True, True]])
-    with torch.no_grad():
-        whole = soft_aggregate(logits, valid, mode)  # type: ignore[arg-type]
-        monkeypatch.setattr("vos_lightning.mask_ops.PART_BYTES", 1)
-        for one, other in zip(whole, soft_aggregate(logits, valid, mode), strict=True):  # type: ignore[arg-type]
-            assert_close(one, other)

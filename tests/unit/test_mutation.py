@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.mutation.named import read_named
-from tests.mutation.report import Reason, Survivor, _head, as_change, read_reasons, readable
-from tests.mutation.results import Results, mend, read_results, sample
+from tests.mutation.report import Reason, Survivor, _head, as_change, read_reasons, readable, wilson
+from tests.mutation.results import STATISTICS, Results, in_random_order, knows_all_functions, mend, read_results, sample
 from tests.mutation.rooms import ROOMS, ROOT, workshop
 
 
@@ -41,6 +42,19 @@ def test_files_that_a_kill_left_half_written_are_forgotten(tmp_path: Path, monke
     assert not any("auxiliary" in name for name in found)
 
 
+def test_statistics_from_before_a_change_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mutmut adds new tests to them, but never the tests of a new function, whose mutants would all seem to survive."""
+    monkeypatch.setattr("tests.mutation.rooms.WORKSHOPS", tmp_path)
+    folder = workshop("mask_ops")
+    assert not knows_all_functions(folder)
+    (folder / STATISTICS).parent.mkdir()
+    (folder / STATISTICS).touch()
+    assert knows_all_functions(folder)
+    changed = (ROOT / "vos_lightning" / "mask_ops.py").stat().st_mtime
+    os.utime(folder / STATISTICS, (changed - 1, changed - 1))
+    assert not knows_all_functions(folder)
+
+
 def test_a_change_is_one_line() -> None:
     difference = "--- a.py\n+++ a.py\n@@ -1,3 +1,3 @@\n def f(x):\n-    return (x\n-            + 1)\n+    return x - 1\n"
     assert as_change(difference) == "return (x + 1) → return x - 1"
@@ -58,10 +72,30 @@ def test_names_of_mutants_are_readable(name: str, expected: str) -> None:
 
 
 def test_the_page_counts_what_was_tested() -> None:
-    results: dict[str, Results] = {"a": {"1": 1, "2": 3, "3": 0, "4": 33, "5": -24, "6": None}}
+    names = in_random_order("a", dict.fromkeys("123456"), 0)
+    results: dict[str, Results] = {"a": dict(zip(names, (1, 3, 0, 33, -24, None), strict=True))}
     survivors = [Survivor("f", "x → y", "nothing is computed with it"), Survivor("g", "x → y", None)]
-    rows = [line for line in _head(results, {"a": survivors}).splitlines() if line.startswith(("| a |", "| **all**"))]
-    assert rows == [f"| {room} | 6 | 5 | 2 | 1 | 1 | 1 | 40.0 % |" for room in ("a", "**all**")]
+    assert _rows(results, survivors) == [
+        "| a | 6 | 5, at random | 2 | 1 | 1 | 1 | 40.0 % | 11.8 to 76.9 % |",
+        "| **all** | 6 | 5 | 2 | 1 | 1 | 1 | 40.0 % |  |",
+    ]
+    results["a"] |= {names[0]: None, names[-1]: 1}
+    assert "5, not at random" in _rows(results, survivors)[0]
+    results["a"] = dict.fromkeys("123", 1)
+    assert _rows(results, [])[0] == "| a | 3 | 3, all | 3 | 0 | 0 | 0 | 100.0 % |  |"
+
+
+def _rows(results: dict[str, Results], survivors: list[Survivor]) -> list[str]:
+    return [line for line in _head(results, {"a": survivors}).splitlines() if line.startswith(("| a |", "| **all**"))]
+
+
+@pytest.mark.parametrize(("hits", "number"), [(0, 10), (7, 10), (90, 100), (250, 250)])
+def test_the_interval_of_a_share_holds_what_fits_the_sample(hits: int, number: int) -> None:
+    """At the bounds, what was found is 1.96 standard deviations away from what is expected."""
+    bounds = wilson(hits, number)
+    assert bounds[0] - 1e-12 <= hits / number <= bounds[1] + 1e-12
+    for share in bounds:
+        assert (hits / number - share) ** 2 == pytest.approx(1.959964**2 * share * (1 - share) / number, abs=1e-12)
 
 
 def test_reasons_are_for_functions_and_changes() -> None:

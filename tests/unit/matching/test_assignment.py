@@ -93,6 +93,26 @@ def test_missing_objects_and_proposals_change_nothing():
     assert_close(mixed[:, :2, [0, 2]], solve(similarity[:, :2, [0, 2]]))
 
 
+def test_a_clip_does_not_depend_on_its_batch_mates():
+    """Clips with few and many objects, few and many proposals, and similarities of either sign."""
+    similarity = torch.rand(4, 3, 6)
+    similarity[1::2] -= 1
+    objects = torch.arange(3) < torch.tensor([[1], [3], [3], [2]])
+    proposals = torch.arange(6) < torch.tensor([[1], [6], [2], [2]])
+    together = relaxed_assignment(similarity, objects, proposals)
+    for b in range(4):
+        num_objects, num_proposals = int(objects[b].sum()), int(proposals[b].sum())
+        assert_close(together[b, :num_objects, :num_proposals], solve(similarity[b : b + 1, :num_objects, :num_proposals])[0])
+
+
+def test_a_proposal_that_does_not_exist_may_come_first():
+    """The second object resembles no proposal most, and starts with the first one that exists."""
+    similarity = torch.tensor([[[0.2, 0.9, 0.8, 0.7], [0.9, 0.1, 0.2, 0.3]]])
+    proposals = torch.tensor([[False, True, True, True]])
+    found = relaxed_assignment(similarity, everything(1, 2), proposals)
+    assert_close(found[:, :, 1:], solve(similarity[:, :, 1:]))
+
+
 def test_no_proposal_and_no_object():
     assert solve(torch.rand(2, 3, 0)).shape == (2, 3, 0)
     none = torch.zeros(2, 3, dtype=torch.bool)

@@ -172,6 +172,14 @@ def test_a_displacement_and_its_peak_have_the_same_temperature():
     assert torch.equal(soft_displacement(volume, normalize=False), expected_offset(match_weights(volume, 1, 0.02)))
 
 
+def test_what_is_left_out_is_a_softmax_of_similarities_and_a_distance_in_windows():
+    volume = local_similarity(*features(5, 7), 3)
+    assert torch.equal(match_weights(volume), match_weights(volume, 1, 1.0, "mean"))
+    assert torch.equal(soft_displacement(volume), soft_displacement(volume, 1, 0.02, True, "mean"))
+    wide = local_similarity(*features(5, 7), 5)
+    assert_close(2 * soft_displacement(wide), soft_displacement(wide, normalize=False))
+
+
 def test_displacement_finds_a_shift():
     """At a low temperature, what moved is found; with the printed sign and temperature it is not."""
     torch.manual_seed(0)

@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 
 from vos_lightning.matching.assignment import AssignmentOptions
 from vos_lightning.matching.bijective import GaussianKernel, TopK
-from vos_lightning.matching.trajectories import AdaptiveMatching
+from vos_lightning.matching.local_window import best_match
+from vos_lightning.matching.trajectories import AdaptiveMatching, step_spread
 
 LEGAL: list[tuple[type, dict[str, Any]]] = [
     (AssignmentOptions, {}),
@@ -57,3 +59,11 @@ def test_documented_values_are_taken(options: type, arguments: dict[str, Any]) -
 def test_other_values_are_named(options: type, arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=rf"\.{name}\b"):
         options(**arguments)
+
+
+def test_a_spread_takes_the_defaults_of_the_options() -> None:
+    """And the scale of keys of 64 channels."""
+    match, options = best_match(*torch.randn(2, 1, 4, 6, 7), window=5), AdaptiveMatching()
+    expected = step_spread(match, beta=options.beta, form=options.spread_form, scale=64**-0.5)
+    assert torch.equal(step_spread(match), expected)
+    assert expected.max() > 1

@@ -97,6 +97,17 @@ def test_a_removed_object_is_not_in_a_correction(emvos: EMVOS) -> None:
     same(engine.add_object(labels[1] == 2, 3), engine_on(emvos).step(frames[1], {3: labels[1] == 2}))
 
 
+def test_what_is_given_with_a_removed_object_stays_given(emvos: EMVOS) -> None:
+    frames, _ = clip()
+    masks = torch.zeros(4, *SIZE, dtype=torch.bool)
+    for i in range(1, 4):
+        masks[i, 4:20, 12 * i : 12 * i + 8] = True
+    engine, other = engine_on(emvos), engine_on(emvos)
+    engine.step(frames[0], {1: masks[1], 2: masks[2], 3: masks[3]})
+    engine.remove_object(1)
+    same(engine.correct(3, masks[1]), other.step(frames[0], {2: masks[2], 3: masks[1]}))
+
+
 def test_frames_may_be_written_into_one_array(emvos: EMVOS) -> None:
     frames, labels = clip()
     engine, other = engine_on(emvos), engine_on(emvos)
@@ -320,7 +331,7 @@ def test_what_is_gone_is_gone_in_every_direction() -> None:
 
 
 def test_a_reversed_video_has_everything_in_its_place(emvos: EMVOS) -> None:
-    video = make_video("v", length=6)
+    video = make_video("v", length=6, required=(2, 3))
     label_map = make_label_map()
     video = dataclasses.replace(
         video, annotations={0: label_map, 2: label_map, 4: label_map * (label_map == 2)}, gone={1: (1, 2), 3: (2,)}
@@ -330,6 +341,8 @@ def test_a_reversed_video_has_everything_in_its_place(emvos: EMVOS) -> None:
     assert torch.equal(turned.annotations[0], video.annotations[4])
     assert {t: sorted(ids) for t, ids in turned.gone.items()} == {1: [2], 3: [1, 2]}
     assert [int(f[0, 0, 0]) for f in turned.frames] == [20, 15, 10, 5, 0]
+    # What belongs to the frames of the other order by their index or name is left out.
+    assert (turned.targets, turned.frame_names, turned.required_frames, turned.proposals) == ({}, None, None, None)
 
 
 def test_proposals_follow_their_frame() -> None:

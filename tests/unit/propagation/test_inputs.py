@@ -127,10 +127,12 @@ def test_label_maps_of_any_integers(dtype: torch.dtype) -> None:
     assert as_label_map(torch.zeros(SIZE, dtype=dtype), SIZE) is None
 
 
-def test_a_map_of_bool_is_object_1() -> None:
-    found = as_label_map(plane((0, 0)).numpy(), SIZE)
-    assert found is not None
-    assert torch.equal(found, plane((0, 0), dtype=torch.uint8))
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_a_map_of_bool_or_of_255_is_object_1(dtype: torch.dtype) -> None:
+    for labels in (plane((0, 0)), plane((0, 0), dtype=dtype, value=255)):
+        found = as_label_map(labels.numpy(), SIZE)
+        assert found is not None
+        assert torch.equal(found, plane((0, 0), dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from tests.clips import given_at, random_clip
 from tests.tolerances import assert_close
 from tests.unit.dummies import DummyNetwork
 from vos_lightning.networks.emvos import EMVOS
-from vos_lightning.propagation.engine import InferenceEngine, _resize_proposals
+from vos_lightning.propagation.engine import InferenceEngine
+from vos_lightning.propagation.frame_step import resize_proposals
 from vos_lightning.propagation.memory import Bank, MemoryFrame
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy
 from vos_lightning.propagation.step import Propagation, advance, introductions, show_given, unroll
@@ -112,11 +113,11 @@ def test_gradients_flow_through_time() -> None:
 def test_proposals_shrink_with_the_frame() -> None:
     """Boxes are in pixels (x, y, x, y), and masks lie in their boxes."""
     proposals = Proposals(torch.tensor([[[10.0, 20.0, 30.0, 60.0]]]), torch.rand(1, 1, 28, 28), torch.tensor([[0.5]]))
-    found = _resize_proposals(proposals, (100, 200), (50, 40))
+    found = resize_proposals(proposals, (100, 200), (50, 40))
     assert found.boxes.tolist() == [[[2.0, 10.0, 6.0, 30.0]]]
     assert torch.equal(found.masks, proposals.masks)
     assert torch.equal(found.scores, proposals.scores)
-    assert _resize_proposals(proposals, (100, 200), (100, 200)) is proposals
+    assert resize_proposals(proposals, (100, 200), (100, 200)) is proposals
 
 
 @pytest.mark.parametrize(
