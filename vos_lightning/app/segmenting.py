@@ -160,10 +160,9 @@ class SegmentRun:
         return read_label_map(self._output.check(f"{MASKS}/{video.name}/{video.name_of(index)}.png"))
 
     def _tell(self, job: Job, video: VideoSample, num_frames: int, num_flagged: int, proposals: Any) -> None:
-        sys.stdout.write(
-            f"{video.name}: {num_frames} frames, {len(video.object_ids)} objects, {num_flagged} frames to look at "
-            f"(flags in {self._output.folder / 'index' / f'{video.name}.csv'})\n"
-        )
+        counts = _count(num_frames, "frame"), _count(len(video.object_ids), "object"), _count(num_flagged, "frame")
+        index = self._output.folder / "index" / f"{video.name}.csv"
+        sys.stdout.write(f"{video.name}: {', '.join(counts)} to look at (flags in {index})\n")
         drift = self._files.drift
         for line in (
             *_ask(job, video, self._files.rows),
@@ -172,6 +171,10 @@ class SegmentRun:
         ):
             if line is not None:
                 sys.stdout.write(f"{line}\n")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _ask(job: Job, video: VideoSample, rows: Sequence[ObjectRow]) -> list[str]:

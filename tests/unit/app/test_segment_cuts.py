@@ -77,7 +77,7 @@ def test_objects_are_let_go_and_a_mask_of_that_frame_goes_on(checkpoint: Path, f
     said = capsys.readouterr().out
     assert LINE in said
     assert "(as 00005.png in a folder that --mask names, with film.png as 00000.png in it) and run again with --resume" in said
-    assert "1 frames to look at" in said
+    assert "1 frame to look at" in said
     # What the lines advise.
     (tmp_path / "film_masks").mkdir()
     (tmp_path / "film.png").rename(tmp_path / "film_masks" / "00000.png")
