@@ -135,7 +135,10 @@ def find_mask(source: Source, given: Path | None, several: bool) -> Path:
     if not found:
         where = f"in {place}" if given is not None else "beside it"
         tried = f" (there is no {', '.join(names[:-1])} or {names[-1]}/ {where})" if place is not None else ""
-        raise ValueError(f"{source.text}: no mask says what to cut out{tried}; draw one on a frame and pass it with --mask")
+        raise ValueError(
+            f"{source.text}: no mask says what to cut out{tried}; draw one on a frame and pass it with --mask, or draw it in the "
+            "browser with vos app"
+        )
     return found[0]
 
 
