@@ -29,7 +29,7 @@ BESIDE = 80
 """Bytes that decoding and writing a video take for every pixel of a frame, as the libraries for it hold tens of frames."""
 
 SECONDS_BESIDE = 1e-7
-"""Seconds that decoding a frame, and each kind of output, take for every pixel of a frame, on a processor of today."""
+"""Seconds that decoding a frame, and each kind of output, take for every pixel of a frame, on a CPU of today."""
 
 
 class TorchBackend(Backend):
