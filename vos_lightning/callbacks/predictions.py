@@ -69,6 +69,7 @@ class PredictionWriter(Callback):
             part=rank,
             resume=self.resume,
             source=self.source,
+            alone=True,
         )
         if not alone and trainer.is_global_zero:
             output.start()  # a process alone removes an earlier run when there is a first frame to put in its place
@@ -100,7 +101,8 @@ class PredictionWriter(Callback):
         module.frame_listeners.remove(files.take)
         module.failure_listeners.clear()
         module.predicted = frozenset()
-        files.finish(error)
+        with files.output:
+            files.finish(error)
 
     # Lightning hooks --------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 
@@ -19,6 +21,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._descriptor: int | None = None
+        self._process = os.getpid()
 
     def take(self) -> None:
         """Take the lock, if the folder exists and it is not taken yet.
@@ -49,10 +52,17 @@ class FolderLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, also for processes that were forked meanwhile and share it, such as loaders of data."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        if descriptor is None:
+            return
+        if os.getpid() == self._process:
+            import fcntl
+
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
     def __del__(self) -> None:
-        self.release()
+        if self._descriptor is not None and not sys.is_finalizing():  # the end of the process gives it back
+            self.release()

@@ -139,6 +139,28 @@ def test_commands_that_do_not_ask_are_not_kept_out(tmp_path: Path) -> None:
         OutputFolder(tmp_path / "out", "test", resume=True)
 
 
+def test_a_forked_process_neither_keeps_the_lock_nor_gives_it_back(tmp_path: Path) -> None:
+    """As the loaders of data do, which may live longer than the run that has begun them."""
+    lock = FolderLock(tmp_path)
+    lock.take()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        lock.release()  # as when its copy of the object is collected
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        with pytest.raises(ValueError, match="another run"):
+            FolderLock(tmp_path).take()
+        lock.release()
+        FolderLock(tmp_path).take()
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
+
+
 def test_where_there_are_no_locks_nothing_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*arguments: Any) -> None:
         raise OSError("no locks available")

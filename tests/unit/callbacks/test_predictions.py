@@ -92,6 +92,23 @@ class TestWriter:
         ]
         assert '"finished": true' in (root / "predict" / "written.jsonl").read_text()
 
+    def test_a_folder_in_which_another_run_is_writing_is_left_alone(self, tmp_path: Path) -> None:
+        """Such a run would replace what the other one has just written; afterwards, and after an error, the way is free."""
+        root = tmp_path / "predictions" / "test"
+        broken = make_video("broken", length=6, fail_at=3)
+        with OutputFolder(root, "test", alone=True) as other:
+            other.start()
+            with pytest.raises(ValueError, match="another run is writing into this folder"):
+                make_trainer(tmp_path, PredictionWriter()).test(
+                    DummyModule(), datamodule=Videos([make_video("v")]), verbose=False
+                )
+            assert [path.name for path in root.iterdir()] == ["written.jsonl"]
+        trainer = make_trainer(tmp_path, PredictionWriter())
+        with pytest.raises(OSError, match="frame 3"):
+            trainer.test(DummyModule(), datamodule=Videos([broken]), verbose=False)
+        make_trainer(tmp_path, PredictionWriter()).test(DummyModule(), datamodule=Videos([make_video("v")]), verbose=False)
+        assert [path.name for path in (root / "masks").iterdir()] == ["v"]
+
     def test_masks_that_it_has_not_written_stay(self, tmp_path: Path) -> None:
         """As when the ground truth is named as the output."""
         drawn = tmp_path / "Annotations" / "v" / "f00001.png"
