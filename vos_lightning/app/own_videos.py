@@ -123,7 +123,9 @@ def find_mask(source: Source, given: Path | None, several: bool) -> Path:
     """
     if given is not None and not several:
         return given
-    place = given if given is not None else None if source.path is None else source.path.absolute().parent
+    # What has no name of its own, as ".", has its masks beside the folder that it stands for.
+    path = source.path if source.path is None or source.path.name not in ("", "..") else source.path.absolute()
+    place = given if given is not None else None if path is None else path.parent
     names = [f"{source.name}{suffix}" for suffix in (".png", ".json", ".xml")]
     names.append(source.name if given is not None else f"{source.name}_masks")
     found = [] if place is None else [place / name for name in names if (place / name).exists()]
@@ -133,7 +135,10 @@ def find_mask(source: Source, given: Path | None, several: bool) -> Path:
     if not found:
         where = f"in {place}" if given is not None else "beside it"
         tried = f" (there is no {', '.join(names[:-1])} or {names[-1]}/ {where})" if place is not None else ""
-        raise ValueError(f"{source.text}: no mask says what to cut out{tried}; draw one on a frame and pass it with --mask")
+        raise ValueError(
+            f"{source.text}: no mask says what to cut out{tried}; draw one on a frame and pass it with --mask, or draw it in the "
+            "browser with vos app"
+        )
     return found[0]
 
 

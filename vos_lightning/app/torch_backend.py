@@ -16,7 +16,7 @@ from vos_lightning.checkpoints.files import LITE
 from vos_lightning.checkpoints.portable import describe_lite
 from vos_lightning.io.frames import FrameSource
 from vos_lightning.modules.proposal_detector import load_detector
-from vos_lightning.propagation.budget import Plan, gib, plan
+from vos_lightning.propagation.budget import Plan, in_words, plan
 from vos_lightning.propagation.cuts import AtCut
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.network import VOSNetwork
@@ -24,6 +24,12 @@ from vos_lightning.propagation.snapshots import Stored, write_snapshot
 from vos_lightning.proposals.frames import CountedProposals, DetectedFrames, StoredFrames
 from vos_lightning.proposals.store import ProposalFile, precompute_command
 from vos_lightning.structures import FramePrediction, VideoSample
+
+BESIDE = 80
+"""Bytes that decoding and writing a video take for every pixel of a frame, as the libraries for it hold tens of frames."""
+
+SECONDS_BESIDE = 1e-7
+"""Seconds that decoding a frame, and each kind of output, take for every pixel of a frame, on a CPU of today."""
 
 
 class TorchBackend(Backend):
@@ -51,11 +57,16 @@ class TorchBackend(Backend):
         elif engine.keeps_size(video):
             engine.short_side = None
         before = engine.short_side
-        made = plan(engine, video.original_size, len(video.object_ids), shrink=self._arguments.short_side is None and not goes_on)
+        shrink = self._arguments.short_side is None and not goes_on
+        pixels = video.original_size[0] * video.original_size[1]
+        beside = BESIDE * pixels if engine.network.device.type == "cpu" else 0
+        made = plan(engine, video.original_size, len(video.object_ids), shrink=shrink, beside=beside)
         if engine.short_side != before:
             # The rule about small objects would process the video at its own size after all.
             self.chosen_side, engine.min_object_pixels = engine.short_side, 0
-        return describe_plan(video.name, made, left, 2 if self._arguments.direction == "both" else 1)
+        seconds = made.cost.seconds * (2 if self._arguments.direction == "both" else 1)
+        written = len(set(self._arguments.formats) - {"masks"})
+        return describe_plan(video.name, made, left, seconds + SECONDS_BESIDE * pixels * (1 + written))
 
     def predictions(self, video: VideoSample, stored: Stored | None, at_cut: AtCut) -> Iterator[FramePrediction]:
         """Segment a video; see :meth:`Backend.predictions`."""
@@ -72,20 +83,19 @@ class TorchBackend(Backend):
         write_snapshot(path, self._engine.snapshot(), notes)
 
 
-def describe_plan(name: str, made: Plan, left: int | None, runs: int) -> list[str]:
+def describe_plan(name: str, made: Plan, left: int | None, seconds: float) -> list[str]:
     """Lines that say what a video will cost.
 
     Args:
         name: name of the video.
         made: what was estimated.
         left: number of frames that are still to be segmented; None if nobody knows.
-        runs: how often each frame is segmented.
+        seconds: time of a frame.
     """
-    seconds = runs * made.cost.seconds
     time = f"about {seconds:.2g} s a frame" if left is None else f"{left} frames, about {_duration(left * seconds)}"
-    free = "" if made.free is None else f" ({gib(made.free)} free)"
+    free = "" if made.free is None else f" ({in_words(made.free)} free)"
     lines = [
-        f"{name}: {time} and {gib(made.cost.memory)} of memory{free}, processed at {made.cost.size[1]} x {made.cost.size[0]}"
+        f"{name}: {time} and {in_words(made.cost.memory)} of memory{free}, processed at {made.cost.size[1]} x {made.cost.size[0]}"
     ]
     if made.line is not None:
         lines.append(f"{name}: {made.line}")

@@ -187,7 +187,9 @@ class FrameSource(ABC):
         self._end, self.stride = end, stride
         whole = self.length
         if (isinstance(end, int) and end <= self.first) or (whole is not None and self.first >= whole):
-            raise ValueError(f"{self.path}: no frame lies between --start {start or 0} and --end {'' if end is None else end}")
+            there = "" if whole is None else f"; there are {whole} frames, 0 to {whole - 1}"
+            upto = "the end of the video" if end is None else f"--end {end}"
+            raise ValueError(f"{self.path}: no frame lies between --start {start or 0} and {upto}{there}")
         self.fps /= stride
         last = end if isinstance(end, int) else None
         if whole is not None:

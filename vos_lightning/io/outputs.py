@@ -348,8 +348,10 @@ class OutputFolder:
         files = list(_files(self.folder))
         others = [path for path in files if path not in records and path not in kept and not path.name.startswith(".")]
         if records and not overwrite and not resume:
+            go_on = "--resume to go on with it, or " if self._keep_begun else ""
             raise ValueError(
-                f"{self.folder}: the folder holds the output of an earlier run; choose another one, or pass {how} to replace it"
+                f"{self.folder}: the folder holds the output of an earlier run; choose another one, or pass {go_on}{how} to "
+                "replace it"
             )
         for path in others:
             name = path.relative_to(self.folder).as_posix()

@@ -25,6 +25,9 @@ SAMPLE_SIDE = 96
 """Short side, in pixels, of the frames on which the cost is measured."""
 PLANES = 10
 """Planes of float32 at full size that one object takes at a time, in the aggregation and in the prediction."""
+FULL_PLANES = 12
+"""Planes of float32 at the size of the video that are taken where frames are processed at another size, whatever the number of
+objects."""
 REMEMBERED = 20
 """Frames that a memory without a bound is taken to hold."""
 USABLE = 0.5
@@ -119,7 +122,14 @@ def estimate(engine: InferenceEngine, size: tuple[int, int], num_objects: int) -
     return _Costs(engine, size, num_objects).now()
 
 
-def plan(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free: int | None = None, shrink: bool = True) -> Plan:
+def plan(
+    engine: InferenceEngine,
+    size: tuple[int, int],
+    num_objects: int,
+    free: int | None = None,
+    shrink: bool = True,
+    beside: int = 0,
+) -> Plan:
     """Cost of a video; the engine is made to process frames at a smaller size if it would not fit into the free memory otherwise.
 
     Args:
@@ -128,9 +138,10 @@ def plan(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free:
         num_objects: number of objects at a time.
         free: bytes that are free; None asks the device or the system, and changes nothing where neither says.
         shrink: whether the engine may be changed.
+        beside: bytes that the video takes beside the network, whatever the size inside the network.
     """
     free = free_memory(engine.network.device) if free is None else free
-    costs = _Costs(engine, size, num_objects)
+    costs = _Costs(engine, size, num_objects, beside)
     cost = costs.now()
     if free is None or not shrink or cost.memory <= USABLE * free:
         return Plan(cost, free, None)
@@ -142,7 +153,7 @@ def plan(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free:
         cost = costs.now()
     line = (
         f"frames are processed at a short side of {min(cost.size)} pixels instead of {before}, as {num_objects} object(s) would "
-        f"not fit into {gib(free)} of free memory (now about {gib(cost.memory)}; --short-side chooses another)"
+        f"not fit into {in_words(free)} of free memory (now about {in_words(cost.memory)}; --short-side chooses another)"
     )
     return Plan(cost, free, line if min(cost.size) < before else None)
 
@@ -176,43 +187,47 @@ def free_memory(device: torch.device) -> int | None:
     return max(0, min(found)) if found else None
 
 
-def _left_by_groups(mounted: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+def _left_by_groups(mounted: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> list[int]:
     """What the limits of this process's control groups leave, of both versions; those of containers and of batch jobs."""
-    found = []
+    groups = {(2, "")}
     with contextlib.suppress(OSError, ValueError):
-        for line in own.read_text().splitlines():
+        for line in Path(own).read_text().splitlines():
             number, kinds, path = line.split(":", 2)
-            if number != "0" and "memory" not in kinds.split(","):
-                continue
-            names = ("memory.max", "memory.current") if number == "0" else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            root = mounted if number == "0" else mounted / "memory"
-            folder = root / path.lstrip("/")
-            for place in {root, *(place for place in (folder, *folder.parents) if root in place.parents)}:
-                with contextlib.suppress(OSError, ValueError):
-                    limit, used = (int((place / name).read_text()) for name in names)
-                    entries = dict(entry.split() for entry in (place / "memory.stat").read_text().splitlines())
-                    # Pages of files that were read count as used, but the system gives them back.
-                    cached = sum(
-                        int(entries.get(f"total_{kind}", entries.get(kind, 0))) for kind in ("inactive_file", "active_file")
-                    )
-                    found.append(limit - used + cached)
-    return found
+            version = 2 if number == "0" else 1
+            if version == 2 or "memory" in kinds.split(","):
+                names = path.rstrip("/").split("/")
+                groups |= {(version, "/".join(names[:count])) for count in range(1, len(names) + 1)}
+    roots = {1: f"{mounted}/memory", 2: mounted}
+    found = (_left_by_group(version, roots[version] + path) for version, path in groups)
+    return [left for left in found if left is not None]
+
+
+def _left_by_group(version: int, folder: str) -> int | None:
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    cached = 0
+    try:
+        limit, used = (int(Path(f"{folder}/{name}").read_text()) for name in names)
+    except (OSError, ValueError):  # no limit is the word "max"
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        entries = dict(entry.split() for entry in Path(f"{folder}/memory.stat").read_text().splitlines())
+        # Pages of files that were read count as used, but the system gives them back.
+        cached = sum(int(entries.get(f"total_{kind}", entries.get(kind, 0))) for kind in ("inactive_file", "active_file"))
+    return limit - used + cached
 
 
 class _Costs:
     """Costs of a video at any inner size; samples are measured once."""
 
-    def __init__(self, engine: InferenceEngine, size: tuple[int, int], num_objects: int) -> None:
-        self._engine, self._size, self._num_objects = engine, size, num_objects
+    def __init__(self, engine: InferenceEngine, size: tuple[int, int], num_objects: int, beside: int = 0) -> None:
+        self._engine, self._size, self._num_objects, self._beside = engine, size, num_objects, beside
         self._samples: dict[tuple[tuple[int, int], int], _Sample] = {}
 
     def now(self) -> Cost:
         """Cost at the size at which the engine would process frames as it is."""
         inner, size, more = self._engine.inner_size(self._size), self._size, self._num_objects - 1
-        scale = min(1.0, SAMPLE_SIDE / min(inner))
-        small = max(1, round(inner[0] * scale)), max(1, round(inner[1] * scale))
-        one = self._sample(small, 1)
-        two = self._sample(small, 2) if more else one
+        one = self._sample(inner, 1)
+        two = self._sample(inner, 2) if more else one
         ratio = inner[0] * inner[1] / one.pixels
         kept = _remembered_frames(self._engine.propagation.policy)
         of_frame = one.remembered + more * max(0, two.remembered - one.remembered)
@@ -221,18 +236,27 @@ class _Costs:
             + min(more * ratio * max(0, two.peak - one.peak), 2.0 * PART_BYTES)
             + more * 4 * (PLANES * inner[0] * inner[1] + (3 * size[0] * size[1] if inner != size else 0))
             + 2 * kept * ratio * of_frame  # as frames, and stacked
+            + (4 * FULL_PLANES * size[0] * size[1] if inner != size else 0)
+            + self._beside
         )
         seconds = ratio * (one.seconds + more * max(0.0, two.seconds - one.seconds))
         return Cost(inner, int(memory), seconds)
 
-    def _sample(self, size: tuple[int, int], num_objects: int) -> _Sample:
-        if (size, num_objects) not in self._samples:
-            self._samples[size, num_objects] = _measure(self._engine, size, num_objects)
-        return self._samples[size, num_objects]
+    def _sample(self, inner: tuple[int, int], num_objects: int) -> _Sample:
+        key = _sample_size(inner), num_objects
+        if key not in self._samples:
+            self._samples[key] = _measure(self._engine, inner, num_objects)
+        return self._samples[key]
 
 
-def _measure(engine: InferenceEngine, size: tuple[int, int], num_objects: int) -> _Sample:
-    height, width = size
+def _sample_size(inner: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the frames on which the cost of larger ones is measured."""
+    scale = min(1.0, SAMPLE_SIDE / min(inner))
+    return max(1, round(inner[0] * scale)), max(1, round(inner[1] * scale))
+
+
+def _measure(engine: InferenceEngine, inner: tuple[int, int], num_objects: int) -> _Sample:
+    height, width = _sample_size(inner)
     probe = engine.another()
     probe.short_side, probe.min_object_pixels = None, 0
     generator = torch.Generator().manual_seed(0)  # the user's draws of random numbers are left alone
@@ -261,6 +285,6 @@ def _remembered_frames(policy: MemoryPolicy) -> int:
     return 1 + min(bound, sum(policy.keeps(t) for t in range(1, 100)))
 
 
-def gib(count: int) -> str:
-    """Bytes in GiB, for a line to the user."""
-    return f"{count / 2**30:.1f} GiB"
+def in_words(count: int) -> str:
+    """Bytes for a line to the user, in GiB or MiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

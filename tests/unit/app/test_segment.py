@@ -261,7 +261,9 @@ class TestCommand:
         capsys.readouterr()
         code, output = run(checkpoint, tmp_path / "short.mp4", tmp_path / "first.png")
         assert code == 2
-        assert "holds the output of an earlier run" in capsys.readouterr().err
+        assert "holds the output of an earlier run; choose another one, or pass --resume to go on with it, or --overwrite" in (
+            capsys.readouterr().err
+        )
         assert len(list((output / "masks" / "v").iterdir())) == 5
         assert run(checkpoint, tmp_path / "short.mp4", tmp_path / "first.png", "--overwrite", "--formats", "masks")[0] == 0
         assert sorted(p.name for p in output.rglob("*.*")) == [

@@ -66,7 +66,7 @@ def test_one_line_says_frames_time_and_memory(
     with_free(monkeypatch, 2**33)
     assert segment(checkpoint, tmp_path / "out", film, "--start", "1") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "of memory" in line]
-    line = r"film: 5 frames, about \d+ s and 0\.0 GiB of memory \(8\.0 GiB free\), processed at 36 x 24"
+    line = r"film: 5 frames, about \d+ s and \d+ MiB of memory \(8\.0 GiB free\), processed at 36 x 24"
     assert [bool(re.fullmatch(line, told)) for told in lines] == [True]
     assert sizes == [(24, 36)] * 5
 
@@ -115,7 +115,7 @@ def test_where_nothing_says_what_is_free(
 ) -> None:
     with_free(monkeypatch, None)
     assert segment(checkpoint, tmp_path / "out", film) == 0
-    assert "s and 0.0 GiB of memory, processed at 36 x 24\n" in capsys.readouterr().out
+    assert re.search(r"film: 6 frames, about \d+ s and \d+ MiB of memory, processed at 36 x 24\n", capsys.readouterr().out)
 
 
 def test_small_objects_do_not_undo_the_size_that_fits(

@@ -300,7 +300,7 @@ class TestCommand:
         flags = self.run(tmp_path, [frame] * 9, [own, own, nothing, own, *[other] * 5], monkeypatch)
         assert flags[:4] == ["given", "", "absent", "returned"]
         assert all("unlike" in text for text in flags[4:])
-        _, *lines = capsys.readouterr().out.splitlines()  # the first one is about the given mask
+        _, _, *lines = capsys.readouterr().out.splitlines()  # the first ones are about the given mask and the cost
         assert "7 frames to look at" in lines[0]
         assert lines[1] == "most frames are flagged: the result is probably unusable from frame 02 on"
 
@@ -308,5 +308,5 @@ class TestCommand:
         masks = [square(20 + t, 20 + 4 * t, 50) for t in range(8)]
         frames = [scene((mask, RED, (t, 4 * t))) for t, mask in enumerate(masks)]
         assert self.run(tmp_path, frames, masks, monkeypatch) == ["given", *[""] * 7]
-        _, line = capsys.readouterr().out.splitlines()  # the first one is about the given mask
+        _, _, line = capsys.readouterr().out.splitlines()  # the first ones are about the given mask and the cost
         assert "0 frames to look at" in line

@@ -142,5 +142,23 @@ def test_limits_of_control_groups(version: int, tmp_path: Path) -> None:
         (root / folder / "memory.stat").write_text(
             f"anon 3\n{prefix}inactive_file {cached - cached // 3}\n{prefix}active_file {cached // 3}\n"
         )
-    assert sorted(budget._left_by_groups(mounted, own)) == [1100, 4900]
-    assert budget._left_by_groups(mounted, tmp_path / "nothing") == []
+    assert sorted(budget._left_by_groups(str(mounted), str(own))) == [1100, 4900]
+    assert budget._left_by_groups(str(tmp_path / "elsewhere"), str(tmp_path / "nothing")) == []
+
+
+def test_frames_of_another_size_take_their_planes_too() -> None:
+    """A 4K video that is processed at 240p takes far more than a 240p video: its frames and masks are large."""
+    engine = engine_on(DummyNetwork(), short_side=240)
+    small, large = (estimate(engine, size, 1) for size in ((240, 426), (2160, 3840)))
+    assert large.size == (240, 426)
+    assert large.memory - small.memory == pytest.approx(4 * budget.FULL_PLANES * 2160 * 3840, rel=0.01)
+    beside = plan(engine, (2160, 3840), 1, free=2**40, beside=10**9)
+    assert beside.cost.memory - large.memory == pytest.approx(10**9, rel=0.01)
+    assert not plan(engine, (2160, 3840), 1, free=10**9, beside=10**9, shrink=False).fits
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 MiB"), (5 * 2**20, "5 MiB"), (2**30, "1.0 GiB"), (int(2.5 * 2**30), "2.5 GiB")]
+)
+def test_bytes_in_words(count: int, words: str) -> None:
+    assert budget.in_words(count) == words

@@ -9,7 +9,7 @@ import torch
 
 from tests.unit.dummies import DummyNetwork
 from vos_lightning.propagation import budget
-from vos_lightning.propagation.budget import PLANES, LiveTensors, _measure, _Sample, estimate, free_memory
+from vos_lightning.propagation.budget import FULL_PLANES, PLANES, LiveTensors, _measure, _Sample, estimate, free_memory
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy
 from vos_lightning.propagation.step import Propagation
@@ -45,7 +45,7 @@ def test_the_estimate_is_the_formula(
     memory += min(2 * 2000, others * ratio * max(two.peak - ONE.peak, 0))  # what the work on the other objects takes
     memory += others * PLANES * 4 * inner[0] * inner[1]
     if inner != (20, 40):
-        memory += others * 3 * 4 * 20 * 40  # planes at full size
+        memory += (others * 3 + FULL_PLANES) * 4 * 20 * 40  # planes at full size
     memory += 2 * frames * ratio * (ONE.remembered + others * max(two.remembered - ONE.remembered, 0))
     found = estimate(engine_on(policy, short_side), (20, 40), num_objects)
     assert found.size == inner
