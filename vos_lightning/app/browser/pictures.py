@@ -29,7 +29,7 @@ FLAGS = {
     "off_edge": "no longer follows an edge in the picture",
     "scene_cut": "is in another scene: the picture has changed all at once",
 }
-LET_GO = "was let go, as another scene begins here: mark it if it is seen, or say that it is gone"
+LET_GO = "was let go: another scene begins here"
 """Flag -> what it says of an object, see :class:`vos_lightning.predictions.drift.ObjectRow`."""
 
 

@@ -246,7 +246,7 @@ class TestCuts:
         assert follow(session, repeat).startswith("Done. 1 frame looks doubtful")
         assert same(shown(session), [*[mask * 0] * CUT, *[mask] * (LENGTH - CUT)])
         assert session.flagged() == [CUT - 1]
-        assert "mark it if it is seen" in pictures.warnings_of(session, CUT - 1)[0]
+        assert "was let go" in pictures.warnings_of(session, CUT - 1)[0]
         assert session.cuts() == [CUT]
         other = mark(session, CUT - 1, one, RED)
         follow(session, repeat)
