@@ -67,7 +67,8 @@ def picture(session: Session, index: int, dim: float = 0.0) -> bytes:
 
 def timeline(session: Session) -> dict[str, Any]:
     """What the timeline shows: frames that are up to date or not any more, doubtful frames, scene cuts, drawn masks."""
-    fresh, found = session.fresh(), [t for t in session.found() if t < session.length]
+    fresh, waiting = session.fresh(), session.waiting()
+    found = [t for t in session.found() if t < session.length and not waiting[t]]
     marks = session.marks
     return {
         "length": session.length,

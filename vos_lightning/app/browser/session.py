@@ -114,6 +114,11 @@ class Session:
         with self._lock:
             return self.findings.fresh(self.marks, self.length)
 
+    def waiting(self) -> Bool[np.ndarray, " T"]:
+        """For every frame, whether an object in it has still to be followed backwards for the first time."""
+        with self._lock:
+            return self.findings.waiting(self.marks, self.length)
+
     def valid(self) -> int:
         """Number of frames, from the first one on, whose results are up to date."""
         fresh = self.fresh()

@@ -198,6 +198,9 @@ class TestFollowing:
         assert do(task) == "Stopped after 5 of 11 frames on the way back; the button goes on from there."
         assert (task.progress.title, task.progress.done, task.progress.frame) == ("Following them backwards", 5, 6)
         assert fresh(session) == list(range(6, LENGTH))
+        rows = pictures.timeline(session)
+        assert (rows["fresh"], rows["old"]) == ([(6, LENGTH - 1)], [])
+        assert outdated(session) == "In 6 frames, objects have still to be followed backwards; run on first."
         again = open_session(tmp_path / "clip", tmp_path)
         assert again.findings.both
         assert fresh(again) == fresh(session)
