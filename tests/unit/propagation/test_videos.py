@@ -31,6 +31,13 @@ class Again:
         return iter(arrays())
 
 
+class Counted(Again):
+    """Frames that can be counted, but not chosen."""
+
+    def __len__(self) -> int:
+        return 4
+
+
 FORMS: dict[str, Any] = {
     "list of tensors": make_frames(4),
     "tuple of arrays": tuple(arrays()),
@@ -51,9 +58,9 @@ def test_frames_in_memory_are_numbered(form: str) -> None:
     assert video.frame_names == ("00000", "00001", "00002", "00003")
 
 
-def test_frames_that_are_not_counted_have_no_names() -> None:
-    again, once = as_video(Again(), {1: LABELS}), as_video(iter(arrays()), {1: LABELS})
-    for video, times in ((again, 2), (once, 1)):
+def test_frames_that_cannot_be_chosen_have_no_names() -> None:
+    again, counted, once = (as_video(frames, {1: LABELS}) for frames in (Again(), Counted(), iter(arrays())))
+    for video, times in ((again, 2), (counted, 2), (once, 1)):
         assert (video.name, video.original_size, video.frame_names, video.length) == ("video", (30, 45), None, None)
         for _ in range(times):
             assert all(torch.equal(one, other) for one, other in zip(video.frames, make_frames(4), strict=True))
