@@ -56,7 +56,14 @@ def test_the_estimate_is_the_formula(
 @pytest.mark.parametrize("needs_proposals", [False, True])
 @pytest.mark.parametrize(
     ("num_objects", "inner", "size"),
-    [(1, (40, 60), (40, 60)), (2, (40, 60), (40, 60)), (1, (192, 300), (96, 150)), (2, (97, 96), (97, 96)), (1, (1, 3), (1, 3))],
+    [
+        (1, (40, 60), (40, 60)),
+        (2, (40, 60), (40, 60)),
+        (1, (192, 300), (96, 150)),
+        (2, (97, 96), (97, 96)),
+        (1, (1, 3), (1, 3)),
+        (1, (3, 5), (3, 5)),
+    ],
 )
 def test_the_cost_is_measured_on_small_frames(
     monkeypatch: pytest.MonkeyPatch, num_objects: int, inner: tuple[int, int], size: tuple[int, int], needs_proposals: bool
