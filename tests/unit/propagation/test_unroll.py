@@ -10,11 +10,13 @@ import torch
 from tests.clips import given_at, random_clip
 from tests.tolerances import assert_close
 from tests.unit.dummies import DummyNetwork
+from vos_lightning import mask_ops
 from vos_lightning.mask_ops import PaddingRule, pad, padding_for
 from vos_lightning.networks.munet import MUNet
+from vos_lightning.propagation import step
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation, advance, encode, unroll
-from vos_lightning.structures import FrameInput, Proposals
+from vos_lightning.structures import FrameInput, Given, Proposals
 
 
 def proposals_of(rows: int) -> Proposals:
@@ -74,3 +76,28 @@ def test_boxes_move_with_what_is_padded(mode: Any, first: bool) -> None:
     assert torch.equal(found.features.proposals.boxes, proposals.boxes + moved)
     assert torch.equal(found.features.proposals.masks, proposals.masks)
     assert torch.equal(found.features.proposals.scores, proposals.scores)
+
+
+@pytest.mark.parametrize("height", [1, 5])
+@pytest.mark.parametrize("introduction", ["join", "overwrite"])
+def test_given_masks_take_six_floats_a_pixel(introduction: Any, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many rows are a part follows from it; also of a frame of a single row. Channels of objects, and of the background."""
+    asked: list[float] = []
+
+    def recording(function: Any, bytes_of_one: float, *tensors: torch.Tensor) -> Any:
+        asked.append(bytes_of_one)
+        return mask_ops.by_rows(function, bytes_of_one, *tensors)
+
+    monkeypatch.setattr(step, "by_rows", recording)
+    batch, objects, width = 2, 3, 7
+    masks = (torch.rand(batch, objects, height, width) > 0.5).float()
+    given = Given(masks, torch.ones(batch, objects, dtype=torch.bool))
+    logits, probabilities = mask_ops.soft_aggregate(torch.randn_like(masks), given.which, "minimum")
+    with torch.no_grad():
+        step.introduce(
+            torch.randn_like(masks), given.which, masks, given.which, Propagation(AnnotatedOnly(), "minimum", introduction)
+        )
+        step.show_given(probabilities, given)
+        step._show_given(step.StepOutput(logits, probabilities, given.which), given)
+    row = 6 * 4 * batch * width
+    assert asked == [row * objects, row * (objects + 1), row * (objects + 1), row * (objects + 1)]
