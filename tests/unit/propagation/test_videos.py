@@ -79,6 +79,7 @@ def test_a_folder_has_its_names(tmp_path: Path) -> None:
         assert torch.equal(next(iter(video.frames)), make_frames(4)[0])
 
 
+@pytest.mark.usefixtures("_types_are_not_checked")
 def test_a_sample_keeps_what_is_not_given() -> None:
     sample, other = make_video("v"), make_label_map((5, 9))
     source: Any = object()
