@@ -101,3 +101,34 @@ def test_given_masks_take_six_floats_a_pixel(introduction: Any, height: int, mon
         step._show_given(step.StepOutput(logits, probabilities, given.which), given)
     row = 6 * 4 * batch * width
     assert asked == [row * objects, row * (objects + 1), row * (objects + 1), row * (objects + 1)]
+
+
+@pytest.mark.parametrize("introduction", ["join", "overwrite"])
+@pytest.mark.parametrize("mode", ["reflect", "zero"])
+def test_the_truth_may_be_remembered_instead(mode: Any, introduction: Any) -> None:
+    """Padded as the network wants it, without objects that are not there yet; a mask that joins is its own reference."""
+    network = DummyNetwork()
+    network.padding = PaddingRule(mode)
+    frames, labels = random_clip(2, 3, 2, (13, 21))
+    truth = torch.rand(2, 3, 2, 13, 21)
+    given = {0: given_at(labels, 0, [1], 2), 2: given_at(labels, 2, [2], 2)}
+    kept: list[torch.Tensor] = []
+    memorize = DummyNetwork.memorize
+
+    def spy(features: Any, masks: torch.Tensor, *rest: Any) -> Any:
+        kept.append(masks)
+        return memorize(network, features, masks, *rest)
+
+    network.memorize = spy  # type: ignore[method-assign]
+    unroll(network, Propagation(AnnotatedOnly(), "minimum", introduction), frames, given, remembered=truth)
+    padding = padding_for(13, 21, 8, True)
+    known = torch.tensor([[1.0, 0], [1, 0], [1, 1]])[:, None, :, None, None]
+    expected = [pad(truth[:, t] * known[t], padding, mode) for t in range(3)]
+    if introduction == "join":  # the references of the first and of the last frame, and what the next frame sees of the last
+        expected[0][:, 0] = pad(given[0].masks, padding, mode)[:, 0]
+        reference = expected[2].clone()
+        reference[:, 1] = pad(given[2].masks, padding, mode)[:, 1]
+        expected.insert(2, reference)
+    assert len(kept) == len(expected)
+    for found, wanted in zip(kept, expected, strict=True):
+        assert_close(found, wanted)
