@@ -95,7 +95,7 @@ ROOMS = {
     "networks": Room(
         "vos_lightning/networks/*.py",
         (
-            *_unit(*(f"networks/test_{name}.py" for name in ("dmn_aoa", "emvos", "munet", "pmnet", "pmvos", "stcn"))),
+            *_unit(*(f"networks/test_{name}.py" for name in ("dmn_aoa", "emvos", "munet", "options", "pmnet", "pmvos", "stcn"))),
             "tests/invariants/test_networks.py",
         ),
         only=f"not ({_ONE_POLICY})",
