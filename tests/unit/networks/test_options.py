@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.clips import given_at, random_clip
 from tests.pmnet import small as small_pmnet
@@ -74,3 +75,18 @@ def test_cells_are_followed_by_the_measure_of_their_spread(form: Any) -> None:
     match = best_match(before, now, 5, "cosine" if form == "cosine" else "l2")
     assert torch.equal(index, match.index.flatten(1))
     assert_close(spread, step_spread(match, 6.0, form, network.stcn.scale).flatten(1))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("kind", [STCN, STM])
+def test_features_may_be_normalised_before_anything_reads_them(kind: type[STCN | STM], normalize: bool) -> None:
+    blocks: dict[str, Any] = {"value_blocks": (1, 1, 1), "reduction": 2} if kind is STCN else {}
+    network = kind.published(None, blocks=(1, 1, 1), width=8, normalize_features=normalize, **blocks).eval()
+    image = torch.rand(2, 3, 48, 64)
+    with torch.no_grad():
+        pyramid = network.pyramid(image) if isinstance(network, STM) else network.encode(FrameInput(image)).pyramid
+        plain = (network.query_encoder if isinstance(network, STM) else network.key_encoder)(image)
+    for scale in ("s4", "s8"):
+        expected = F.instance_norm(getattr(plain, scale), eps=1e-5) if normalize else getattr(plain, scale)
+        assert_close(getattr(pyramid, scale), expected)
+    assert torch.equal(pyramid.s16, plain.s16) != normalize
