@@ -106,6 +106,7 @@ def test_aggregation_without_objects_is_background() -> None:
         logits, probabilities = soft_aggregate(nobody, torch.zeros(1, 0, dtype=torch.bool), "minimum")
         assert torch.equal(probabilities, torch.ones(1, 1, 2, 2))
         assert torch.equal(logits, torch.zeros(1, 1, 2, 2))
+        assert (logits.dtype, probabilities.dtype) == (torch.float32, torch.float32)
     for mode in ("minimum", "product", "none"):
         _, probabilities = soft_aggregate(torch.randn(1, 3, 2, 2), torch.zeros(1, 3, dtype=torch.bool), mode)
         assert_close(probabilities[:, 0], torch.ones(1, 2, 2))
