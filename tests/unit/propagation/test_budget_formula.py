@@ -138,21 +138,27 @@ def test_the_side_shrinks_until_the_video_fits(
 ) -> None:
     engine, asked = engine_on(AnnotatedOnly()), list[int]()
 
-    def estimated(engine: InferenceEngine, size: tuple[int, int], num_objects: int) -> Cost:
-        assert (size, num_objects) == ((480, 640), 3)
-        inner = engine.inner_size(size)
-        asked.append(inner[0])
-        return Cost(inner, 4096 * (inner[0] ** 2 + planes), 1.0)
+    class Costs:
+        """Costs by a formula instead of measured ones."""
 
-    monkeypatch.setattr(budget, "estimate", estimated)
-    full = estimated(engine, (480, 640), 3).memory
+        def __init__(self, engine: InferenceEngine, size: tuple[int, int], num_objects: int, beside: int = 0) -> None:
+            assert (size, num_objects, beside) == ((480, 640), 3, 0)
+            self.engine = engine
+
+        def now(self) -> Cost:
+            inner = self.engine.inner_size((480, 640))
+            asked.append(inner[0])
+            return Cost(inner, 4096 * (inner[0] ** 2 + planes), 1.0)
+
+    monkeypatch.setattr(budget, "_Costs", Costs)
+    full = Costs(engine, (480, 640), 3).now().memory
     free = int(share * full / budget.USABLE)
     line = fit(engine, (480, 640), 3, free)
     assert engine.short_side == short_side
     assert len(asked) - 2 == steps
     assert line == (
         f"frames are processed at a short side of {short_side} pixels instead of 480, as 3 object(s) would not fit into "
-        f"{free / 1024**3:.1f} GiB of free memory (now about {4096 * (short_side**2 + planes) / 1024**3:.1f} GiB; "
+        f"{budget.in_words(free)} of free memory (now about {budget.in_words(4096 * (short_side**2 + planes))}; "
         "--short-side chooses another)"
     )
     assert fit(engine_on(AnnotatedOnly()), (480, 640), 3, int(full / budget.USABLE)) is None
