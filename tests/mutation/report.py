@@ -96,18 +96,18 @@ The library is changed in one place at a time: a sign, a number, an argument, a 
 ARGS=--report` writes this page from the results. Recorded losses (`tests/golden/`) do not take part: what notices a mutant is a
 unit test, an oracle or an invariant. `tests/mutation/rooms.py` says which tests belong to which room.
 
-*Died* is the share of all tested mutants. Where not all of them are tested, those that are were drawn at random, or the column
-*tested* says that they were not; the share among all mutants of the room then lies in the interval with a probability of 95 %
-(Wilson's score interval). *Explained* survivors change nothing that can be seen here, each for the reason below;
+*Died* is the share of all tested mutants. Where some are not tested, *drawn* is the number of those that were drawn at random and
+have all been tested, and the share of all mutants of the room that die lies in the interval with a probability of 95 % (Wilson's
+score interval of what was drawn). *Explained* survivors change nothing that can be seen here, each for the reason below;
 *open* ones do, or have not been looked at. *Stopped* mutants did not end in time, and do not count as dead.
 
-| room | mutants | tested | died | stopped | survived, explained | survived, open | died | 95 % interval |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+| room | mutants | tested | died | stopped | survived, explained | survived, open | died | drawn | 95 % interval |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 """
     rows = {room: _row(found, survivors[room]) for room, found in results.items()}
     for room, row in rows.items():
-        text += _line(room, row, "all" if row["tested"] == row["mutants"] else _how_drawn(room, results[room]))
-    text += _line("**all**", sum(rows.values(), Counter()), "")
+        text += _line(room, row, *(("all", "") if row["tested"] == row["mutants"] else _sampled(room, results[room])))
+    text += _line("**all**", sum(rows.values(), Counter()))
     text += "\nNot mutated: type annotations, docstrings, functions with decorators (but for methods of classes), and\n\n"
     return text + "".join(f"- `{pattern}`: {reason}\n" for pattern, reason in UNCHANGED.items())
 
@@ -121,22 +121,20 @@ def _row(results: Results, survivors: list[Survivor]) -> Counter[str]:
     return Counter(row | {"explained": len(survivors) - opened, "open": opened})
 
 
-def _line(room: str, row: Counter[str], how: str) -> str:
-    share = interval = ""
-    if row["tested"]:
-        share = f"{100 * row['died'] / row['tested']:.1f} %"
-    if how == "at random":
-        interval = "{:.1f} to {:.1f} %".format(*(100 * bound for bound in wilson(row["died"], row["tested"])))
-    tested = f"{row['tested']}, {how}" if how and row["tested"] else str(row["tested"])
-    columns = (room, row["mutants"], tested, row["died"], row["stopped"], row["explained"], row["open"], share, interval)
-    return f"| {' | '.join(map(str, columns))} |\n"
+def _line(room: str, row: Counter[str], drawn: str = "", interval: str = "") -> str:
+    share = f"{100 * row['died'] / row['tested']:.1f} %" if row["tested"] else ""
+    columns = ("mutants", "tested", "died", "stopped", "explained", "open")
+    return f"| {room} | {' | '.join(str(row[column]) for column in columns)} | {share} | {drawn} | {interval} |\n"
 
 
-def _how_drawn(room: str, results: Results) -> str:
-    """Whether the mutants that are tested are those that a sample would hold."""
-    tested = {name for name, code in results.items() if code is not None}
-    drawn = in_random_order(room, results, 0)[: len(tested)]
-    return "at random" if tested == set(drawn) else "not at random"
+def _sampled(room: str, results: Results) -> tuple[str, str]:
+    """Size of the largest sample of a room that is tested as a whole, and the interval of the share that dies."""
+    codes = [results[name] for name in in_random_order(room, results, 0)]
+    number = next(index for index, code in enumerate(codes) if code is None)
+    if not number:
+        return "0", ""
+    low, high = wilson(sum(code in KILLED for code in codes[:number]), number)
+    return str(number), f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def wilson(hits: int, number: int) -> tuple[float, float]:

@@ -68,7 +68,7 @@ ROOMS = {
             "networks/test_pmvos.py::test_attention_equals_the_whole_matrix_and_starts_as_identity",
         ),
     ),
-    "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", "test_mask_parts.py", *_TABLE)),
+    "mask_ops": Room("vos_lightning/mask_ops.py", _unit("test_mask_ops.py", *_TABLE)),
     "metrics": Room(
         "vos_lightning/metrics/*.py",
         _unit("metrics", "evaluation"),
@@ -92,7 +92,14 @@ ROOMS = {
         ),
         only=f"not ((dmn_aoa or munet or pmnet or pmvos or stcn or stm) and not test_munet and not test_stcn or {_ONE_POLICY})",
     ),
-    "networks": Room("vos_lightning/networks/*.py", (*_unit("networks"), "tests/invariants"), only=f"not ({_ONE_POLICY})"),
+    "networks": Room(
+        "vos_lightning/networks/*.py",
+        (
+            *_unit(*(f"networks/test_{name}.py" for name in ("dmn_aoa", "emvos", "munet", "options", "pmnet", "pmvos", "stcn"))),
+            "tests/invariants/test_networks.py",
+        ),
+        only=f"not ({_ONE_POLICY})",
+    ),
 }
 
 # Rules: an expression that begins on such a line is not mutated. Type annotations and docstrings never are, nor are functions

@@ -76,13 +76,16 @@ def test_the_page_counts_what_was_tested() -> None:
     results: dict[str, Results] = {"a": dict(zip(names, (1, 3, 0, 33, -24, None), strict=True))}
     survivors = [Survivor("f", "x → y", "nothing is computed with it"), Survivor("g", "x → y", None)]
     assert _rows(results, survivors) == [
-        "| a | 6 | 5, at random | 2 | 1 | 1 | 1 | 40.0 % | 11.8 to 76.9 % |",
-        "| **all** | 6 | 5 | 2 | 1 | 1 | 1 | 40.0 % |  |",
+        "| a | 6 | 5 | 2 | 1 | 1 | 1 | 40.0 % | 5 | 11.8 to 76.9 % |",
+        "| **all** | 6 | 5 | 2 | 1 | 1 | 1 | 40.0 % |  |  |",
     ]
-    results["a"] |= {names[0]: None, names[-1]: 1}
-    assert "5, not at random" in _rows(results, survivors)[0]
+    # What is tested behind a gap was not drawn.
+    results["a"] |= {names[2]: None, names[5]: 1}
+    assert _rows(results, survivors[:1])[0] == "| a | 6 | 5 | 3 | 1 | 1 | 0 | 60.0 % | 2 | 34.2 to 100.0 % |"
+    results["a"] |= {names[0]: None}
+    assert _rows(results, survivors[:1])[0].endswith("| 0 |  |")
     results["a"] = dict.fromkeys("123", 1)
-    assert _rows(results, [])[0] == "| a | 3 | 3, all | 3 | 0 | 0 | 0 | 100.0 % |  |"
+    assert _rows(results, [])[0] == "| a | 3 | 3 | 3 | 0 | 0 | 0 | 100.0 % | all |  |"
 
 
 def _rows(results: dict[str, Results], survivors: list[Survivor]) -> list[str]:

@@ -158,10 +158,11 @@ class DeconvDecoder(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:
-        """Initialise so that the untrained decoder passes on the evidence of its maps, enlarged bilinearly.
+        """Initialise so that the untrained decoder passes on a quarter of the evidence of its maps, enlarged bilinearly.
 
-        Training from random features then starts from a copy of the maps, instead of having to find the few channels that matter;
-        see :meth:`FusionBlock.start_as_copier`.
+        Only one of the two carriers is positive behind the rectification, so that each of the two finer scales, which takes half
+        of either, halves the difference. Training from random features then starts from a copy of the maps, instead of having to
+        find the few channels that matter; see :meth:`FusionBlock.start_as_copier`.
 
         Args:
             evidence: weights of the map channels at stride 16 in ``foreground - background``.

@@ -25,9 +25,10 @@ from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Matching = Literal["surjective", "equalized", "surjective+equalized"]
 MASK_EVIDENCE = 4.0
-"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask."""
+"""Evidence that a copier start takes from a cell that lies wholly inside the previous mask; a quarter of it is left in the
+log-odds, see :meth:`DeconvDecoder.start_as_copier`."""
 SCORE_EVIDENCE = 4.0
-"""Log-odds that a copier start gives to a score of 1 for the foreground and 0 for the background, for each pair of score maps."""
+"""The same for a score of 1 for the foreground and 0 for the background, for each pair of score maps."""
 
 
 @dataclass(frozen=True)

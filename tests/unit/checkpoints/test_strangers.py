@@ -17,7 +17,7 @@ from vos_lightning.app import training
 from vos_lightning.app.cli import main
 from vos_lightning.app.experiments import experiment_files, experiments_folder, load_experiment
 from vos_lightning.app.runs import Run
-from vos_lightning.checkpoints import loading
+from vos_lightning.checkpoints.descriptions import checked_class
 from vos_lightning.checkpoints.loading import describe_model, load_engine, load_module
 from vos_lightning.proposals.detector import ProposalDetector
 
@@ -181,12 +181,12 @@ def test_classes_of_the_caller(place: Path, sound: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", SMOKE)
 def test_every_system_of_this_library_passes(name: str) -> None:
     model = load_experiment(name).config["model"]
-    assert loading._checked_class(Path("c.ckpt"), model)["init_args"].keys() == model["init_args"].keys()
+    assert checked_class(Path("c.ckpt"), model)["init_args"].keys() == model["init_args"].keys()
 
 
 def test_every_experiment_describes_what_may_stand_in_a_checkpoint() -> None:
     models = [load_experiment(name).config.get("model") or {} for name in experiment_files()]
-    checked = [loading._checked_class(Path("c.ckpt"), model) for model in models if "class_path" in model]
+    checked = [checked_class(Path("c.ckpt"), model) for model in models if "class_path" in model]
     assert len(checked) > 200
     assert ProposalDetector.__name__ in str(checked)
 

@@ -1,18 +1,21 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.oracles import emvos as oracle
 from tests.oracles.pmvos import aggregate
 from tests.tolerances import assert_close
+from vos_lightning.backbones.densenet import DenseNetPyramid
 from vos_lightning.mask_ops import MAX_LOGIT
 from vos_lightning.matching.bijective import GaussianKernel, TopK
+from vos_lightning.networks import emvos
 from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.memory import Bank, Memory, MemoryFrame
 from vos_lightning.propagation.policies import AnnotatedOnly
 from vos_lightning.propagation.step import Propagation, unroll
-from vos_lightning.structures import FrameInput, Given
+from vos_lightning.structures import FeaturePyramid, FrameInput, Given
 
 SMALL = {
     "growth_rate": 4,
@@ -251,3 +254,48 @@ def test_bfloat16_autocast_runs_and_keeps_matching_in_float32():
 def test_refuses_contradictions(arguments, message):
     with pytest.raises(ValueError, match=message):
         small(**arguments)
+
+
+# Starts without pretrained weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matching", KINDS)
+def test_copier_start_weighs_every_map(matching):
+    """Each score map and the mask count a quarter of 4: those of the foreground for it, those of the background against it."""
+    network = small(matching=matching, copier_start=True).eval()
+    pyramid = FeaturePyramid(
+        *(torch.zeros(1, c, 12 // k, 16 // k) for c, k in zip(network.backbone.channels, (1, 2, 4), strict=True))
+    )
+    pairs = len(network.score_names) // 2 + 1
+    for lit in [{2 * i + k} for i in range(pairs) for k in (0, 1)] + [set(range(1, 2 * pairs, 2)), set(range(0, 2 * pairs, 2))]:
+        maps = torch.zeros(1, 1, 2 * pairs, 3, 4)
+        maps[:, :, list(lit)] = 1
+        with torch.no_grad():
+            logits = network.decoder(pyramid, maps)[0, 0, :, 20:28, 20:44]
+        expected = sum(1.0 if channel % 2 else -1.0 for channel in lit)
+        assert (logits[1] - logits[0] - expected).abs().max() < 0.15 * abs(expected)
+
+
+@pytest.mark.parametrize("normalize_fusion", [False, True])
+def test_keys_may_be_made_of_normalised_features(normalize_fusion):
+    network = small(normalize_fusion=normalize_fusion).eval()
+    features = network.encode(FrameInput(torch.rand(2, 3, *SIZE)))
+    s16 = features.pyramid.s16
+    matched = F.instance_norm(s16, eps=1e-5) if normalize_fusion else s16
+    assert_close(features.dot_key, F.conv2d(matched, network.dot_key.weight, network.dot_key.bias))
+    assert_close(features.cosine_key, F.normalize(F.conv2d(matched, network.cosine_key.weight, network.cosine_key.bias), dim=1))
+    assert not torch.allclose(s16, F.instance_norm(s16, eps=1e-5), atol=1e-2)
+
+
+@pytest.mark.usefixtures("_types_are_not_checked")
+def test_the_published_network_has_the_backbone_it_is_told(monkeypatch):
+    told = []
+
+    def recording(*arguments):
+        told.append(arguments)
+        return DenseNetPyramid(4, (2, 2, 3), 8, None, "frozen")
+
+    monkeypatch.setattr(emvos, "DenseNetPyramid", recording)
+    EMVOS.published(key_channels=16, decoder_channels=8)
+    EMVOS.published("other", "instance", 4, (1, 2, 3), 8, key_channels=16, decoder_channels=8)  # type: ignore[arg-type]
+    assert told == [(32, (6, 12, 24), 64, "IMAGENET1K_V1", "frozen"), (4, (1, 2, 3), 8, "other", "instance")]

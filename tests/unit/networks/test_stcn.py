@@ -14,7 +14,7 @@ from vos_lightning.networks.stcn import STCN
 from vos_lightning.networks.stm import STM
 from vos_lightning.propagation.policies import All, EveryKth
 from vos_lightning.propagation.step import Propagation, unroll
-from vos_lightning.structures import ClipBatch, Given
+from vos_lightning.structures import ClipBatch, FrameInput, Given
 
 SIZE = (40, 56)
 """Padded to (48, 64)."""
@@ -101,6 +101,18 @@ def test_values_are_encoded_for_remembered_frames_only():
     with torch.no_grad():
         unroll(network, Propagation(EveryKth(5), "product"), frames, given)
     assert len(calls) == 2  # frames 0 and 5
+
+
+def test_stm_encodes_no_frame_that_is_not_remembered():
+    network = network_of(STM)
+    calls = []
+    network.memory_encoder.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        features = network.encode(FrameInput(torch.rand(1, 3, *SIZE)))
+        assert network.memorize(features, MASKS, None, torch.ones(1, 3, dtype=torch.bool), keep=False) == (None, None)
+        assert calls == []
+        entry, carry = network.memorize(features, MASKS, None, torch.ones(1, 3, dtype=torch.bool), keep=True)
+    assert (entry is not None, carry, len(calls)) == (True, None, 1)
 
 
 def test_top_k_is_for_evaluation():

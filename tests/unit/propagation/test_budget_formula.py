@@ -9,7 +9,17 @@ import torch
 
 from tests.unit.dummies import DummyNetwork
 from vos_lightning.propagation import budget
-from vos_lightning.propagation.budget import FULL_PLANES, PLANES, LiveTensors, _measure, _Sample, estimate, free_memory
+from vos_lightning.propagation.budget import (
+    FULL_PLANES,
+    PLANES,
+    Cost,
+    LiveTensors,
+    _measure,
+    _Sample,
+    estimate,
+    fit,
+    free_memory,
+)  # fmt: skip
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import All, AnnotatedOnly, EveryKth, MemoryPolicy
 from vos_lightning.propagation.step import Propagation
@@ -56,7 +66,14 @@ def test_the_estimate_is_the_formula(
 @pytest.mark.parametrize("needs_proposals", [False, True])
 @pytest.mark.parametrize(
     ("num_objects", "inner", "size"),
-    [(1, (40, 60), (40, 60)), (2, (40, 60), (40, 60)), (1, (192, 300), (96, 150)), (2, (97, 96), (97, 96)), (1, (1, 3), (1, 3))],
+    [
+        (1, (40, 60), (40, 60)),
+        (2, (40, 60), (40, 60)),
+        (1, (192, 300), (96, 150)),
+        (2, (97, 96), (97, 96)),
+        (1, (1, 3), (1, 3)),
+        (1, (3, 5), (3, 5)),
+    ],
 )
 def test_the_cost_is_measured_on_small_frames(
     monkeypatch: pytest.MonkeyPatch, num_objects: int, inner: tuple[int, int], size: tuple[int, int], needs_proposals: bool
@@ -104,6 +121,47 @@ def test_what_was_there_before_is_not_counted_whatever_is_done_with_it() -> None
         x.add_(1)
         view[0].mul_(2)
         assert (live.now, live.peak) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("planes", "share", "short_side", "steps"),
+    [
+        (0, 0.25, 240, 1),  # a quarter of the memory: half the side
+        (0, 0.99, 448, 1),  # at least 5 % less, and whole multiples of 16: 456 is not one
+        (0, 0.24, 224, 1),  # 0.49 of 480 is 235
+        (100_000, 0.6, 304, 3),  # what does not shrink with the side is found out step by step
+        (0, 0.01, 96, 1),
+    ],
+)
+def test_the_side_shrinks_until_the_video_fits(
+    monkeypatch: pytest.MonkeyPatch, planes: int, share: float, short_side: int, steps: int
+) -> None:
+    engine, asked = engine_on(AnnotatedOnly()), list[int]()
+
+    class Costs:
+        """Costs by a formula instead of measured ones."""
+
+        def __init__(self, engine: InferenceEngine, size: tuple[int, int], num_objects: int, beside: int = 0) -> None:
+            assert (size, num_objects, beside) == ((480, 640), 3, 0)
+            self.engine = engine
+
+        def now(self) -> Cost:
+            inner = self.engine.inner_size((480, 640))
+            asked.append(inner[0])
+            return Cost(inner, 4096 * (inner[0] ** 2 + planes), 1.0)
+
+    monkeypatch.setattr(budget, "_Costs", Costs)
+    full = Costs(engine, (480, 640), 3).now().memory
+    free = int(share * full / budget.USABLE)
+    line = fit(engine, (480, 640), 3, free)
+    assert engine.short_side == short_side
+    assert len(asked) - 2 == steps
+    assert line == (
+        f"frames are processed at a short side of {short_side} pixels instead of 480, as 3 object(s) would not fit into "
+        f"{budget.in_words(free)} of free memory (now about {budget.in_words(4096 * (short_side**2 + planes))}; "
+        "--short-side chooses another)"
+    )
+    assert fit(engine_on(AnnotatedOnly()), (480, 640), 3, int(full / budget.USABLE)) is None
 
 
 class Files:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.clips import given_at, random_clip
-from tests.tolerances import assert_close
-from vos_lightning.networks.munet import MUNet
-from vos_lightning.propagation.memory import Bank, Memory, MemoryFrame, State, drop_unread, grow, select
-from vos_lightning.propagation.policies import AnnotatedOnly, CountFrom, EveryKth, PreviousOnly
-from vos_lightning.propagation.step import Propagation, advance, unroll
-from vos_lightning.structures import FrameInput
+from vos_lightning.propagation.memory import Bank, Memory, MemoryFrame, State, bytes_of_latest, drop_unread, grow, select
+from vos_lightning.propagation.policies import CountFrom, EveryKth, PreviousOnly
+from vos_lightning.structures import per_object
 
 
 def kept(policy: EveryKth, length: int, annotated: set[int]) -> list[list[int]]:
@@ -77,6 +75,68 @@ def test_objects_are_chosen_where_the_state_is() -> None:
         grow(state, 2)
 
 
+@dataclass(frozen=True)
+class Inner:
+    shared: Tensor
+    masks: Tensor = per_object()  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class Entry:
+    """With all that may be in one: a tensor of all objects, one of each, a nested value, and values that are no tensors."""
+
+    name: str
+    absent: Tensor | None
+    inner: Inner
+    kind: type
+    masks: Tensor = per_object()  # noqa: RUF009
+    missing: Tensor | None = per_object()  # noqa: RUF009
+
+
+def entry(objects: int) -> Entry:
+    shared = torch.rand(1, 3, 2, 2)
+    numbered = torch.arange(objects, dtype=torch.float32).view(1, -1, 1, 1).expand(1, objects, 2, 2)
+    return Entry("e", None, Inner(shared, numbered + 10), Inner, numbered, None)
+
+
+def test_what_belongs_to_objects_is_chosen_wherever_it_is() -> None:
+    """In the bank, the previous frame and the carry; what all objects share stays the same tensor."""
+    frame = MemoryFrame(entry(3), 4, torch.tensor([[True, True, True]]), permanent=False)
+    state = State(Memory(Bank((frame,)), Bank((frame,)), (entry(3), None)), torch.tensor([[True, True, True]]), 4)
+    for changed, expected in ((select(state, [2, 0]), [2.0, 0.0]), (grow(state, 4), [0.0, 1.0, 2.0, 0.0])):
+        assert changed.memory.previous is not None
+        assert changed.memory.carry[1] is None
+        pairs = (
+            (changed.memory.bank.latest.entry, frame.entry),
+            (changed.memory.previous.latest.entry, frame.entry),
+            (changed.memory.carry[0], state.memory.carry[0]),
+        )
+        for found, before in pairs:
+            assert found.masks[0, :, 0, 0].tolist() == expected
+            assert found.inner.masks[0, :, 1, 1].tolist()[:2] == [x + 10 for x in expected[:2]]
+            assert found.inner.shared is before.inner.shared
+            assert (found.name, found.absent, found.kind, found.missing) == ("e", None, Inner, None)
+
+
+def test_the_bytes_of_the_latest_frame() -> None:
+    frames = [MemoryFrame(entry(n), n, torch.ones(1, n, dtype=torch.bool), permanent=False) for n in (1, 2)]
+    assert bytes_of_latest(Bank(())) == 0
+    assert bytes_of_latest(Bank(tuple(frames))) == 4 * (3 + 2 + 2) * 4
+    assert bytes_of_latest(Bank(tuple(frames[:1]))) == 4 * (3 + 1 + 1) * 4
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_frames_are_stacked_behind_one_another(channels_last: bool) -> None:
+    tensors = [torch.rand(1, 2, 3, 2, 2) for _ in range(3)]
+    if channels_last:
+        tensors = [x.movedim(2, -1).contiguous().movedim(-1, 2) for x in tensors]
+    for count in (1, 3):
+        frames = (MemoryFrame(x, t, torch.ones(1, 2, dtype=torch.bool), permanent=False) for t, x in enumerate(tensors[:count]))
+        found = Bank(tuple(frames)).entry
+        assert torch.equal(found, torch.cat([x.reshape(1, 2, 3, 4) for x in tensors[:count]], dim=3))
+        assert (found.stride(-2) == 1) == channels_last, "channels that lie side by side stay so"
+
+
 def test_frames_that_nobody_may_read_are_dropped() -> None:
     read, unread = state_of([[True, False], [False, True]]), state_of([[False, False], [False, True]])
     assert drop_unread(read) is read
@@ -108,18 +168,3 @@ def test_the_previous_frame_alone() -> None:
         assert PreviousOnly().wants(bank, t)
         bank = PreviousOnly().update(bank, frame, None)
         assert bank.frames == (frame,)
-
-
-@pytest.mark.parametrize("length", [1, 2])
-def test_a_short_clip_is_frame_after_frame(length: int) -> None:
-    """Also of a network whose frames do not depend on each other: there is no rest to compute at once in a clip of one frame."""
-    network, propagation = MUNet.small().eval(), Propagation(AnnotatedOnly(), "minimum")
-    frames, labels = random_clip(2, length, 2, (32, 48))
-    given = {0: given_at(labels, 0, [1, 2], 2)}
-    with torch.no_grad():
-        found, state = unroll(network, propagation, frames, given), None
-    assert len(found) == length
-    for t, output in enumerate(found):
-        with torch.no_grad():
-            alone, state = advance(network, propagation, state, FrameInput(frames[:, t]), given.get(t))
-        assert_close(output.probabilities, alone.probabilities)

@@ -2,7 +2,7 @@
 export default {
   template: `
     <div class="vos-board" ref="board" :style="{cursor: enabled ? 'crosshair' : 'default', aspectRatio: width + ' / ' + height,
-         maxWidth: 'calc((100vh - 250px) * ' + width / height + ')'}"
+         maxWidth: 'calc((100vh - 285px) * ' + width / height + ')'}"
          @pointerdown="down" @pointermove="move" @pointerup="up" @pointercancel="cancel" @pointerleave="hover = null; paint()"
          @contextmenu.prevent>
       <img :src="src" draggable="false" alt="" @load="$emit('shown')">

@@ -50,14 +50,16 @@ class Timeline(ui.element, component="timeline.js"):
             self.update()
 
 
-def tell(text: str, failed: bool = False) -> None:
-    """Show a message in a corner, for some seconds or until it is clicked away.
+def tell(text: str, failed: bool = False, kind: Literal["positive", "info", "warning"] = "positive") -> None:
+    """Show a message beside the title, where it hides neither picture nor timeline, for some seconds or until it is clicked away.
 
     Args:
         text: the message.
         failed: whether it says what went wrong; it then stays longer.
+        kind: what it is otherwise.
     """
-    kind: Literal["negative", "positive"] = "negative" if failed else "positive"
     seconds = 15 if failed else 8
-    button = [{"label": "OK", "color": "white"}]
-    ui.notify(text, type=kind, position="bottom-right", multi_line=True, timeout=1000 * seconds, actions=button)
+    button = [{"label": "OK", "color": "black" if kind == "warning" and not failed else "white"}]
+    shown: Literal["positive", "info", "warning", "negative"] = "negative" if failed else kind
+    replaced: dict[str, Any] = {"group": "vos", "badgeStyle": "display: none"}  # a new message takes the place of the one before
+    ui.notify(text, type=shown, position="top-right", timeout=1000 * seconds, actions=button, **replaced)

@@ -78,6 +78,16 @@ class Findings:
             fresh &= (frames >= self._valid_from(marks, length)) | ~np.logical_or.reduce(uses)
         return fresh
 
+    def waiting(self, marks: Marks, length: int) -> Bool[np.ndarray, " T"]:
+        """For every frame, whether an object is to be taken from the way back, which has not been there yet."""
+        uses = list(self.uses(marks, length).values())
+        if not uses:
+            return np.zeros(length, bool)
+        reached = np.zeros(length, bool)
+        reached[[self.last - t for t in self.backward.rows if 0 <= self.last - t < length]] = True
+        waiting: np.ndarray = np.logical_or.reduce(uses) & ~reached
+        return waiting
+
     def _valid_from(self, marks: Marks, length: int) -> int:
         """The frame from which on the way back is up to date."""
         last, seen = self.mirrored(marks)

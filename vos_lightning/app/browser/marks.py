@@ -88,7 +88,7 @@ class Marks:
         """Without an object and all that is said of it."""
         self._check(object_id)
         names = {i: name for i, name in self.names.items() if i != object_id}
-        return dataclasses.replace(self, names=names)._with({t: _without(said, object_id) for t, said in self.given.items()})
+        return dataclasses.replace(self, names=names).saying({t: _without(said, object_id) for t, said in self.given.items()})
 
     def marked(self, index: int, object_id: int, pixels: Bool[np.ndarray, "H W"]) -> Marks:
         """With a mask of an object in a frame, which covers those that are given there; an empty one is taken back."""
@@ -98,7 +98,7 @@ class Marks:
             if i != object_id:
                 said[i] = mask if mask is None else Mask.of(mask.pixels() & ~pixels)
         said[object_id] = Mask.of(pixels)
-        return self._with({**self.given, index: said})
+        return self.saying({**self.given, index: said})
 
     def gone(self, index: int, object_id: int) -> Marks:
         """Without an object from a frame on, until a later mask of it.
@@ -109,12 +109,12 @@ class Marks:
         self._check(object_id)
         if not any(t < index and said.get(object_id) is not None for t, said in self.given.items()):
             raise ValueError(f"{self.names[object_id]} has no mask before this frame; mark it where it can be seen")
-        return self._with({**self.given, index: {**self.given.get(index, {}), object_id: None}})
+        return self.saying({**self.given, index: {**self.given.get(index, {}), object_id: None}})
 
     def cleared(self, index: int, object_id: int) -> Marks:
         """Without what is said of an object in a frame."""
         self._check(object_id)
-        return self._with({**self.given, index: _without(self.given.get(index, {}), object_id)})
+        return self.saying({**self.given, index: _without(self.given.get(index, {}), object_id)})
 
     def digests(self) -> Digests:
         """What is said, in a form that is compared with what results were made from."""
@@ -175,8 +175,8 @@ class Marks:
         if object_id not in self.names:
             raise ValueError("this object is not there any more; choose another one")
 
-    def _with(self, given: Mapping[int, Said]) -> Marks:
-        """With other masks; what is empty or says nothing is left out."""
+    def saying(self, given: Mapping[int, Said]) -> Marks:
+        """With other masks and ends; what is empty or says nothing is left out."""
         kept: dict[int, Said] = {}
         known: set[int] = set()
         for t, said in sorted(given.items()):

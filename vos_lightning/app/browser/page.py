@@ -112,7 +112,7 @@ class Page:
         if session is not None:
             self.show_bench()
             for note in session.notes:
-                ui.notify(note, type="warning", multi_line=True, timeout=10_000)
+                tell(note, kind="warning")
 
     def _tick(self) -> None:
         if self._bench is None:

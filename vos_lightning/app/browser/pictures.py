@@ -29,7 +29,7 @@ FLAGS = {
     "off_edge": "no longer follows an edge in the picture",
     "scene_cut": "is in another scene: the picture has changed all at once",
 }
-LET_GO = "was let go, as another scene begins here: mark it if it is seen, or say that it is gone"
+LET_GO = "was let go: another scene begins here"
 """Flag -> what it says of an object, see :class:`vos_lightning.predictions.drift.ObjectRow`."""
 
 
@@ -67,7 +67,8 @@ def picture(session: Session, index: int, dim: float = 0.0) -> bytes:
 
 def timeline(session: Session) -> dict[str, Any]:
     """What the timeline shows: frames that are up to date or not any more, doubtful frames, scene cuts, drawn masks."""
-    fresh, found = session.fresh(), [t for t in session.found() if t < session.length]
+    fresh, waiting = session.fresh(), session.waiting()
+    found = [t for t in session.found() if t < session.length and not waiting[t]]
     marks = session.marks
     return {
         "length": session.length,

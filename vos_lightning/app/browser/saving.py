@@ -74,20 +74,22 @@ def read_session(folder: Path, facts: str, restore: Callable[[Mapping[str, Any]]
         restore(content["results"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"{path}: the session cannot be read ({error}); {mend}") from error
-    return Marks(names, given, content["last_id"])
+    return Marks(names, {}, content["last_id"]).saying(given)
 
 
 def write_marks(folder: Path, index: int, said: Said, size: tuple[int, int]) -> None:
-    """Write the masks of a frame, or remove their file where there is none.
+    """Write the masks of a frame, if there are any.
 
     Raises:
         OSError: it cannot be written.
     """
-    path = folder / "marks" / f"{index:06d}.png"
     if any(said.values()):
-        write_label_map(path, label_map_of(said, size))
-    else:
-        path.unlink(missing_ok=True)
+        write_label_map(_mark(folder, index), label_map_of(said, size))
+
+
+def drop_marks(folder: Path, index: int) -> None:
+    """Remove the masks of a frame, after ``session.json`` has stopped naming them."""
+    _mark(folder, index).unlink(missing_ok=True)
 
 
 def label_map_of(said: Said, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
@@ -100,5 +102,9 @@ def label_map_of(said: Said, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
 
 
 def _read_mark(folder: Path, index: int, object_id: int) -> Mask:
-    label_map = read_label_map(folder / "marks" / f"{index:06d}.png")
+    label_map = read_label_map(_mark(folder, index))
     return Mask.of((label_map == object_id).numpy())
+
+
+def _mark(folder: Path, index: int) -> Path:
+    return folder / "marks" / f"{index:06d}.png"

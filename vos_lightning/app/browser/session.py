@@ -20,7 +20,7 @@ from vos_lightning.app.browser.findings import Findings
 from vos_lightning.app.browser.marks import Marks
 from vos_lightning.app.browser.planning import Plan, begin_run
 from vos_lightning.app.browser.reader import FrameReader
-from vos_lightning.app.browser.saving import read_session, write_marks, write_session
+from vos_lightning.app.browser.saving import drop_marks, read_session, write_marks, write_session
 from vos_lightning.app.own_videos import facts_of_video
 from vos_lightning.io.outputs import refuse_overlap
 from vos_lightning.io.sources import Source
@@ -113,6 +113,11 @@ class Session:
         """For every frame, whether its result is up to date."""
         with self._lock:
             return self.findings.fresh(self.marks, self.length)
+
+    def waiting(self) -> Bool[np.ndarray, " T"]:
+        """For every frame, whether an object in it has still to be followed backwards for the first time."""
+        with self._lock:
+            return self.findings.waiting(self.marks, self.length)
 
     def valid(self) -> int:
         """Number of frames, from the first one on, whose results are up to date."""
@@ -241,10 +246,13 @@ class Session:
     def _set(self, marks: Marks) -> None:
         before, self.marks = self.marks, marks
         self.changes += 1
-        for index in before.given.keys() | marks.given.keys():
-            if before.given.get(index) != marks.given.get(index):
-                write_marks(self.folder, index, marks.given.get(index, {}), self.size)
+        for index, said in marks.given.items():
+            if before.given.get(index) != said:
+                write_marks(self.folder, index, said, self.size)
         self.save()
+        for index, said in before.given.items():
+            if any(said.values()) and not any(marks.given.get(index, {}).values()):
+                drop_marks(self.folder, index)
 
     def claim(self, what: str) -> None:
         """Let nobody change the session until :meth:`release`.

@@ -9,6 +9,7 @@ from pathlib import Path
 from nicegui import ui
 
 from vos_lightning.app.browser.desk import choices_in
+from vos_lightning.app.browser.elements import tell
 from vos_lightning.app.browser.session import Session
 
 STEPS = (
@@ -53,7 +54,7 @@ class StartPage:
         if self._path.value:
             await self._choose(self._path.value)
         else:
-            ui.notify("Type the path of a video first, or choose one below.", type="warning")
+            tell("Type the path of a video first, or choose one below.", kind="warning")
 
     def _show(self, folder: Path) -> None:
         self._list.clear()

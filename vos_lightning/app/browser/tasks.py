@@ -270,12 +270,14 @@ def free_folder(above: Path, name: str) -> Path:
 
 def outdated(session: Session) -> str | None:
     """A sentence about results that are not up to date, for those who export; None where all are."""
-    fresh, found = session.fresh(), session.found()
-    late: Sequence[int] = [t for t in found if t < session.length and not fresh[t]]
+    fresh, waiting, found = session.fresh(), session.waiting(), session.found()
+    late: Sequence[int] = [t for t in found if t < session.length and not fresh[t] and not waiting[t]]
     if late and fresh[: late[0]].all() and not fresh[late[0] :].any():
         return f"The frames from {session.name_of(late[0])} on were found before your last change; run again to update them."
     if late:
         return f"{len(late)} frames were found before your last change; run again to update them."
+    if waiting.any() and len(found) >= session.length:
+        return f"In {int(waiting.sum())} frames, objects have still to be followed backwards; run on first."
     if not fresh.all():
         return f"Only {len(found)} of {session.length} frames are found so far."
     return None

@@ -23,7 +23,7 @@ TOOLS = (
     ("brush", "brush", "Brush: paint the mask"),
     ("eraser", "auto_fix_off", "Eraser: wipe the mask out"),
 )
-LEGEND = (("#2e9e6b", "found"), ("#75809a", "before your last change"), ("#ffb300", "look here"))
+LEGEND = (("#2e9e6b", "found"), ("#75809a", "outdated"), ("#ffb300", "look here"))
 PLAYED = 0.1
 """Seconds between two frames that are played."""
 
@@ -97,18 +97,18 @@ class Workbench:
         self._board = Board(width, height, self._draw)
         self._warning = ui.label().classes("vos-warn").props("data-testid=warning")
         self._timeline = Timeline(self.go)
-        with ui.row().classes("w-full items-center"):
+        with ui.row().classes("w-full items-center no-wrap"):
             self._playing = ui.button(icon="play_arrow", on_click=self._toggle_play).props("flat round dense aria-label=play")
             self._playing.tooltip("Play (space)")
-            self._where = ui.label().props("data-testid=where")
+            self._where = ui.label().classes("vos-line").props("data-testid=where")
             ui.space()
             with ui.row().classes("vos-legend"):
                 for colour, text in LEGEND:
                     ui.html(f'<i style="background: {colour}"></i>{text}', sanitize=False)
                 ui.html("◆ drawn by you", sanitize=False)
-                ui.html('<i class="vos-cut"></i>another scene', sanitize=False)
-            ui.label("Darken the rest").classes("text-sm vos-dim")
-            self._dim = ui.slider(min=0, max=0.9, step=0.1, value=0, on_change=self.refresh).style("width: 110px")
+                ui.html('<i class="vos-cut"></i>scene cut', sanitize=False)
+            ui.label("Darken the rest").classes("text-sm vos-dim vos-line")
+            self._dim = ui.slider(min=0, max=0.9, step=0.1, value=0, on_change=self.refresh).style("width: 110px; flex: none")
 
     # Showing ----------------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Workbench:
         self._hint.set_text("Watch the objects being followed; stop when they go wrong." if busy else next_step(session))
         warnings = warnings_of(session, self.index)
         self._warning.set_text(" ".join(warnings))
-        self._warning.set_visibility(bool(warnings))
+        self._warning.classes(add="vos-none" if not warnings else "", remove="vos-none" if warnings else "")
         self._where.set_text(f"Frame {session.name_of(self.index)} · {time_code(session.time_of(self.index))}")
         self._timeline.show(rows, self.index)
         colour = colour_of(self.object_id or session.marks.last_id + 1)
@@ -269,7 +269,7 @@ class Workbench:
         if there:
             self.go(there[0] if step > 0 else there[-1])
         elif starts:
-            ui.notify(f"There are no doubtful frames {'after' if step > 0 else 'before'} this one.", type="info")
+            tell(f"There are no doubtful frames {'after' if step > 0 else 'before'} this one.", kind="info")
 
     def _toggle_play(self) -> None:
         self._player.active = not self._player.active

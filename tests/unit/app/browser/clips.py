@@ -51,10 +51,10 @@ CUT = 5
 """Frame of :func:`write_scenes` in which the other scene begins."""
 
 
-def scenes(index: int) -> np.ndarray:
-    """The discs, and from :data:`CUT` on the same discs in a place with other colours."""
+def scenes(index: int, cut: int = CUT) -> np.ndarray:
+    """The discs, and from a frame on the same discs in a place with other colours."""
     picture = frame(index)
-    if index >= CUT:
+    if index >= cut:
         grounds = ~red(index) & ~blue(index)
         picture[grounds] = picture[grounds] // 4 + np.array((10, 90, 20), np.uint8)
     return picture

@@ -198,6 +198,9 @@ class TestFollowing:
         assert do(task) == "Stopped after 5 of 11 frames on the way back; the button goes on from there."
         assert (task.progress.title, task.progress.done, task.progress.frame) == ("Following them backwards", 5, 6)
         assert fresh(session) == list(range(6, LENGTH))
+        rows = pictures.timeline(session)
+        assert (rows["fresh"], rows["old"]) == ([(6, LENGTH - 1)], [])
+        assert outdated(session) == "In 6 frames, objects have still to be followed backwards; run on first."
         again = open_session(tmp_path / "clip", tmp_path)
         assert again.findings.both
         assert fresh(again) == fresh(session)
@@ -246,7 +249,7 @@ class TestCuts:
         assert follow(session, repeat).startswith("Done. 1 frame looks doubtful")
         assert same(shown(session), [*[mask * 0] * CUT, *[mask] * (LENGTH - CUT)])
         assert session.flagged() == [CUT - 1]
-        assert "mark it if it is seen" in pictures.warnings_of(session, CUT - 1)[0]
+        assert "was let go" in pictures.warnings_of(session, CUT - 1)[0]
         assert session.cuts() == [CUT]
         other = mark(session, CUT - 1, one, RED)
         follow(session, repeat)

@@ -404,6 +404,39 @@ class TestOnDisk:
         with pytest.raises(ValueError, match=r"session\.json.*choose another --output"):
             open_session(clip, tmp_path)
 
+    def test_a_kill_inside_a_change_leaves_a_session(
+        self, session: Session, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Masks are written before the file that names them, and removed after it has stopped to."""
+        one, two = session.add_object(), session.add_object()
+        session.draw(0, one, RED)
+        session.draw(0, two, BLUE)
+        session.draw(4, one, DOT)
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("vos_lightning.app.browser.session.write_session", killed)
+        for change, expected in (
+            (lambda: session.clear(4, one), {0: {one, two}, 4: {one}}),
+            (lambda: session.draw(8, one, DOT), {0: {one, two}, 4: {one}}),
+            (lambda: session.clear(0, two), {0: {one}, 4: {one}}),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                change()
+            assert {t: set(said) for t, said in open_session(clip, tmp_path).marks.given.items()} == expected
+
+    def test_masks_that_nobody_names_are_removed(self, session: Session) -> None:
+        one = session.add_object()
+        session.draw(0, one, RED)
+        session.draw(4, one, DOT)
+        session.gone(4, one)
+        assert [path.name for path in (session.folder / "marks").iterdir()] == ["000000.png"]
+        session.undo()
+        assert len(list((session.folder / "marks").iterdir())) == 2
+        session.remove(one)
+        assert list((session.folder / "marks").iterdir()) == []
+
     def test_the_video_is_never_written_into(self, clip: Path) -> None:
         with pytest.raises(ValueError, match="lies in the input"):
             Session(find_sources([str(clip)])[0], clip / "session", "small")
