@@ -11,7 +11,7 @@ from typing import get_args
 from rich.console import Console
 
 from data_modules.submission.servers import Server
-from vos_lightning.io.outputs import claim_file
+from vos_lightning.io.overlaps import claim_file
 
 
 def main(argv: Sequence[str]) -> int:

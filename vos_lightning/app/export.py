@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vos_lightning.io.files import list_everything, list_files
-from vos_lightning.io.outputs import claim_file
+from vos_lightning.io.overlaps import claim_file
 
 
 def main(argv: Sequence[str]) -> int:

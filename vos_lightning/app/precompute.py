@@ -16,7 +16,7 @@ from rich.progress import Progress
 from vos_lightning.app.devices import launched_place
 from vos_lightning.app.options import at_least
 from vos_lightning.callbacks.stopping import LostProcessError
-from vos_lightning.io.outputs import refuse_overlap
+from vos_lightning.io.overlaps import refuse_overlap
 from vos_lightning.proposals.options import Architecture, Order
 
 

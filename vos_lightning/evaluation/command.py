@@ -15,7 +15,7 @@ from rich.table import Table
 
 from vos_lightning.evaluation.folders import MAX_WORKERS, Evaluation, evaluate_folder
 from vos_lightning.evaluation.tasks import EvaluationError
-from vos_lightning.io.outputs import refuse_overlap
+from vos_lightning.io.overlaps import refuse_overlap
 from vos_lightning.metrics.protocols import summarize, summary_keys
 from vos_lightning.metrics.scores import Protocol
 from vos_lightning.metrics.youtube_vos import unseen_objects

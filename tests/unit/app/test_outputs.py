@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from vos_lightning.io.files import write_atomically
-from vos_lightning.io.outputs import OutputFolder, claim_file, refuse_overlap
+from vos_lightning.io.outputs import OutputFolder
+from vos_lightning.io.overlaps import claim_file, refuse_overlap
 
 
 def content(folder: Path) -> dict[str, bytes]:

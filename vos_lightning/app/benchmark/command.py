@@ -19,7 +19,7 @@ from vos_lightning.app.benchmark.options import Options, add_arguments, options_
 from vos_lightning.app.experiments import Experiment, load_experiment
 from vos_lightning.app.runs import Run, write_text
 from vos_lightning.app.training import build
-from vos_lightning.io.outputs import claim_file
+from vos_lightning.io.overlaps import claim_file
 
 if TYPE_CHECKING:
     import torch

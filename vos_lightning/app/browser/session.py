@@ -22,7 +22,7 @@ from vos_lightning.app.browser.planning import Plan, begin_run
 from vos_lightning.app.browser.reader import FrameReader
 from vos_lightning.app.browser.saving import drop_marks, read_session, write_marks, write_session
 from vos_lightning.app.own_videos import facts_of_video
-from vos_lightning.io.outputs import refuse_overlap
+from vos_lightning.io.overlaps import refuse_overlap
 from vos_lightning.io.sources import Source
 from vos_lightning.io.videos import count_frames
 from vos_lightning.predictions.drift import ObjectRow

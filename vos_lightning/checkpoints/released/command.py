@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vos_lightning.io.outputs import claim_file
+from vos_lightning.io.overlaps import claim_file
 
 PAPERS = ("emvos", "pmvos", "stcn", "stm")
 """Papers whose authors have released weights: the keys of :data:`vos_lightning.checkpoints.released.conversion.FORMATS`."""
