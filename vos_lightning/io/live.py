@@ -166,7 +166,13 @@ def open_camera(number: int) -> LiveFrames:
         ValueError: there is no such camera, or another program uses it.
     """
     name = f"camera:{number}"
-    capture = cv2.VideoCapture(number)
+    level = cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # one line about a camera that is not there is enough
+    try:
+        capture = cv2.VideoCapture(number)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     if not capture.isOpened():
         raise ValueError(f"{name}: the camera cannot be opened; is it plugged in, and does no other program use it?")
     rate = Fraction(capture.get(cv2.CAP_PROP_FPS) or FOLDER_FPS).limit_denominator(1001)

@@ -327,6 +327,11 @@ class TestLive:
         with pytest.raises(ValueError, match=rf"{server}/{name}: no video can be read there"):
             find_sources([f"{server}/{name}"])[0].open()
 
+    def test_a_camera_that_is_not_there_is_said_once(self, capfd: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(ValueError, match=r"camera:97: the camera cannot be opened"):
+            find_sources(["camera:97"])[0].open()
+        assert capfd.readouterr().err == "", "OpenCV has warnings of its own"
+
     def test_a_camera(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Camera:
             def __init__(self, number: int) -> None:
