@@ -94,7 +94,7 @@ def test_features_may_be_normalised_before_anything_reads_them(kind: type[STCN |
 
 def test_points_may_be_left_out_from_a_frame_on() -> None:
     """The same parameters: nothing is refined, although the memory has what points read, and nothing is remembered for them."""
-    network, propagation = small_pmnet(), Propagation(EveryKth(2), "product")
+    network, propagation = small_pmnet(), Propagation(EveryKth(1), "product")
     frames, labels = random_clip(1, 2, 2, (64, 80))
     with torch.no_grad():
         _, state = advance(network, propagation, None, FrameInput(frames[:, 0]), given_at(labels, 0, [1, 2], 2))
