@@ -160,7 +160,7 @@ class DeconvDecoder(nn.Module):
     def start_as_copier(self, evidence: Mapping[int, float]) -> None:
         """Initialise so that the untrained decoder passes on a quarter of the evidence of its maps, enlarged bilinearly.
 
-        Only one of the two carriers is positive behind a ReLU, so that each of the two finer scales, which takes half
+        Only one of the two carriers is positive behind the ReLU, so that each of the two finer scales, which takes half
         of either, halves the difference. Training from random features then starts from a copy of the maps, instead of having to
         find the few channels that matter; see :meth:`FusionBlock.start_as_copier`.
 

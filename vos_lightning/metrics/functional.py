@@ -303,8 +303,8 @@ def _dilate(bits: Words, stride: int, radius: int) -> Words:
     dilated = runs[radius].copy()
     for dy in range(1, radius + 1):
         run, offset, moved = runs[widths[dy]], dy * stride, widths[dy - 1] - widths[dy]
-        if moved:
-            dilated = _to_previous(dilated, moved)
+        for start in range(0, moved, 63):
+            dilated = _to_previous(dilated, min(63, moved - start))
         dilated[:, offset:] |= run[:, :-offset]
         dilated[:, :-offset] |= run[:, offset:]
     return dilated

@@ -78,6 +78,17 @@ def test_volume_passes_gradcheck():
     assert torch.autograd.gradcheck(function, (query.requires_grad_(), previous.requires_grad_()))
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 9, 25])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 30, 54), (2, 5, 7), (1, 1, 9), (3, 40, 1), (1, 12, 1), (4, 64, 64)])
+def test_a_band_has_as_many_rows_as_fit(batch, height, width, window, monkeypatch):
+    """With each row, the similarities to all rows in reach; one row is taken in any case."""
+    for elements in (1, 40, 1000, 20_001, 2**20):
+        monkeypatch.setattr(local_window, "MAX_ELEMENTS", elements)
+        fitting = [r for r in range(1, 2000) if r * min(r + window - 1, height) * batch * width**2 <= elements]
+        found = local_window._band_rows(batch, height, width, window)
+        assert min(found, height) == min(max(fitting, default=1), height)
+
+
 def test_half_precision_is_computed_in_float32():
     query, previous = torch.randn(2, 1, 8, 4, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):

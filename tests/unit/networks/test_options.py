@@ -19,8 +19,8 @@ from vos_lightning.networks.emvos import EMVOS
 from vos_lightning.networks.pmvos import PMVOS
 from vos_lightning.networks.stcn import STCN
 from vos_lightning.networks.stm import STM
-from vos_lightning.propagation.policies import AnnotatedOnly
-from vos_lightning.propagation.step import Propagation, encode, unroll
+from vos_lightning.propagation.policies import AnnotatedOnly, EveryKth
+from vos_lightning.propagation.step import Propagation, advance, encode, unroll
 from vos_lightning.structures import FrameInput
 
 
@@ -90,3 +90,18 @@ def test_features_may_be_normalised_before_anything_reads_them(kind: type[STCN |
         expected = F.instance_norm(getattr(plain, scale), eps=1e-5) if normalize else getattr(plain, scale)
         assert_close(getattr(pyramid, scale), expected)
     assert torch.equal(pyramid.s16, plain.s16) != normalize
+
+
+def test_points_may_be_left_out_from_a_frame_on() -> None:
+    """The same parameters: nothing is refined, although the memory has what points read, and nothing is remembered for them."""
+    network, propagation = small_pmnet(), Propagation(EveryKth(1), "product")
+    frames, labels = random_clip(1, 2, 2, (64, 80))
+    with torch.no_grad():
+        _, state = advance(network, propagation, None, FrameInput(frames[:, 0]), given_at(labels, 0, [1, 2], 2))
+        assert state.memory.carry.fine is not None
+        refined, with_points = advance(network, propagation, state, FrameInput(frames[:, 1]))
+        coarse, without = advance(network.with_points_from("none"), propagation, state, FrameInput(frames[:, 1]))
+    assert {"coarse", "points", "refined"} <= refined.aux.keys()
+    assert coarse.aux.keys() == {"coarse", "positions", "spreads"}
+    assert with_points.memory.carry.fine is not None
+    assert without.memory.carry.fine is None
