@@ -141,6 +141,16 @@ class TestFollowing:
         follow(session, engine)
         assert same(shown(session), before)
 
+    def test_the_same_mask_in_another_frame_is_another_beginning(self, session: Session, engine: InferenceEngine) -> None:
+        one = session.add_object()
+        pixels = mark(session, 5, one, DOT) == one
+        follow(session, engine)
+        session._change(lambda marks: marks.cleared(5, one).marked(10, one, pixels))
+        assert fresh(session) == []
+        follow(session, engine)
+        forward, backward = (expected(engine, {10: pixels * np.uint8(one)}, way) for way in ("forward", "backward"))
+        assert same(shown(session), [*backward[:10], *forward[10:]])
+
     def test_every_object_from_its_own_masks(self, session: Session, engine: InferenceEngine) -> None:
         one, two = session.add_object(), session.add_object()
         red_mask, blue_mask = mark(session, 8, one, red_box(8)), mark(session, 0, two, BLUE)
