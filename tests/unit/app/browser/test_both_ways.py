@@ -145,11 +145,12 @@ class TestFollowing:
         one = session.add_object()
         pixels = mark(session, 5, one, DOT) == one
         follow(session, engine)
-        session._change(lambda marks: marks.cleared(5, one).marked(10, one, pixels))
+        session._change(lambda marks: marks.cleared(5, one).marked(10, one, pixels).marked(0, one, pixels))
         assert fresh(session) == []
         follow(session, engine)
-        forward, backward = (expected(engine, {10: pixels * np.uint8(one)}, way) for way in ("forward", "backward"))
-        assert same(shown(session), [*backward[:10], *forward[10:]])
+        given = {t: pixels * np.uint8(one) for t in (0, 10)}
+        forward, backward = (expected(engine, given, direction) for direction in ("forward", "backward"))
+        assert same(shown(session), [*forward[:6], *backward[6:10], *forward[10:]])
 
     def test_every_object_from_its_own_masks(self, session: Session, engine: InferenceEngine) -> None:
         one, two = session.add_object(), session.add_object()
@@ -226,6 +227,11 @@ class TestFollowing:
         again = open_session(tmp_path / "clip", tmp_path, "another")
         assert fresh(again) == []
         assert again.found() == list(range(LENGTH))
+
+    def test_the_choice_is_kept(self, session: Session, tmp_path: Path) -> None:
+        assert open_session(tmp_path / "clip", tmp_path).findings.both
+        session.follow_both_ways(False)
+        assert not open_session(tmp_path / "clip", tmp_path).findings.both
 
     def test_the_choice_waits_while_something_runs(self, session: Session) -> None:
         session.claim("Exporting")

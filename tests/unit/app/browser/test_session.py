@@ -214,8 +214,7 @@ class TestFollowing:
         session.remove(one)
         session.draw(6, two, DOT)  # the run goes on with this frame
         follow(session, engine)
-        found = [read_label_map(session.folder / "masks" / f"{t:06d}.png") for t in (5, 6)]
-        assert [bool((label_map == one).any()) for label_map in found] == [True, False]
+        assert [[row.object_id for row in session.findings.forward.rows[t]] for t in (5, 6)] == [[one, two], [two]]
 
     def test_frames_without_an_object_that_comes_back_are_found_again(
         self, session: Session, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
@@ -403,6 +402,21 @@ class TestMarks:
         assert session.marks.names.keys() == {1}
         assert session.add_object() == 3
         assert not any((label_map == 3).any() for label_map in shown(session))
+
+    def test_everything_that_changes_a_picture_is_counted(self, session: Session, engine: InferenceEngine) -> None:
+        counts = [session.changes]
+        one = session.add_object()
+        for change in (
+            lambda: session.draw(0, one, RED),
+            lambda: session.rename(one, "ball"),
+            session.undo,
+            lambda: session.follow_both_ways(True),
+        ):
+            change()
+            counts.append(session.changes)
+        assert len(set(counts)) == len(counts)
+        follow(session, engine)
+        assert session.changes >= counts[-1] + LENGTH
 
     def test_what_changes_nothing_is_not_undone(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("vos_lightning.app.browser.session.MOST_UNDONE", 3)
