@@ -28,7 +28,7 @@ from vos_lightning.propagation.directions import reversed_video
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import EveryKth
 from vos_lightning.propagation.step import Propagation
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import Proposals, VideoSample
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,26 @@ class TestFollowing:
         given = {t: pixels * np.uint8(one) for t in (0, 10)}
         forward, backward = (expected(engine, given, direction) for direction in ("forward", "backward"))
         assert same(shown(session), [*forward[:6], *backward[6:10], *forward[10:]])
+
+    def test_proposals_are_those_of_their_frames(self, session: Session, engine: InferenceEngine) -> None:
+        asked: list[int] = []
+
+        class Proposed:
+            def of_frame(self, index: int, frame: Any) -> Proposals:
+                asked.append(index)
+                return Proposals(torch.zeros(1, 0, 4), torch.zeros(1, 0, 28, 28), torch.zeros(1, 0))
+
+        mark(session, 5, session.add_object(), red_box(5))
+        plans = [session.plan(Proposed())]
+        session.follow_both_ways(False)
+        follow(session, engine)
+        session.follow_both_ways(True)
+        plans.append(session.plan(Proposed()))
+        for plan in plans:
+            assert plan.video.proposals is not None
+            plan.video.proposals.of_frame(2, session.frame(0))
+        assert asked == [2, 3]
+        assert [plan.frame_of(2) for plan in plans] == [2, 3]
 
     def test_every_object_from_its_own_masks(self, session: Session, engine: InferenceEngine) -> None:
         one, two = session.add_object(), session.add_object()

@@ -265,6 +265,13 @@ class TestFollowing:
         assert same(shown(session)[5:6], [np.where(added == two, two, expected(engine, {0: first, 5: added})[5])])
         assert same(shown(session), expected(engine, {0: first, 5: added}))
 
+    def test_a_video_with_fewer_frames_than_its_file_claims(self, session: Session, engine: InferenceEngine) -> None:
+        session.length = LENGTH + 3
+        session.draw(0, session.add_object(), RED)
+        assert follow(session, engine).startswith("Done.")
+        assert session.length == LENGTH
+        assert session.is_done()
+
     def test_few_states_are_kept(self, tmp_path: Path, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(results_module, "FIRST_INTERVAL", 1)
         monkeypatch.setattr(results_module, "MOST_STATES", 4)
