@@ -191,9 +191,8 @@ class Session:
         """
         with self._drawing:  # one after the other, and without keeping those waiting who only look
             frame, now = self.frame(index).permute(1, 2, 0).numpy(), self.shown(index).numpy()
-            self._check_idle()
-            given = [i for i, mask in self.marks.given.get(index, {}).items() if mask is not None and i != object_id]
-            mask = draw(frame, now == object_id, stroke, np.isin(now, given))
+            others = [i for i in self.marks.given.get(index, {}) if i != object_id]
+            mask = draw(frame, now == object_id, stroke, np.isin(now, others))
             self._change(lambda marks: marks.marked(index, object_id, mask))
 
     def gone(self, index: int, object_id: int) -> None:

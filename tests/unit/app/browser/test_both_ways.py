@@ -28,7 +28,7 @@ from vos_lightning.propagation.directions import reversed_video
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import EveryKth
 from vos_lightning.propagation.step import Propagation
-from vos_lightning.structures import VideoSample
+from vos_lightning.structures import Proposals, VideoSample
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,37 @@ class TestFollowing:
         follow(session, engine)
         assert same(shown(session), before)
 
+    def test_the_same_mask_in_another_frame_is_another_beginning(self, session: Session, engine: InferenceEngine) -> None:
+        one = session.add_object()
+        pixels = mark(session, 5, one, DOT) == one
+        follow(session, engine)
+        session._change(lambda marks: marks.cleared(5, one).marked(10, one, pixels).marked(0, one, pixels))
+        assert fresh(session) == []
+        follow(session, engine)
+        given = {t: pixels * np.uint8(one) for t in (0, 10)}
+        forward, backward = (expected(engine, given, direction) for direction in ("forward", "backward"))
+        assert same(shown(session), [*forward[:6], *backward[6:10], *forward[10:]])
+
+    def test_proposals_are_those_of_their_frames(self, session: Session, engine: InferenceEngine) -> None:
+        asked: list[int] = []
+
+        class Proposed:
+            def of_frame(self, index: int, frame: Any) -> Proposals:
+                asked.append(index)
+                return Proposals(torch.zeros(1, 0, 4), torch.zeros(1, 0, 28, 28), torch.zeros(1, 0))
+
+        mark(session, 5, session.add_object(), red_box(5))
+        plans = [session.plan(Proposed())]
+        session.follow_both_ways(False)
+        follow(session, engine)
+        session.follow_both_ways(True)
+        plans.append(session.plan(Proposed()))
+        for plan in plans:
+            assert plan.video.proposals is not None
+            plan.video.proposals.of_frame(2, session.frame(0))
+        assert asked == [2, 3]
+        assert [plan.frame_of(2) for plan in plans] == [2, 3]
+
     def test_every_object_from_its_own_masks(self, session: Session, engine: InferenceEngine) -> None:
         one, two = session.add_object(), session.add_object()
         red_mask, blue_mask = mark(session, 8, one, red_box(8)), mark(session, 0, two, BLUE)
@@ -216,6 +247,11 @@ class TestFollowing:
         again = open_session(tmp_path / "clip", tmp_path, "another")
         assert fresh(again) == []
         assert again.found() == list(range(LENGTH))
+
+    def test_the_choice_is_kept(self, session: Session, tmp_path: Path) -> None:
+        assert open_session(tmp_path / "clip", tmp_path).findings.both
+        session.follow_both_ways(False)
+        assert not open_session(tmp_path / "clip", tmp_path).findings.both
 
     def test_the_choice_waits_while_something_runs(self, session: Session) -> None:
         session.claim("Exporting")

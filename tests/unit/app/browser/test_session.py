@@ -205,6 +205,54 @@ class TestFollowing:
         assert same(shown(session), before)
         assert session.add_object() == 3
 
+    def test_a_removed_object_is_not_followed_for_one_frame_more(self, session: Session, engine: InferenceEngine) -> None:
+        one, two = session.add_object(), session.add_object()
+        session.draw(0, one, RED)
+        session.draw(0, two, BLUE)
+        follow(session, engine)
+        assert 5 in session.findings.forward.states
+        session.remove(one)
+        session.draw(6, two, DOT)  # the run goes on with this frame
+        follow(session, engine)
+        assert [[row.object_id for row in session.findings.forward.rows[t]] for t in (5, 6)] == [[one, two], [two]]
+
+    def test_frames_without_an_object_that_comes_back_are_found_again(
+        self, session: Session, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing is said in the frame from which on they lack it: it was removed between two runs."""
+        one, two = session.add_object(), session.add_object()
+        session.draw(0, one, RED)
+        session.draw(0, two, BLUE)
+        first = session.shown(0).numpy()
+        task = Follow(session, lambda: (engine, None))
+        keep = session.keep
+
+        def stop_at_4(plan: Any, prediction: Any, rows: Any) -> None:
+            keep(plan, prediction, rows)
+            if prediction.frame_index == 4:
+                task.stop()
+
+        monkeypatch.setattr(session, "keep", stop_at_4)
+        do(task)
+        session.remove(one)
+        follow(session, engine)
+        assert session.is_done()
+        session.undo()
+        assert session.valid() == 5
+        follow(session, engine)
+        assert same(shown(session), expected(engine, {0: first}))
+
+    def test_a_run_that_fails_at_once_leaves_old_frames_old(self, session: Session, engine: InferenceEngine) -> None:
+        one = session.add_object()
+        session.draw(0, one, RED)
+        follow(session, engine)
+        session.draw(7, one, DOT)
+        follow(session, engine)
+        session.undo()
+        assert session.valid() == 7
+        session.plan()
+        assert session.valid() == 7
+
     def test_an_added_object_asks_for_the_frames_from_there_on(self, session: Session, engine: InferenceEngine) -> None:
         session.draw(0, session.add_object(), RED)
         first = session.shown(0).numpy()
@@ -216,6 +264,13 @@ class TestFollowing:
         follow(session, engine)
         assert same(shown(session)[5:6], [np.where(added == two, two, expected(engine, {0: first, 5: added})[5])])
         assert same(shown(session), expected(engine, {0: first, 5: added}))
+
+    def test_a_video_with_fewer_frames_than_its_file_claims(self, session: Session, engine: InferenceEngine) -> None:
+        session.length = LENGTH + 3
+        session.draw(0, session.add_object(), RED)
+        assert follow(session, engine).startswith("Done.")
+        assert session.length == LENGTH
+        assert session.is_done()
 
     def test_few_states_are_kept(self, tmp_path: Path, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(results_module, "FIRST_INTERVAL", 1)
@@ -289,6 +344,28 @@ class TestMarks:
         session.draw(0, two, Stroke("brush", [(0.1, 0.5), (0.8, 0.5)], 0.4))
         assert session.marks.given[0].keys() == {two}
 
+    def test_grabcut_leaves_out_what_is_given_of_other_objects(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Neither the object itself, nor one that is gone, nor one that was only found."""
+        one, two, three = (session.add_object() for _ in range(3))
+        for object_id, x in ((one, 0.2), (two, 0.8)):
+            session.draw(0, object_id, Stroke("brush", [(x, 0.5)], 0.2))
+        session.draw(4, one, Stroke("brush", [(0.2, 0.5)], 0.2))
+        session.draw(4, three, DOT)
+        session.gone(4, two)
+        kept_out: list[np.ndarray] = []
+
+        def watch(frame: Any, mask: np.ndarray, stroke: Stroke, others: np.ndarray) -> np.ndarray:
+            kept_out.append(others)
+            return mask
+
+        monkeypatch.setattr("vos_lightning.app.browser.session.draw", watch)
+        expected = session.shown(4).numpy() == one
+        session.draw(4, three, RED)
+        assert expected.any()
+        assert (kept_out[0] == expected).all()
+        session.draw(0, three, RED)
+        assert (kept_out[1] == (session.shown(0).numpy() > 0)).all()
+
     def test_brush_and_eraser_begin_with_what_is_seen(self, session: Session, engine: InferenceEngine) -> None:
         one = session.add_object()
         session.draw(0, one, RED)
@@ -321,6 +398,47 @@ class TestMarks:
         assert not session.marks.names
         assert not session.can_undo
         assert not session.undo()
+
+    def test_ids_are_never_given_twice(self, session: Session, engine: InferenceEngine) -> None:
+        """Masks of an object whose addition was taken back may still be there."""
+        session.draw(0, session.add_object(), RED)
+        session.draw(0, session.add_object(), BLUE)
+        follow(session, engine)
+        session.undo()
+        session.undo()
+        assert session.marks.names.keys() == {1}
+        assert session.add_object() == 3
+        assert not any((label_map == 3).any() for label_map in shown(session))
+
+    def test_everything_that_changes_a_picture_is_counted(self, session: Session, engine: InferenceEngine) -> None:
+        counts = [session.changes]
+        one = session.add_object()
+        for change in (
+            lambda: session.draw(0, one, RED),
+            lambda: session.rename(one, "ball"),
+            session.undo,
+            lambda: session.follow_both_ways(True),
+        ):
+            change()
+            counts.append(session.changes)
+        assert len(set(counts)) == len(counts)
+        follow(session, engine)
+        assert session.changes >= counts[-1] + LENGTH
+
+    def test_what_changes_nothing_is_not_undone(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vos_lightning.app.browser.session.MOST_UNDONE", 3)
+        one = session.add_object()
+        session.rename(one, "Object 1")
+        session.clear(3, one)
+        session.undo()
+        assert not session.marks.names
+        for number in range(6):
+            session.add_object()
+            session.rename(session.marks.last_id, f"name {number}")
+        undone = 0
+        while session.undo():
+            undone += 1
+        assert undone == 3
 
     def test_what_says_nothing_is_left_out(self) -> None:
         pixels = np.ones((2, 3), bool)
