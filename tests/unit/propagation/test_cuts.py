@@ -50,6 +50,26 @@ def test_cuts_are_found() -> None:
         assert [t for t, frame in enumerate(frames) if cuts.is_next(frame)] == [4, 7]
 
 
+def test_nobody_looks_for_cuts_while_no_object_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    found = SceneCuts.is_next
+
+    def is_next(self: SceneCuts, frame: Tensor) -> bool:
+        looked.append(next(t for t, other in enumerate(FRAMES) if other is frame))
+        return found(self, frame)
+
+    monkeypatch.setattr(SceneCuts, "is_next", is_next)
+    video = dataclasses.replace(
+        make_video("v"), frames=FRAMES, annotations={2: label_map(1)}, gone={4: (1,)}, targets={}, original_size=SIZE,
+        frame_names=None,
+    )  # fmt: skip
+    list(engine().run(video, at_cut="ask"))
+    assert looked == [2, 3]
+    looked.clear()
+    list(engine().run(video, at_cut="follow"))
+    assert not looked
+
+
 def test_a_block_is_compared_with_the_block_in_its_place() -> None:
     bins = colour_bins(reduced(FRAMES[0]))
     blocks = block_histograms(bins)

@@ -202,6 +202,10 @@ def test_later_masks_cover_earlier_ones() -> None:
             "the mask of object 2 must lie in [0, 1] if it is floating point; it goes from nan to nan",
         ),
         (
+            {2: torch.arange(24).view(SIZE).clamp_max(2)},
+            "the mask of object 2 must be 0 and one other value, not 0 and 1, 2; pass soft masks as floats in [0, 1]",
+        ),
+        (
             {2: torch.arange(24).view(SIZE).clamp_max(5)},
             "the mask of object 2 must be 0 and one other value, not 0 and 1, 2, 3, 4, 5; pass soft masks as floats in [0, 1]",
         ),

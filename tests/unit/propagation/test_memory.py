@@ -71,6 +71,8 @@ def test_objects_are_chosen_where_the_state_is() -> None:
     assert grown.introduced.tolist() == [[True, True, False, False]]
     assert (grown.t, select(state, [1]).t) == (2, 2)
     assert [frame.t for frame in select(state, [1]).memory.bank.frames] == [1]
+    nobody = select(state, [])
+    assert (nobody.introduced.shape, len(nobody.memory.bank)) == ((1, 0), 0)
     with pytest.raises(ValueError, match="a state with 3 object slots cannot shrink to 2"):
         grow(state, 2)
 

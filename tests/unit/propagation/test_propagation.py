@@ -98,6 +98,8 @@ def test_introductions_find_the_first_visible_frame() -> None:
         2: [[False, False], [True, False]],
     }
     assert list(introductions(labels, valid, late_objects=False)) == [0]
+    late = introductions(labels[1:], valid[1:], late_objects=True)
+    assert {t: g.which.tolist() for t, g in late.items()} == {0: [[False, False]], 2: [[True, False]]}
 
 
 def test_gradients_flow_through_time() -> None:
