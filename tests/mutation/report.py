@@ -88,6 +88,13 @@ def as_change(difference: str) -> str:
     return f"{was} → {becomes}"
 
 
+FRESH = """
+Drawn anew when all of those tests stood (`--sample 70 --seed 1` and `--sample 50 --seed 1`): of 67 further mutants of propagation 63
+died (94.0 %; interval 85.6 to 97.7 %), of 42 further ones of networks 41 (97.6 %; 87.7 to 99.6 %). The four of propagation have tests
+since, and that of networks changes nothing.
+"""
+
+
 def _head(results: dict[str, Results], survivors: dict[str, list[Survivor]]) -> str:
     text = """# Mutation testing
 
@@ -109,6 +116,7 @@ mutants did not end in time, and do not count as dead.
     for room, row in rows.items():
         text += _line(room, row, *(("all", "") if row["tested"] == row["mutants"] else _sampled(room, results[room])))
     text += _line("**all**", sum(rows.values(), Counter()))
+    text += FRESH
     text += "\nNot mutated: type annotations, docstrings, functions with decorators (but for methods of classes), and\n\n"
     return text + "".join(f"- `{pattern}`: {reason}\n" for pattern, reason in UNCHANGED.items())
 
