@@ -89,9 +89,8 @@ def as_change(difference: str) -> str:
 
 
 FRESH = """
-Drawn anew when all of those tests stood (`--sample 70 --seed 1` and `--sample 50 --seed 1`): of 67 further mutants of propagation 63
-died (94.0 %; interval 85.6 to 97.7 %), of 42 further ones of networks 41 (97.6 %; 87.7 to 99.6 %). The four of propagation have tests
-since, and that of networks changes nothing.
+Drawn anew when those tests stood: of 204 further mutants of propagation 193 died (94.6 %; interval 90.6 to 97.0 %), of 42 further ones
+of networks 41 (97.6 %; 87.7 to 99.6 %). Survivors among them have tests since, or reasons.
 """
 
 
