@@ -89,8 +89,8 @@ def as_change(difference: str) -> str:
 
 
 FRESH = """
-A fresh sample, drawn when the tests for earlier survivors stood: of 204 further mutants of propagation 193 died (94.6 %; interval 90.6
-to 97.0 %), of 42 further ones of networks 41 (97.6 %; 87.7 to 99.6 %). Survivors among them have tests since, or reasons.
+A fresh sample, drawn when the tests for earlier survivors stood: of 204 further mutants of propagation 193 died (94.6 %; interval
+90.6 to 97.0 %), of 42 further ones of networks 41 (97.6 %; 87.7 to 99.6 %). Survivors among them have tests since, or reasons.
 """
 
 
