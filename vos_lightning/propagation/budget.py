@@ -176,9 +176,9 @@ def fit(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free: 
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device; on a CPU what the system, and a container's limit, leave; None where nothing says it."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
+        with contextlib.suppress(RuntimeError, AttributeError):  # a device without a module, or one whose module does not say it
+            return int(torch.get_device_module(device).mem_get_info(device)[0])
         return None
     found = _left_by_groups()
     with contextlib.suppress(OSError, ValueError, StopIteration):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,6 +92,21 @@ def test_free_memory_of_this_machine() -> None:
     free = free_memory(torch.device("cpu"))
     assert free is None or 2**20 < free < 2**50
     assert free_memory(torch.device("meta")) is None
+
+
+def test_an_accelerator_is_asked_by_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 1)
+    asked: list[torch.device] = []
+
+    def mem_get_info(of: torch.device) -> tuple[int, int]:
+        asked.append(of)
+        return 2**33, 2**36
+
+    monkeypatch.setattr(torch, "get_device_module", lambda of: SimpleNamespace(mem_get_info=mem_get_info))
+    assert free_memory(device) == 2**33
+    assert asked == [device]
+    monkeypatch.setattr(torch, "get_device_module", lambda of: SimpleNamespace())
+    assert free_memory(torch.device("mps")) is None
 
 
 def test_without_a_number_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
