@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
@@ -75,6 +78,33 @@ class DummyModule(VOSModule):
             channels_last=False,
         )
         self.save_hyperparameters()
+
+
+class Camera:
+    """Stands in for OpenCV's capture: ten frames a second, and with the last frame the signal on which a command stops.
+
+    Args:
+        picture: index to picture, blue, green and red.
+        length: number of the frame that comes with the signal.
+    """
+
+    def __init__(self, picture: Callable[[int], np.ndarray], length: int) -> None:
+        self._picture, self._length, self._sent = picture, length, 0
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return True
+
+    def get(self, key: int) -> float:
+        return 10.0
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        self._sent += 1
+        if self._sent == self._length:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True, self._picture(self._sent - 1)
+
+    def release(self) -> None:
+        pass
 
 
 class FailingFrames(Sequence[Tensor]):

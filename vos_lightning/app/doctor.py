@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vos_lightning.app.experiments import Experiment, experiment_files, load_experiment, load_experiments
+from vos_lightning.app.experiments import Experiment, experiment_files, load_experiment, parts_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parts(names: Sequence[str]) -> list[Experiment]:
     """The experiments, or their stages, each once."""
-    found = [part for one in map(load_experiment, names) for part in load_experiments(one.stages) or [one]]
+    found = [part for one in map(load_experiment, names) for part in parts_of(one)]
     return list({part.name: part for part in found}.values())
 
 

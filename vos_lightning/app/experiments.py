@@ -125,6 +125,11 @@ def load_experiments(names: Iterable[str]) -> list[Experiment]:
     return [_load(name, folder, files, composed) for name in names]
 
 
+def parts_of(experiment: Experiment) -> list[Experiment]:
+    """The experiments that train or evaluate in its place: its stages in their order, or itself where it has none."""
+    return load_experiments(experiment.stages) or [experiment]
+
+
 def _load(name: str, folder: Path, files: Callable[[], Mapping[str, Path]], composed: dict[Path, Composed]) -> Experiment:
     name, path, source = _find(name, files)
     if path.name == tables.FILE:

@@ -29,6 +29,7 @@ from vos_lightning.callbacks.stopping import STOPPED, StopRequest
 from vos_lightning.checkpoints.files import BEFORE_LAST, LAST, is_whole
 from vos_lightning.io.documents import read_document
 from vos_lightning.io.files import move_away, sha256_of, write_atomically
+from vos_lightning.io.folder_lock import lock
 
 Stage = Literal["fit", "validate", "test", "predict"]
 
@@ -198,27 +199,20 @@ class Run:
         Raises:
             ExperimentError: another process trains here; the child of a killed command may still run.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks
-            yield
-            return
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = lock(file.fileno())
             except BlockingIOError:
                 file.seek(0)
                 raise ExperimentError(
                     f"{self.directory} is being trained by {file.read().strip() or 'another process'}: start this again when "
                     "that has finished, or choose another --run-dir"
                 ) from None
-            except OSError:  # the file system has no locks
-                yield
-                return
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            if locked:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
             yield
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vos_lightning.app.composition import ExperimentError, value_at, with_overrides
 from vos_lightning.app.devices import share_batch
-from vos_lightning.app.experiments import Experiment, load_experiment, load_experiments
+from vos_lightning.app.experiments import Experiment, load_experiment, parts_of
 from vos_lightning.app.options import at_least
 from vos_lightning.app.runs import Run
 from vos_lightning.app.training import build
@@ -108,7 +108,7 @@ def job(known: argparse.Namespace, rest: Sequence[str]) -> str:
 
 def _composed(experiment: Experiment, checkpoint: Path | None, overrides: Sequence[str]) -> Iterator[Any]:
     """Every argument of every training of an experiment, as the command line of the training would check them."""
-    for each in load_experiments(experiment.stages) or [experiment]:
+    for each in parts_of(experiment):
         if each.fine_tunes:
             from vos_lightning.app.finetuning import with_model_of
 

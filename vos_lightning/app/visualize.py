@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vos_lightning.app.composition import value_at
-from vos_lightning.app.experiments import load_experiment, load_experiments
+from vos_lightning.app.experiments import load_experiment, parts_of
 from vos_lightning.app.options import add_mask_options, add_proposal_options, at_least
 from vos_lightning.app.scoring import add_weight_options, load_trained
 
@@ -65,7 +65,7 @@ def _clips(known: argparse.Namespace, overrides: Sequence[str]) -> int:
     if known.experiment is None or unused:
         raise ValueError(f"--clips draws clips of an experiment: name one{f', and leave {unused} out' if unused else ''}")
     experiment = load_experiment(known.experiment)
-    parts = load_experiments(experiment.stages) or [experiment]
+    parts = parts_of(experiment)
     for part in parts:
         if part.checkpoint_of:
             raise ValueError(f"{part.name} evaluates the checkpoint of {part.checkpoint_of}: name that, which is trained")

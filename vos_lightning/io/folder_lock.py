@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder."""
+"""Locks that the operating system releases when a process ends: one at a time trains or writes in a folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file or folder against other processes that lock it.
+
+    Returns:
+        Whether it is locked now; not where the system or the file system has no such locks, as on Windows.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # the file system has no locks
+        return False
+    return True
 
 
 class FolderLock:
@@ -29,10 +51,6 @@ class FolderLock:
         Raises:
             ValueError: another process has it.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
         if self._descriptor is not None or not self._folder.is_dir():
             return
         try:
@@ -40,16 +58,15 @@ class FolderLock:
         except OSError:  # a folder that may not be read is named by what is done with it next
             return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock(descriptor):
+                self._descriptor = descriptor
         except BlockingIOError:
-            os.close(descriptor)
             raise ValueError(
                 f"{self._folder}: another run is writing into this folder; wait until it has ended, or choose another folder"
             ) from None
-        except OSError:  # the file system has no locks
-            os.close(descriptor)
-            return
-        self._descriptor = descriptor
+        finally:
+            if self._descriptor is None:
+                os.close(descriptor)
 
     def release(self) -> None:
         """Give the lock back, also for processes that were forked meanwhile and share it, such as loaders of data."""

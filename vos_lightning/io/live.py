@@ -166,9 +166,8 @@ def open_camera(number: int) -> LiveFrames:
         ValueError: there is no such camera, or another program uses it.
     """
     name = f"camera:{number}"
-    level = cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # one line about a camera that is not there is enough
+    # One line about a camera that is not there is enough.
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         capture = cv2.VideoCapture(number)
     finally:

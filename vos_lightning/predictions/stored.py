@@ -40,5 +40,6 @@ class StoredPredictions:
         label_map = self._label_map(index)
         planes = np.full((len(known), *label_map.shape), np.array([row.confidence for row in known])[:, None, None], np.float32)
         given = tuple(row.object_id for row in known if "given" in row.flags.split())
-        ids, let_go = (tuple(row.object_id for row in part) for part in (known, [row for row in rows if row.is_let_go]))
+        ids = tuple(row.object_id for row in known)
+        let_go = tuple(row.object_id for row in rows if row.is_let_go)
         return FramePrediction(index, frame, label_map, to_tensor(planes), ids, given, scene_cut=bool(let_go), let_go=let_go)

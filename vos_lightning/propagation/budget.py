@@ -170,8 +170,7 @@ def fit(engine: InferenceEngine, size: tuple[int, int], num_objects: int, free: 
     Returns:
         A line for the user that says what was changed and why; None if nothing was.
     """
-    free = free_memory(engine.network.device) if free is None else free
-    return None if free is None else plan(engine, size, num_objects, free).line
+    return plan(engine, size, num_objects, free).line
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -100,8 +100,8 @@ class StreamingEngine(ABC):
                 self._restore(stored.snapshot)
             annotation = video.annotations.get(index)
             self._let_go(video.gone.get(index, ()))
-            looks = cuts is not None and (bool(self._ids) or annotation is not None)
-            let_go = self._ids if looks and cuts is not None and cuts.is_next(frame) else ()
+            looks = bool(self._ids) or annotation is not None
+            let_go = self._ids if cuts is not None and looks and cuts.is_next(frame) else ()
             self._let_go(let_go)
             starts = annotation is not None or bool(self._ids)
             proposals = video.proposals.of_frame(index, frame) if video.proposals is not None and starts else None

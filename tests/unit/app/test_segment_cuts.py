@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.dummies import Camera
 from vos_lightning.app.cli import main
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.videos import VideoWriter
@@ -235,26 +236,10 @@ def test_streams_are_followed_through(checkpoint: Path, tmp_path: Path, monkeypa
     """Nobody can be asked for a mask of what comes only once."""
     import cv2
 
-    class Camera:
-        def __init__(self) -> None:
-            self.sent = 0
+    def sent(index: int) -> np.ndarray:
+        return np.ascontiguousarray(picture(index).permute(1, 2, 0).numpy())
 
-        def isOpened(self) -> bool:  # noqa: N802
-            return True
-
-        def get(self, key: int) -> float:
-            return 10.0
-
-        def read(self) -> tuple[bool, Any]:
-            self.sent += 1
-            if self.sent == LENGTH:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return True, np.ascontiguousarray(picture(self.sent - 1).permute(1, 2, 0).numpy())
-
-        def release(self) -> None:
-            pass
-
-    monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera())
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera(sent, LENGTH))
     write_label_map(tmp_path / "m.png", mask(1))
     for options, found in (((), [1]), (("--at-cut", "ask"), [])):
         out = tmp_path / f"out{len(options)}"

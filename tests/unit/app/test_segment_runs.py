@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.unit.dummies import make_frames, make_label_map
+from tests.unit.dummies import Camera, make_frames, make_label_map
 from vos_lightning.app.cli import main
 from vos_lightning.app.torch_backend import autocast_type
 from vos_lightning.io.given_masks import GivenMasks
@@ -193,25 +193,7 @@ class TestWhatIsWritten:
     def test_a_camera_until_a_signal(
         self, checkpoint: Path, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
-        class Camera:
-            sent = 0
-
-            def isOpened(self) -> bool:  # noqa: N802
-                return True
-
-            def get(self, key: int) -> float:
-                return 10.0
-
-            def read(self) -> tuple[bool, Any]:
-                self.sent += 1
-                if self.sent == 4:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return True, np.full((32, 48, 3), 90, np.uint8)
-
-            def release(self) -> None:
-                pass
-
-        monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera())
+        monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera(lambda index: np.full((32, 48, 3), 90, np.uint8), 4))
         assert segment(checkpoint, tmp_path / "out", "camera:0", "--mask", tmp_path / "film.png") == 0
         assert "camera_0: 4 frames" in capsys.readouterr().out
         assert len(list(open_frames(tmp_path / "out" / "overlays" / "camera_0.mp4"))) == 4

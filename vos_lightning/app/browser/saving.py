@@ -94,7 +94,11 @@ def drop_marks(folder: Path, index: int) -> None:
 
 def label_map_of(said: Said, size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
     """The masks of a frame as a label map."""
-    label_map = torch.zeros(size, dtype=torch.uint8)
+    return lay_over(torch.zeros(size, dtype=torch.uint8), said)
+
+
+def lay_over(label_map: UInt8[Tensor, "H W"], said: Said) -> UInt8[Tensor, "H W"]:
+    """Write the masks of a frame over a label map, which is changed and returned."""
     for object_id, mask in said.items():
         if mask is not None:
             label_map[torch.from_numpy(mask.pixels())] = object_id

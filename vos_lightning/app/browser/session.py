@@ -20,7 +20,7 @@ from vos_lightning.app.browser.findings import Findings
 from vos_lightning.app.browser.marks import Marks
 from vos_lightning.app.browser.planning import Plan, begin_run
 from vos_lightning.app.browser.reader import FrameReader
-from vos_lightning.app.browser.saving import drop_marks, read_session, write_marks, write_session
+from vos_lightning.app.browser.saving import drop_marks, lay_over, read_session, write_marks, write_session
 from vos_lightning.app.own_videos import facts_of_video
 from vos_lightning.io.overlaps import refuse_overlap
 from vos_lightning.io.sources import Source
@@ -104,10 +104,7 @@ class Session:
             label_map = torch.zeros(self.size, dtype=torch.uint8)
         for object_id in said:
             label_map[label_map == object_id] = 0
-        for object_id, mask in said.items():
-            if mask is not None:
-                label_map[torch.from_numpy(mask.pixels())] = object_id
-        return label_map
+        return lay_over(label_map, said)
 
     def fresh(self) -> Bool[np.ndarray, " T"]:
         """For every frame, whether its result is up to date."""

@@ -14,7 +14,7 @@ from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from vos_lightning.app.composition import ExperimentError
-from vos_lightning.app.experiments import Experiment, Which, load_experiment, load_experiments, selection
+from vos_lightning.app.experiments import Experiment, Which, load_experiment, parts_of, selection
 from vos_lightning.app.results.rows import Row, Score
 from vos_lightning.app.runs import Commit, Trained, provenance, weights_kind
 from vos_lightning.io.documents import read_document
@@ -141,7 +141,7 @@ def why_not_ours(score: Score, experiment: Experiment) -> str | None:
 def _why_not_its_training(trainings: Sequence[Mapping[str, Any]], experiment: Experiment) -> str | None:
     while experiment.checkpoint_of:
         experiment = load_experiment(experiment.checkpoint_of)
-    expected = load_experiments(reversed(experiment.stages)) or [experiment]
+    expected = parts_of(experiment)[::-1]
     if not trainings:
         return "no record of the training of its checkpoint (imported weights, or a run of an older version)"
     # Trainings under different names are the same if they compute the same.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,11 @@ def frame(index: int) -> np.ndarray:
     return picture
 
 
-def write_clip(folder: Path, length: int = 12) -> Path:
+def write_clip(folder: Path, length: int = 12, picture: Callable[[int], np.ndarray] = frame) -> Path:
     """The clip as a folder of PNGs."""
     folder.mkdir(parents=True)
     for index in range(length):
-        Image.fromarray(frame(index)).save(folder / f"{index:05d}.png")
+        Image.fromarray(picture(index)).save(folder / f"{index:05d}.png")
     return folder
 
 
@@ -62,7 +63,4 @@ def scenes(index: int, cut: int = CUT) -> np.ndarray:
 
 def write_scenes(folder: Path, length: int = 12) -> Path:
     """A clip with a cut as a folder of PNGs."""
-    folder.mkdir(parents=True)
-    for index in range(length):
-        Image.fromarray(scenes(index)).save(folder / f"{index:05d}.png")
-    return folder
+    return write_clip(folder, length, scenes)

@@ -13,7 +13,7 @@ import torch
 
 from tests.networks import NETWORKS
 from tests.unit.app.browser.clips import CUT, frame, write_clip, write_scenes
-from tests.unit.app.browser.test_session import BLUE, DOT, LENGTH, RED, Counted, do, follow, open_session, same, shown
+from tests.unit.app.browser.test_session import BLUE, DOT, LENGTH, RED, Counted, do, follow, open_session, same, shown, stop_after
 from tests.unit.dummies import DummyModule
 from vos_lightning.app.browser import pictures
 from vos_lightning.app.browser import results as results_module
@@ -218,14 +218,7 @@ class TestFollowing:
     ) -> None:
         given = {10: mark(session, 10, session.add_object(), red_box(10))}
         task = Follow(session, lambda: (engine, None))
-        keep = session.keep
-
-        def stop(plan: Any, prediction: Any, rows: Any) -> None:
-            keep(plan, prediction, rows)
-            if plan.last is not None and prediction.frame_index == 4:
-                task.stop()
-
-        monkeypatch.setattr(session, "keep", stop)
+        stop_after(task, 4, monkeypatch, backwards=True)
         assert do(task) == "Stopped after 5 of 11 frames on the way back; the button goes on from there."
         assert (task.progress.title, task.progress.done, task.progress.frame) == ("Following them backwards", 5, 6)
         assert fresh(session) == list(range(6, LENGTH))

@@ -18,15 +18,18 @@ from tests.unit.app.browser.clips import HEIGHT, WIDTH, frame, overlap, red, wri
 from vos_lightning.app.browser import results as results_module
 from vos_lightning.app.browser.drawing import Stroke, paint
 from vos_lightning.app.browser.marks import Marks, Mask
+from vos_lightning.app.browser.planning import Plan
 from vos_lightning.app.browser.session import Session, spans
 from vos_lightning.app.browser.tasks import Export, Follow, Task, free_folder, outdated
 from vos_lightning.app.cli import main
 from vos_lightning.io.label_maps import read_label_map, write_label_map
 from vos_lightning.io.sources import find_sources
+from vos_lightning.predictions.drift import ObjectRow
 from vos_lightning.predictions.renderings import Renderings
 from vos_lightning.propagation.engine import InferenceEngine
 from vos_lightning.propagation.policies import EveryKth
 from vos_lightning.propagation.step import Propagation
+from vos_lightning.structures import FramePrediction
 
 LENGTH = 12
 RED = Stroke("box", [(4 / WIDTH, 6 / HEIGHT), (24 / WIDTH, 26 / HEIGHT)])
@@ -93,6 +96,18 @@ def expected(engine: InferenceEngine, masks: dict[int, Any], gone: dict[int, tup
     return [p.label_map.numpy().copy() for p in engine.another().segment(frames, masks, gone=gone)]
 
 
+def stop_after(task: Follow, index: int, monkeypatch: pytest.MonkeyPatch, backwards: bool = False) -> None:
+    """Stop a run after one of its frames, in one direction of time."""
+    keep = task.session.keep
+
+    def keep_and_stop(plan: Plan, prediction: FramePrediction, rows: list[ObjectRow]) -> None:
+        keep(plan, prediction, rows)
+        if (plan.last is not None) == backwards and prediction.frame_index == index:
+            task.stop()
+
+    monkeypatch.setattr(task.session, "keep", keep_and_stop)
+
+
 def shown(session: Session) -> list[np.ndarray]:
     return [session.shown(t).numpy().copy() for t in range(LENGTH)]
 
@@ -147,14 +162,7 @@ class TestFollowing:
         session.draw(0, session.add_object(), RED)
         first = session.shown(0).numpy()
         task = Follow(session, lambda: (engine, None))
-        keep = session.keep
-
-        def stop_at_4(plan: Any, prediction: Any, rows: Any) -> None:
-            keep(plan, prediction, rows)
-            if prediction.frame_index == 4:
-                task.stop()
-
-        monkeypatch.setattr(session, "keep", stop_at_4)
+        stop_after(task, 4, monkeypatch)
         assert do(task) == "Stopped after 5 of 12 frames; the button goes on from there."
         assert (session.valid(), task.progress.done, task.progress.stopping) == (5, 5, True)
         assert outdated(session) == "Only 5 of 12 frames are found so far."
@@ -225,14 +233,7 @@ class TestFollowing:
         session.draw(0, two, BLUE)
         first = session.shown(0).numpy()
         task = Follow(session, lambda: (engine, None))
-        keep = session.keep
-
-        def stop_at_4(plan: Any, prediction: Any, rows: Any) -> None:
-            keep(plan, prediction, rows)
-            if prediction.frame_index == 4:
-                task.stop()
-
-        monkeypatch.setattr(session, "keep", stop_at_4)
+        stop_after(task, 4, monkeypatch)
         do(task)
         session.remove(one)
         follow(session, engine)
