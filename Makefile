@@ -118,8 +118,8 @@ lite-switches: $(STAMP) ## the same with the parts switched off that each paper 
 	@$(BIN)/python -m benchmarks.lite --switches --table docs/lite.md $(ARGS)
 
 lite-gpu: $(STAMP) ## a first look on a GPU in 8 minutes: each small network for a minute, four at a time, and the best one for three
-	@$(BIN)/python -m benchmarks.lite --runs runs/lite_gpu --seconds 60 --jobs 4 --trainer.accelerator=gpu $(ARGS)
-	@$(BIN)/python -m benchmarks.lite stcn_lite --runs runs/lite_gpu_long --seconds 180 --trainer.accelerator=gpu $(ARGS)
+	@$(BIN)/python -m benchmarks.lite --runs runs/lite_gpu --seconds 60 --jobs 4 --untimed --trainer.accelerator=gpu $(ARGS)
+	@$(BIN)/python -m benchmarks.lite stcn_lite --runs runs/lite_gpu_long --seconds 180 --untimed --trainer.accelerator=gpu $(ARGS)
 
 fuzz: $(STAMP) ## give 10,000 broken inputs to every command (about 15 minutes); ARGS="--only 17" repeats one (benchmarks/fuzz)
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)

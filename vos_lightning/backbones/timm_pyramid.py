@@ -47,6 +47,9 @@ class TimmPyramid(StemBackbone):
             needs no download (``LITE1`` and ``LITE2`` are packages of the same kind); else the path of a file with a state dict
             (``.pth`` or ``.safetensors``) by timm's names. None for a random initialisation.
         norm: treatment of batch normalisation, see :data:`TimmNorm`. Other kinds of normalisation are trained as they are.
+        train_from: the stride whose features are the first that training changes: 4 trains all layers, 8 keeps those that the
+            features at stride 4 depend on, 16 also those of stride 8, None keeps all. Batch normalisation among layers that are
+            kept has frozen statistics. Training is faster, because no gradient is needed for what is kept.
 
     Raises:
         ValueError: timm does not know the model; the model has no features at these strides; or the weights
@@ -55,10 +58,18 @@ class TimmPyramid(StemBackbone):
     Reference: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models (Apache-2.0).
     """
 
-    def __init__(self, name: str = "tf_efficientnet_lite0", weights: str | None = "timm", norm: TimmNorm = "frozen") -> None:
+    def __init__(
+        self,
+        name: str = "tf_efficientnet_lite0",
+        weights: str | None = "timm",
+        norm: TimmNorm = "frozen",
+        train_from: Literal[4, 8, 16] | None = 4,
+    ) -> None:
         super().__init__()
         if norm not in get_args(TimmNorm):
             raise ValueError(f"norm must be one of {get_args(TimmNorm)}, not {norm!r}")
+        if train_from not in (*STRIDES, None):
+            raise ValueError(f"train_from must be one of {STRIDES} or null, not {train_from!r}")
         if norm == "instance" and weights is not None:
             raise ValueError(f"weights {weights!r} were trained with batch normalisation; set norm to 'frozen' or 'batch'")
         self.norm: Norm = "frozen" if norm == "folded" else norm
@@ -86,8 +97,12 @@ class TimmPyramid(StemBackbone):
         if norm == "folded":
             self._fold(name)
         _pad_in_place(self.features)
+        kept = self._behind(len(STRIDES) if train_from is None else STRIDES.index(train_from))
+        for parameter in kept:
+            parameter.requires_grad_(False)
         self.conv1 = self._take_first_convolution(config)
-        self._freeze(self._batch_norms() if norm in ("frozen", "frozen_statistics") else [])
+        all_frozen = norm in ("frozen", "frozen_statistics")
+        self._freeze([layer for layer in self._batch_norms() if all_frozen or layer.weight in kept])
         self._set_statistics(config["mean"], config["std"])
         self.train(self.training)
 
@@ -101,6 +116,20 @@ class TimmPyramid(StemBackbone):
             stem, indices=self.features.out_indices[:1], stop_early=True, intermediates_only=True
         )
         return found[0]
+
+    def _behind(self, count: int) -> set[nn.Parameter]:
+        """The parameters on which the first ``count`` features depend."""
+        if not count:
+            return set()
+        training = self.features.training
+        self.features.eval()
+        parameters = list(self.features.parameters())
+        image = torch.linspace(-1, 1, 3 * 64 * 64, device=parameters[0].device).view(1, 3, 64, 64)
+        with torch.enable_grad():
+            sums = [feature.sum() for feature in self.features(image)[:count]]
+            gradients = torch.autograd.grad(sums, parameters, allow_unused=True)
+        self.features.train(training)
+        return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
     def _fold(self, name: str) -> None:
         """Fold batch normalisation into the convolutions before it, and check that the features stay what they are."""

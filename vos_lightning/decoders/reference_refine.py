@@ -17,8 +17,9 @@ from vos_lightning.matching.alignment import Moves, correspondence, move_blocks
 from vos_lightning.structures import FeaturePyramid, per_object
 
 LastKernel = Literal[1, 3]
+Copied = Literal["coarse", "references"]
 COPIED = 4.0
-"""Weight of the coarse mask in a copier start."""
+"""Weight of the mask that a copier start copies."""
 
 
 @dataclass(frozen=True)
@@ -198,18 +199,19 @@ class ReferenceRefineDecoder(nn.Module):
         return logits
 
     @torch.no_grad()
-    def start_as_copier(self) -> None:
-        """Initialise so that the untrained decoder passes on the sign of the coarse mask.
+    def start_as_copier(self, source: Copied = "coarse") -> None:
+        """Initialise so that the untrained decoder passes on the sign of a mask, see :meth:`ReferenceRefiner.start_as_copier`.
 
-        In every block, two channels carry the coarse mask and its negative, and nothing else feeds them. Residual blocks start
-        near the identity, and the last convolution reads little else. The two carriers cancel in the mean that the group
-        normalisation subtracts, so that a probability of one half stays at zero.
+        In every block, two channels carry the mask and its negative, and nothing else feeds them. Residual blocks start near the
+        identity, and the last convolution reads little else. The two carriers cancel in the mean that the group normalisation
+        subtracts, so that a probability of one half stays at zero.
         """
+        copied = [-1] if source == "coarse" else [-3, -2]
         for fusion in (self.fuse16, self.fuse8, self.fuse4):
             fusion.blend.weight[:2] = 0
             assert fusion.blend.bias is not None
             for carrier, sign in enumerate((-1.0, 1.0)):
-                fusion.blend.weight[carrier, -1, 1, 1] = sign * COPIED
+                fusion.blend.weight[carrier, copied, 1, 1] = sign * COPIED / len(copied)
                 fusion.blend.bias[carrier] = -sign * COPIED / 2
         for block in (self.fuse16.block, self.fuse8.block, self.fuse4.block, self.block8, self.block4):
             block.norm2.weight.fill_(0.1)
@@ -250,6 +252,19 @@ class ReferenceRefiner(nn.Module):
         self.reference = projector(channels[2], alignment.channels, groups=groups)
         self.sharpness = Sharpness(alignment.sharpness, learned=alignment.learned_sharpness)
         self.decoder = ReferenceRefineDecoder(channels, options.width, options.kernel, groups=groups)
+
+    @torch.no_grad()
+    def start_as_copier(self, source: Copied = "coarse") -> None:
+        """Initialise so that the untrained refinement passes on a mask, and so that frames are aligned by what looks alike.
+
+        Args:
+            source: ``coarse`` passes on the coarse mask; ``references`` the mean of the moved masks of the first and the previous
+                frame, where a coarse mask is worth nothing before training.
+
+        Both projections start with the same weights, because cosines between the spaces of two random ones say nothing.
+        """
+        self.reference.load_state_dict(self.query.state_dict())
+        self.decoder.start_as_copier(source)
 
     def project(self, s16: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B CD h w"], Float[Tensor, "B CD h w"]]:
         """Projections of a frame, as the current one and as a reference frame."""

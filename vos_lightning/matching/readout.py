@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vos_lightning.matching.similarity import Similarity, memory_logits
+from vos_lightning.matching.similarity import Similarity, memory_part, part_logits, query_part
 
 MAX_ELEMENTS = 2**24
 """Most affinities at a time (64 MiB in float32); larger problems are split over the queries."""
-MAX_ELEMENTS_ON_CPU = 2**21
-"""The same on a CPU, whose cache then holds them between the product, the softmax and the sum."""
+MAX_ELEMENTS_ON_CPU = 2**19
+"""The same on a CPU (2 MiB), whose second-level caches then hold them between the product, the softmax and the sum."""
 
 
 def read_memory(
@@ -71,13 +71,15 @@ def read_memory(
     keys = memory_key.flatten(0, 1) if own_keys else memory_key
     limit = MAX_ELEMENTS_ON_CPU if keys.device.type == "cpu" else MAX_ELEMENTS
     queries_at_once = max(1, limit // max(1, batch * rows * keys.shape[-1]))
+    memory = memory_part(keys.transpose(1, 2), similarity, scale)
+    queries = query_part(query_key.transpose(1, 2), similarity)
     parts = []
     for start in range(0, query_key.shape[-1], queries_at_once):
         part = slice(start, start + queries_at_once)
-        query = query_key[..., part]
+        query = queries[:, part]
         if own_keys:
             query = query.unsqueeze(1).expand(-1, num_objects, -1, -1).flatten(0, 1)
-        logits = memory_logits(keys, query, similarity, scale).unflatten(0, (batch, -1))
+        logits = part_logits(memory, query).unflatten(0, (batch, -1))
         if log_prior is not None:
             logits = logits + log_prior[..., part].transpose(-1, -2)
         if readable is not None:

@@ -97,16 +97,13 @@ def memory_logits(
 
     Reference: STCN (Cheng et al., NeurIPS 2021) section 4.1 for ``l2``.
     """
-    if kind not in get_args(Similarity):
-        raise ValueError(f"similarity must be one of {get_args(Similarity)}, not {kind!r}")
-    with torch.autocast(memory_key.device.type, enabled=False):
-        if kind == "cosine":
-            memory_key, query_key = l2_normalize(memory_key), l2_normalize(query_key)
-        memory_key, query_key = at_least_float32(memory_key), at_least_float32(query_key)
-        if kind != "l2":
-            return (scale * query_key).transpose(1, 2) @ memory_key
-        norm = -scale * memory_key.square().sum(dim=1, keepdim=True)
-        return torch.baddbmm(norm.expand(-1, query_key.shape[2], -1), query_key.transpose(1, 2), memory_key, alpha=2 * scale)
+    return part_logits(memory_part(memory_key.transpose(1, 2), kind, scale), query_part(query_key.transpose(1, 2), kind))
+
+
+def part_logits(memory: Float[Tensor, "B S C1"], query: Float[Tensor, "B Q C1"]) -> Float[Tensor, "B Q S"]:
+    """The same as :func:`memory_logits`, from what :func:`memory_part` and :func:`query_part` have prepared."""
+    with torch.autocast(memory.device.type, enabled=False):
+        return query @ memory.transpose(1, 2)
 
 
 def memory_part(memory_key: Float[Tensor, "*cells C"], kind: Similarity, scale: float) -> Float[Tensor, "*cells C1"]:
@@ -114,7 +111,12 @@ def memory_part(memory_key: Float[Tensor, "*cells C"], kind: Similarity, scale: 
 
     A memory that is compared many times, or whose cells are gathered, is so prepared once. The last channel is added to every
     similarity of the cell: minus the norm with ``l2``, else 0. Channels are last here.
+
+    Raises:
+        ValueError: ``kind`` is unknown.
     """
+    if kind not in get_args(Similarity):
+        raise ValueError(f"similarity must be one of {get_args(Similarity)}, not {kind!r}")
     key = at_least_float32(memory_key)
     if kind == "l2":
         return torch.cat([2 * scale * key, -scale * key.square().sum(dim=-1, keepdim=True)], dim=-1)

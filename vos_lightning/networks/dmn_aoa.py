@@ -97,7 +97,9 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             in the last box, without proposals (row A5).
         matching: options of the matching of objects with proposals, for ``coarse`` ``proposals``.
         refinement: options of the refinement of coarse masks; None returns the coarse masks (row A6).
-        copier_start: initialise the refinement to pass on the coarse mask; for training from scratch, not in the paper.
+        copier_start: initialise the refinement to pass on the coarse mask, or with ``coarse`` ``template``, whose masks are noise
+            at first, the moved masks of the first and the previous frame, see :meth:`ReferenceRefiner.start_as_copier`; for
+            training in little time, not in the paper.
 
     Raises:
         ValueError: an argument is unknown, or arguments contradict each other.
@@ -154,7 +156,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         )
         self.refiner = None if refinement is None else ReferenceRefiner(reduced_channels, alignment, refinement, groups=groups)
         if copier_start and self.refiner is not None:
-            self.refiner.decoder.start_as_copier()
+            self.refiner.start_as_copier("coarse" if self.needs_proposals else "references")
 
     @classmethod
     def published(

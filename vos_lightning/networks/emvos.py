@@ -24,11 +24,6 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Matching = Literal["surjective", "equalized", "surjective+equalized"]
-MASK_EVIDENCE = 4.0
-"""Evidence that a copier start takes from a cell that lies wholly inside the previous mask; a quarter of it is left in the
-log-odds, see :meth:`DeconvDecoder.start_as_copier`."""
-SCORE_EVIDENCE = 4.0
-"""The same for a score of 1 for the foreground and 0 for the background, for each pair of score maps."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +75,19 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         equalized_scale: factor of the inner products before the softmax of equalized matching.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`DeconvDecoder.start_as_copier`.
+        mask_evidence: evidence that a copier start takes from a cell that lies wholly inside the previous mask; a quarter of it is
+            left in the log-odds.
+        score_evidence: the same for a score of 1 for the foreground and 0 for the background, for each pair of score maps. Scores
+            of the two classes differ by little before training, so that matching needs large evidence to be heard.
 
-    The last three are not in the paper. They are for training without pretrained weights: from random features, the published
+    The last five are not in the paper. They are for training without pretrained weights: from random features, the published
     network does not find the ten map channels among 256 feature channels of a larger scale.
 
     Raises:
         ValueError: arguments contradict each other.
     """
 
-    training_arguments = VOSNetwork.training_arguments | {"train_encoder", "copier_start"}
+    training_arguments = VOSNetwork.training_arguments | {"train_encoder", "copier_start", "mask_evidence", "score_evidence"}
 
     def __init__(
         self,
@@ -103,6 +102,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         normalize_fusion: bool = False,
         equalized_scale: float = 1.0,
         copier_start: bool = False,
+        mask_evidence: float = 4.0,
+        score_evidence: float = 4.0,
     ) -> None:
         super().__init__()
         if matching not in get_args(Matching):
@@ -133,7 +134,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         num_scores = len(self.score_names)
         self.decoder = DeconvDecoder(self.backbone.channels, num_scores + 2, decoder_channels, normalize=normalize_fusion)
         if copier_start:
-            weights_of_maps = [SCORE_EVIDENCE] * (num_scores // 2) + [MASK_EVIDENCE]
+            weights_of_maps = [score_evidence] * (num_scores // 2) + [mask_evidence]
             self.decoder.start_as_copier({2 * i + k: (2 * k - 1) * w for i, w in enumerate(weights_of_maps) for k in (0, 1)})
 
     @classmethod

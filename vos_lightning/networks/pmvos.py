@@ -25,10 +25,6 @@ from vos_lightning.propagation.network import VOSNetwork
 from vos_lightning.structures import FeaturePyramid, FrameInput, per_object
 
 Matching = Literal["global", "global+local", "global+local+medial"]
-MASK_EVIDENCE = 4.0
-"""Log-odds that a copier start gives to a cell that lies wholly inside the previous mask."""
-SCORE_EVIDENCE = 2.0
-"""Log-odds that a copier start gives to a score of 1 for the foreground and 0 for the background, for each kind of matching."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +83,17 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         normalize_fusion: instance-normalise the features that the key and the decoder read, see :class:`FusionBlock`.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`CRVOSDecoder.start_as_copier`.
+        mask_evidence: log-odds that a copier start gives to a cell that lies wholly inside the previous mask.
+        score_evidence: log-odds that it gives to a score of 1 for the foreground and 0 for the background, for each kind of
+            matching.
 
-    The last two are not in the paper: they are for training without pretrained weights.
+    The last four are not in the paper: they are for training without pretrained weights.
 
     Raises:
         ValueError: an argument is unknown, or arguments contradict each other.
     """
 
-    training_arguments = VOSNetwork.training_arguments | {"copier_start"}
+    training_arguments = VOSNetwork.training_arguments | {"copier_start", "mask_evidence", "score_evidence"}
 
     def __init__(
         self,
@@ -109,6 +108,8 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         decoder_channels: int = 128,
         normalize_fusion: bool = False,
         copier_start: bool = False,
+        mask_evidence: float = 4.0,
+        score_evidence: float = 2.0,
     ) -> None:
         super().__init__()
         for name, value, allowed in (("matching", matching, get_args(Matching)), ("medial", medial, get_args(MedialForm))):
@@ -131,8 +132,8 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         )
         if copier_start:
             # The maps of the background come first. Attention starts as the identity, so every map occurs twice.
-            of_scores = [-SCORE_EVIDENCE / copies, SCORE_EVIDENCE / copies]
-            weights_of_maps = [weight for weight in of_scores for _ in range(num_scores // 2)] + [-MASK_EVIDENCE, MASK_EVIDENCE]
+            of_scores = [-score_evidence / copies, score_evidence / copies]
+            weights_of_maps = [weight for weight in of_scores for _ in range(num_scores // 2)] + [-mask_evidence, mask_evidence]
             self.decoder.start_as_copier(dict(enumerate(weights_of_maps)))
 
     @classmethod

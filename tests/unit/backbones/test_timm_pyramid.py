@@ -186,6 +186,43 @@ def test_batch_normalisation_is_frozen_or_not() -> None:
     assert backbone(torch.rand(1, 3, 32, 32)).s16.shape == (1, 256, 2, 2)
 
 
+KEPT = {
+    ("resnet18", 8): ("conv1", "bn1", "layer1"),
+    ("resnet18", 16): ("conv1", "bn1", "layer1", "layer2"),
+    (LITE, 8): ("conv_stem", "bn1", "blocks.0", "blocks.1"),
+    (LITE, 16): ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"),
+}
+"""Model and the first stride that is trained -> the parts of the model that stay as they are."""
+
+
+@pytest.mark.parametrize(("name", "train_from"), [*KEPT, ("resnet18", 4), ("resnet18", None)])
+@pytest.mark.parametrize("norm", ["batch", "frozen", "folded"])
+def test_layers_before_a_stride_are_not_trained(name: str, train_from: Any, norm: Any) -> None:
+    torch.manual_seed(0)
+    every = TimmPyramid(name, None, norm=norm)
+    backbone = TimmPyramid(name, None, norm=norm, train_from=train_from).train()
+    if train_from in (8, 16):
+        kept = tuple(f"features.model.{part}." for part in KEPT[name, train_from])
+        kept = ("conv1.", *kept)
+    else:
+        kept = () if train_from == 4 else ("",)
+    could = {key for key, parameter in every.named_parameters() if parameter.requires_grad}
+    trained = {key for key, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert trained == {key for key in could if not key.startswith(kept)}
+    assert (train_from is None) == (not trained)
+    for key, module in backbone.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.training == (norm == "batch" and not f"{key}.".startswith(kept))
+    if trained:
+        before = {key: value.clone() for key, value in backbone.state_dict().items()}
+        pyramid = backbone(torch.rand(2, 3, 64, 64))
+        (pyramid.s4.square().sum() + pyramid.s8.square().sum() + pyramid.s16.square().sum()).backward()
+        torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1).step()
+        changed = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+        assert changed
+        assert not any(key.startswith(kept) for key in changed if kept)
+
+
 @pytest.mark.parametrize("name", [LITE, "resnet18", "mobilenetv3_small_050", "regnetx_002"])
 def test_folded_normalisation_is_the_same_function(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -15,9 +15,10 @@ from tests.oracles import dmn_aoa as oracle
 from tests.tolerances import assert_close
 from vos_lightning.attention.aoa import AlignmentOptions
 from vos_lightning.decoders.coarse_masks import ProposalMatching
-from vos_lightning.decoders.reference_refine import ReferenceRefinement
+from vos_lightning.decoders.reference_refine import ReferenceFrame, ReferenceRefinement, ReferenceRefiner
 from vos_lightning.encoders.objects import ObjectOptions, sinusoid
 from vos_lightning.losses.matching import matching_loss, soft_iou_loss
+from vos_lightning.mask_ops import pool_to_stride
 from vos_lightning.matching.assignment import AssignmentOptions
 from vos_lightning.modules.dmn_aoa import DMNAOAModule, memory_policy
 from vos_lightning.modules.evaluation import Evaluation
@@ -29,7 +30,7 @@ from vos_lightning.propagation.step import Propagation, unroll
 from vos_lightning.proposals.boxes import paste_masks
 from vos_lightning.proposals.store import Found, write_proposals
 from vos_lightning.proposals.truth import EXACT, TruthNoise
-from vos_lightning.structures import ClipBatch, Given, Proposals
+from vos_lightning.structures import ClipBatch, FeaturePyramid, Given, Proposals
 
 SIZE = (48, 64)
 
@@ -244,6 +245,28 @@ def test_copier_start_hands_the_coarse_mask_on():
         given = {0: given_at(labels, 0, [1], 1)}
         output = unroll(network, Propagation(All(), "product"), frames, given, some_proposals(2, 0))[1]
     assert ((output.probabilities[0, 1] > 0.5) == (labels[0, 0] == 1)).float().mean() > 0.9
+
+
+def test_copier_start_without_proposals_moves_the_masks_of_the_references_with_the_picture():
+    torch.manual_seed(0)
+    network = DMNAOA.published(None, "instance", **SMALL, coarse="template", copier_start=True)
+    small_refiner = network.refiner
+    assert small_refiner is not None
+    assert torch.equal(small_refiner.query[0].weight, small_refiner.reference[0].weight)
+    assert torch.count_nonzero(small_refiner.decoder.fuse4.blend.weight[0, -3:]) == 2  # the first and the previous mask
+    alignment = AlignmentOptions(channels=16, sharpness=200.0)
+    refiner = ReferenceRefiner((16, 16, 16), alignment, ReferenceRefinement(width=32), groups=4).eval()
+    refiner.start_as_copier("references")
+    seen = FeaturePyramid(*(torch.randn(1, 16, 64 // stride, 96 // stride) for stride in (4, 8, 16)))
+    current = FeaturePyramid(seen.s4.roll(4, -1), seen.s8.roll(2, -1), seen.s16.roll(1, -1))
+    masks = torch.zeros(1, 1, 16, 24)
+    masks[..., 4:12, 8:16] = 1
+    reference = ReferenceFrame(seen, refiner.project(seen.s16)[1], masks, torch.ones(1, 1, dtype=torch.bool))
+    moved = masks.roll(4, -1)
+    with torch.no_grad():
+        logits = refiner(current, refiner.project(current.s16)[0], (reference,), reference, 1 - moved)
+    found = pool_to_stride((logits > 0).float(), 4) > 0.5
+    assert (found == (moved == 1)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -259,10 +259,11 @@ def test_refuses_contradictions(arguments, message):
 # Starts without pretrained weights ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("options", "mask", "score"), [({}, 1, 1), ({"mask_evidence": 8.0, "score_evidence": 12.0}, 2, 3)])
 @pytest.mark.parametrize("matching", KINDS)
-def test_copier_start_weighs_every_map(matching):
-    """Each score map and the mask count a quarter of 4: those of the foreground for it, those of the background against it."""
-    network = small(matching=matching, copier_start=True).eval()
+def test_copier_start_weighs_every_map(matching, options, mask, score):
+    """Each map counts a quarter of its evidence: those of the foreground for it, those of the background against it."""
+    network = small(matching=matching, copier_start=True, **options).eval()
     pyramid = FeaturePyramid(
         *(torch.zeros(1, c, 12 // k, 16 // k) for c, k in zip(network.backbone.channels, (1, 2, 4), strict=True))
     )
@@ -272,7 +273,8 @@ def test_copier_start_weighs_every_map(matching):
         maps[:, :, list(lit)] = 1
         with torch.no_grad():
             logits = network.decoder(pyramid, maps)[0, 0, :, 20:28, 20:44]
-        expected = sum(1.0 if channel % 2 else -1.0 for channel in lit)
+        weights = [mask if channel >= 2 * pairs - 2 else score for channel in lit]
+        expected = sum(weight if channel % 2 else -weight for channel, weight in zip(lit, weights, strict=True))
         assert (logits[1] - logits[0] - expected).abs().max() < 0.15 * abs(expected)
 
 

@@ -227,10 +227,11 @@ def test_copier_start_hands_the_previous_mask_on(attention):
     assert last[4:44, 4:8].max() < 0.1
 
 
+@pytest.mark.parametrize(("options", "of_mask", "of_score"), [({}, 4, 2), ({"mask_evidence": 3.0, "score_evidence": 5.0}, 3, 5)])
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("matching", ["global", "global+local+medial"])
-def test_copier_start_weighs_the_scores(matching, attention):
-    network = small(matching=matching, attention=attention, copier_start=True).eval()
+def test_copier_start_weighs_the_scores(matching, attention, options, of_mask, of_score):
+    network = small(matching=matching, attention=attention, copier_start=True, **options).eval()
     kinds = matching.count("+") + 1
     pyramid = FeaturePyramid(
         *(torch.zeros(1, c, 12 // k, 16 // k) for c, k in zip(network.backbone.channels, (1, 2, 4), strict=True))
@@ -241,9 +242,9 @@ def test_copier_start_weighs_the_scores(matching, attention):
         for mask in (0.0, 1.0):
             masks = torch.tensor([1 - mask, mask])[None, None, :, None, None].expand(1, 1, 2, 3, 4)
             logits = network.decoder(pyramid, torch.cat([attended, masks], dim=2))[0, 0, :, 20:28, 20:44]
-            # 2 for every kind of matching and 4 for the mask, as constants, where no border is near; the rest starts small.
-            expected = 2.0 * kinds * (foreground - background) + 4.0 * (2 * mask - 1)
-            assert (logits[1] - logits[0] - expected).abs().max() < 0.15 * (2 * kinds + 4)
+            # Every kind of matching and the mask count, as constants, where no border is near; the rest starts small.
+            expected = of_score * kinds * (foreground - background) + of_mask * (2 * mask - 1)
+            assert (logits[1] - logits[0] - expected).abs().max() < 0.15 * (of_score * kinds + of_mask)
 
 
 # The whole network ----------------------------------------------------------------------------------------------------
