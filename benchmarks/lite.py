@@ -76,7 +76,8 @@ def machine(options: Sequence[str]) -> str:
     """What computes a training, as far as its seconds depend on it."""
     if any("accelerator=gpu" in option for option in options):
         return str(torch.get_device_module("cuda").get_device_name())
-    return f"{os.environ.get('OMP_NUM_THREADS') or os.cpu_count()} threads"
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def run(name: str, seed: int, runs: Path, options: Sequence[str], seconds: int | None) -> None:

@@ -58,7 +58,8 @@ def packages() -> dict[str, str]:
 def hardware(trainer: Any) -> str:
     """Devices, their number over all nodes, and the precision."""
     device = trainer.strategy.root_device
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} {'thread' if count == 1 else 'threads'}" if device.type == "cpu" else ""
     precision = str(trainer.precision)
     return f"{trainer.world_size} x {device_name(device)}{threads}" + ("" if precision == "32-true" else f", {precision}")
 
