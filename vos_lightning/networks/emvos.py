@@ -75,8 +75,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         equalized_scale: factor of the inner products before the softmax of equalized matching.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`DeconvDecoder.start_as_copier`.
-        mask_evidence: evidence that a copier start takes from a cell that lies wholly inside the previous mask; a quarter of it is
-            left in the log-odds.
+        mask_evidence: evidence that a copier start takes from a cell that lies wholly inside the previous mask; a quarter of it
+            is left in the log-odds.
         score_evidence: the same for a score of 1 for the foreground and 0 for the background, for each pair of score maps. Scores
             of the two classes differ by little before training, so that matching needs large evidence to be heard.
 
