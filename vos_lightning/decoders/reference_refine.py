@@ -255,15 +255,15 @@ class ReferenceRefiner(nn.Module):
 
     @torch.no_grad()
     def start_as_copier(self, source: Copied = "coarse") -> None:
-        """Initialise so that the untrained refinement passes on a mask, and so that frames are aligned by what looks alike.
+        """Initialise so that the untrained refinement passes on a mask.
 
         Args:
             source: ``coarse`` passes on the coarse mask; ``references`` the mean of the moved masks of the first and the previous
-                frame, where a coarse mask is worth nothing before training.
-
-        Both projections start with the same weights, because cosines between the spaces of two random ones say nothing.
+                frame, where a coarse mask is worth nothing before training. Both projections then start with the same weights, so
+                that frames are aligned by what looks alike: cosines between the spaces of two random ones say nothing.
         """
-        self.reference.load_state_dict(self.query.state_dict())
+        if source == "references":
+            self.reference.load_state_dict(self.query.state_dict())
         self.decoder.start_as_copier(source)
 
     def project(self, s16: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B CD h w"], Float[Tensor, "B CD h w"]]:
