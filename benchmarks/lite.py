@@ -19,15 +19,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from vos_lightning.app.composition import ExperimentError
 from vos_lightning.app.experiments import load_experiment
@@ -72,14 +69,6 @@ def measured(folder: Path, **found: Any) -> dict[str, Any]:
     return done
 
 
-def machine(options: Sequence[str]) -> str:
-    """What computes a training, as far as its seconds depend on it."""
-    if any("accelerator=gpu" in option for option in options):
-        return str(torch.get_device_module("cuda").get_device_name())
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    return "1 thread" if threads == 1 else f"{threads} threads"
-
-
 def run(name: str, seed: int, runs: Path, options: Sequence[str], seconds: int | None) -> None:
     """Train an experiment and score its videos, each where it has not been done yet."""
     folder = runs / f"seed_{seed}" / name
@@ -88,7 +77,7 @@ def run(name: str, seed: int, runs: Path, options: Sequence[str], seconds: int |
         fresh = not folder.exists()
         took = vos("train", name, f"--run-dir={folder}", f"--seed_everything={seed}", *limits, *options)
         # Nobody knows the seconds of a training that was interrupted.
-        measured(folder, train_seconds=took if fresh else None, machine=machine(options))
+        measured(folder, train_seconds=took if fresh else None)
     if "test_seconds" not in measured(folder):
         measured(folder, test_seconds=vos("test", name, f"--run-dir={folder}", *options))
 
@@ -117,7 +106,7 @@ def row(name: str, folders: Sequence[Path]) -> dict[str, str]:
     cells["steps"] = str(records[0]["steps"])
     seconds = [measured(folder).get("train_seconds") for folder in folders]
     known = sorted(second for second in seconds if second is not None)
-    took = f"{known[len(known) // 2]:.0f} s, {measured(folders[0])['machine']}" if known else "interrupted"
+    took = f"{known[len(known) // 2]:.0f} s, {records[0]['starts'][0]['hardware']}" if known else "interrupted"
     cells["training"] = f"that of `{trained}`" if trained else took
     timed = measured(folders[0]).get("speed")
     if timed:

@@ -17,10 +17,11 @@ def make_run(folder: Path, seed: int = 3, worse: float = 0.0) -> None:
     rows = [{"video": "cat", "J": 0.71 - worse, "F": 0.8}, {"video": "dog", "J": 0.5 - worse, "F": 0.625}]
     scores = {"rows": rows, "summary": {"J": 0.605 - worse, "F": 0.7125, "J&F": 0.65875 - worse / 2}}
     (folder / "scores" / "test.json").write_text(json.dumps(scores))
-    record = {"experiment": folder.name, "seed": [seed, 0], "steps": 600, "batch_size": 4}
+    starts = [{"hardware": "2 threads"}]
+    record = {"experiment": folder.name, "seed": [seed, 0], "steps": 600, "batch_size": 4, "starts": starts}
     (folder / "record.json").write_text(json.dumps(record))
     speed = {"results": [{"median": 0.08, "parameters": 1_234_000}]}
-    done = {"train_seconds": 301.4 + 100 * worse, "machine": "2 threads", "test_seconds": 9.0, "speed": speed}
+    done = {"train_seconds": 301.4 + 100 * worse, "test_seconds": 9.0, "speed": speed}
     (folder / "lite.json").write_text(json.dumps(done))
     log = "step,train/clips_per_second,train/peak_memory_gib\n9,8.0,1.5\n19,16.0,2.5\n20,,\n"
     (folder / "logs" / "start_0" / "metrics.csv").write_text(log)
