@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vos_lightning.attention.aoa import DEFAULT_ALIGNMENT, AlignmentOptions, Sharpness, projector
+from vos_lightning.encoders.projection import start_isometric
 from vos_lightning.mask_ops import by_objects, pool_to_stride
 from vos_lightning.matching.alignment import Moves, correspondence, move_blocks
 from vos_lightning.structures import FeaturePyramid, per_object
@@ -252,6 +253,12 @@ class ReferenceRefiner(nn.Module):
         self.reference = projector(channels[2], alignment.channels, groups=groups)
         self.sharpness = Sharpness(alignment.sharpness, learned=alignment.learned_sharpness)
         self.decoder = ReferenceRefineDecoder(channels, options.width, options.kernel, groups=groups)
+
+    def start_isometric(self) -> None:
+        """Initialise both projections as one rotation of features that are the ReLU of pairs, see :func:`start_isometric`."""
+        start_isometric(self.query[0], reads_pairs=True, writes_pairs=True)
+        start_isometric(self.query[3], reads_pairs=True)
+        self.reference.load_state_dict(self.query.state_dict())
 
     @torch.no_grad()
     def start_as_copier(self, source: Copied = "coarse") -> None:

@@ -14,7 +14,7 @@ from vos_lightning.backbones.base import Backbone, StemBackbone
 from vos_lightning.backbones.normalization import CarrierNorm
 from vos_lightning.backbones.residual import hand_through, merge_objects
 from vos_lightning.backbones.resnet import ResNetPyramid, last_norm
-from vos_lightning.encoders.projection import KeyValueProjection
+from vos_lightning.encoders.projection import SHARPNESS, KeyValueProjection, start_isometric
 from vos_lightning.mask_ops import by_objects
 
 OtherObjects = Literal["sum", "clamped", "inverse"]
@@ -189,13 +189,28 @@ class MaskedEncoder(nn.Module):
             setattr(parent, name, CarrierNorm(norm.num_channels, CARRIERS))
 
 
+def start_alike(of_memory: nn.Conv2d, of_query: nn.Conv2d) -> None:
+    """Initialise a projection of the memory with the weights of the query's; it does not read the masks that features carry."""
+    carried = of_memory.in_channels - of_query.in_channels
+    of_memory.load_state_dict({**of_query.state_dict(), "weight": F.pad(of_query.weight, (0, 0, 0, 0, carried, 0))})
+
+
 def start_as_copiers(
     query_encoder: Backbone,
     query_projection: KeyValueProjection,
     memory_encoder: MaskedEncoder,
     memory_projection: KeyValueProjection | None,
+    *,
+    isometric: bool = False,
 ) -> None:
     """Initialise separate encoders of query and memory with equal weights, and values of the memory that hold the masks.
+
+    Args:
+        query_encoder: encoder of the query.
+        query_projection: its keys and values.
+        memory_encoder: encoder of the memory, whose trunk is like the query's encoder.
+        memory_projection: its keys and values.
+        isometric: keys start as rotations of the features (:func:`start_isometric`) instead of smoothed ones.
 
     Raises:
         ValueError: the memory has no separate projection, or the two encoders differ in kind or size.
@@ -208,10 +223,12 @@ def start_as_copiers(
     except RuntimeError as error:
         raise ValueError("copier_start needs encoders of one kind and size for the query and for the memory") from error
     memory_encoder.start_as_copier()
-    query_projection.start_as_matcher()
-    for own, theirs in ((memory_projection.key, query_projection.key), (memory_projection.value, query_projection.value)):
-        carried = own.in_channels - theirs.in_channels  # masks that the memory's features carry and the query's do not
-        own.load_state_dict({**theirs.state_dict(), "weight": F.pad(theirs.weight, (0, 0, 0, 0, carried, 0))})
+    if isometric:
+        start_isometric(query_projection.key, SHARPNESS)
+    else:
+        query_projection.start_as_matcher()
+    start_alike(memory_projection.key, query_projection.key)
+    start_alike(memory_projection.value, query_projection.value)
     hand_through(memory_projection.value, CARRIERS)
 
 

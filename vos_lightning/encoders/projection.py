@@ -7,6 +7,38 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+@torch.no_grad()
+def start_isometric(layer: nn.Module, gain: float = 1.0, *, reads_pairs: bool = False, writes_pairs: bool = False) -> None:
+    """Initialise a convolution as a random rotation of its input, which keeps the inner products of pixels, up to a factor.
+
+    A random matrix takes much of what pretrained features tell apart, and short trainings do not win it back. With fewer output
+    than input channels, the rotated features are projected onto a random subspace, which loses a part of it.
+
+    A value and its negative in two neighbouring channels are a pair. A ReLU keeps the positive part of one and the negative part
+    of the other, so that the next layer can join them to the value again. A group normalisation subtracts nothing from a group of
+    whole pairs.
+
+    Args:
+        layer: convolution with an odd kernel; only its middle is set, the rest becomes zero, as does the bias.
+        gain: factor of the output.
+        reads_pairs: the input is the ReLU of pairs.
+        writes_pairs: the output are pairs.
+    """
+    assert isinstance(layer, nn.Conv2d)
+    rows, columns, height, width = layer.weight.shape
+    signs = layer.weight.new_tensor([1.0, -1.0])
+    of_output, of_input = signs[: 1 + writes_pairs], signs[: 1 + reads_pairs]
+    rotation = nn.init.orthogonal_(layer.weight.new_empty(rows // len(of_output), columns // len(of_input)), gain)
+    layer.weight.zero_()
+    layer.weight[:, :, height // 2, width // 2] = torch.kron(rotation, torch.outer(of_output, of_input))
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
+SHARPNESS = 2.0
+"""Factor of keys that start as rotations of features of unit variance; a larger one makes the softmax over the memory sharper."""
+
+
 class KeyValueProjection(nn.Module):
     """Key and value of every pixel: two 3 x 3 convolutions with biases, without normalisation or activation.
 

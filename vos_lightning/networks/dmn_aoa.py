@@ -25,6 +25,7 @@ from vos_lightning.decoders.coarse_masks import (
 )
 from vos_lightning.decoders.reference_refine import DEFAULT_REFINEMENT, ReferenceFrame, ReferenceRefinement, ReferenceRefiner
 from vos_lightning.encoders.objects import DEFAULT_OBJECTS, ObjectEncoder, ObjectOptions
+from vos_lightning.encoders.projection import start_isometric
 from vos_lightning.mask_ops import PaddingRule, pool_to_stride
 from vos_lightning.propagation.memory import Memory
 from vos_lightning.propagation.network import VOSNetwork
@@ -97,6 +98,8 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             in the last box, without proposals (row A5).
         matching: options of the matching of objects with proposals, for ``coarse`` ``proposals``.
         refinement: options of the refinement of coarse masks; None returns the coarse masks (row A6).
+        isometric_start: initialise the reduction at stride 16 and the projections of the refinement as rotations of the features,
+            see :func:`start_isometric`; half of the channels hold the negatives of the others. Not in the paper.
         copier_start: initialise the refinement to pass on the coarse mask, or with ``coarse`` ``template``, whose masks are noise
             at first, the moved masks of the first and the previous frame, see :meth:`ReferenceRefiner.start_as_copier`; for
             training in little time, not in the paper.
@@ -107,7 +110,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
 
     padding = PaddingRule("zero", larger_half_first=False, repad_masks=True)
     reads_previous = False
-    training_arguments = VOSNetwork.training_arguments | {"matching.assignment.train_steps", "copier_start"}
+    training_arguments = VOSNetwork.training_arguments | {"matching.assignment.train_steps", "isometric_start", "copier_start"}
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
         coarse: Coarse = "proposals",
         matching: ProposalMatching = DEFAULT_MATCHING,
         refinement: ReferenceRefinement | None = DEFAULT_REFINEMENT,
+        isometric_start: bool = False,
         copier_start: bool = False,
     ) -> None:
         super().__init__()
@@ -155,6 +159,12 @@ class DMNAOA(VOSNetwork[Features, Entry, Carry]):
             else TemplateMasks(objects.channels, groups=groups)
         )
         self.refiner = None if refinement is None else ReferenceRefiner(reduced_channels, alignment, refinement, groups=groups)
+        if isometric_start:
+            reduce16 = self.reduce[2]
+            assert isinstance(reduce16, nn.Sequential)
+            start_isometric(reduce16[0], writes_pairs=True)
+            if self.refiner is not None:
+                self.refiner.start_isometric()
         if copier_start and self.refiner is not None:
             self.refiner.start_as_copier("coarse" if self.needs_proposals else "references")
 

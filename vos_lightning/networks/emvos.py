@@ -14,6 +14,7 @@ from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.densenet import DenseNetPyramid, Weights
 from vos_lightning.backbones.normalization import Norm, instance_norm
 from vos_lightning.decoders.deconv import DeconvDecoder, initialize
+from vos_lightning.encoders.projection import start_isometric
 from vos_lightning.mask_ops import pool_to_stride
 from vos_lightning.matching.bijective import RowFilter, filter_rows
 from vos_lightning.matching.equalized import equalized_match
@@ -73,6 +74,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         previous_filter: bijective filter of the similarity to the previous frame.
         normalize_fusion: instance-normalise the features that keys and the decoder read, see :class:`FusionBlock`.
         equalized_scale: factor of the inner products before the softmax of equalized matching.
+        isometric_start: initialise keys as rotations of the features, see :func:`start_isometric`.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`DeconvDecoder.start_as_copier`.
         mask_evidence: evidence that a copier start takes from a cell that lies wholly inside the previous mask; a quarter of it
@@ -80,14 +82,20 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         score_evidence: the same for a score of 1 for the foreground and 0 for the background, for each pair of score maps. Scores
             of the two classes differ by little before training, so that matching needs large evidence to be heard.
 
-    The last five are not in the paper. They are for training without pretrained weights: from random features, the published
+    The last six are not in the paper. They are for training without pretrained weights: from random features, the published
     network does not find the ten map channels among 256 feature channels of a larger scale.
 
     Raises:
         ValueError: arguments contradict each other.
     """
 
-    training_arguments = VOSNetwork.training_arguments | {"train_encoder", "copier_start", "mask_evidence", "score_evidence"}
+    training_arguments = VOSNetwork.training_arguments | {
+        "isometric_start",
+        "train_encoder",
+        "copier_start",
+        "mask_evidence",
+        "score_evidence",
+    }
 
     def __init__(
         self,
@@ -101,6 +109,7 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         previous_filter: RowFilter | None = None,
         normalize_fusion: bool = False,
         equalized_scale: float = 1.0,
+        isometric_start: bool = False,
         copier_start: bool = False,
         mask_evidence: float = 4.0,
         score_evidence: float = 4.0,
@@ -127,6 +136,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         for key in (self.cosine_key, self.dot_key):
             if key is not None:
                 initialize(key)
+                if isometric_start:
+                    start_isometric(key)
         # Two frames and two classes for each kind of matching, then the previous mask of both classes.
         self.score_names = tuple(
             f"{kind} {frame} {side}" for kind in kinds for frame in ("global", "local") for side in ("background", "foreground")

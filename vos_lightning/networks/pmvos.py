@@ -16,6 +16,7 @@ from vos_lightning.backbones.normalization import Norm, instance_norm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights, TrainFrom
 from vos_lightning.decoders.crvos import CRVOSDecoder
 from vos_lightning.decoders.deconv import initialize
+from vos_lightning.encoders.projection import start_isometric
 from vos_lightning.mask_ops import by_objects, pool_to_stride
 from vos_lightning.matching.medial import MedialForm, medial_match, medial_template, update_template
 from vos_lightning.matching.similarity import dot, l2_normalize
@@ -81,19 +82,20 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         lateral_channels: number of channels of the decoder's reduced features, see :class:`CRVOSDecoder`.
         decoder_channels: number of channels of the decoder's fused features, see :class:`CRVOSDecoder`.
         normalize_fusion: instance-normalise the features that the key and the decoder read, see :class:`FusionBlock`.
+        isometric_start: initialise keys as rotations of the features, see :func:`start_isometric`.
         copier_start: initialise the decoder to copy the previous mask, corrected by what the score maps say, see
             :meth:`CRVOSDecoder.start_as_copier`.
         mask_evidence: log-odds that a copier start gives to a cell that lies wholly inside the previous mask.
         score_evidence: log-odds that it gives to a score of 1 for the foreground and 0 for the background, for each kind of
             matching.
 
-    The last four are not in the paper: they are for training without pretrained weights.
+    The last five are not in the paper: they are for training without pretrained weights.
 
     Raises:
         ValueError: an argument is unknown, or arguments contradict each other.
     """
 
-    training_arguments = VOSNetwork.training_arguments | {"copier_start", "mask_evidence", "score_evidence"}
+    training_arguments = VOSNetwork.training_arguments | {"isometric_start", "copier_start", "mask_evidence", "score_evidence"}
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         lateral_channels: int = 256,
         decoder_channels: int = 128,
         normalize_fusion: bool = False,
+        isometric_start: bool = False,
         copier_start: bool = False,
         mask_evidence: float = 4.0,
         score_evidence: float = 2.0,
@@ -123,6 +126,8 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         self.key_norm = instance_norm(s16) if normalize_fusion else nn.Identity()
         self.key = nn.Conv2d(s16, key_channels, 1)
         initialize(self.key)
+        if isometric_start:
+            start_isometric(self.key)
         self.attention = DualAttention(len(self.kinds)) if attention else nn.Identity()
         # Score maps of two classes, then the previous mask of two classes.
         copies = 2 if attention else 1

@@ -14,7 +14,7 @@ from vos_lightning.backbones.normalization import Norm, PyramidNorm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
 from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
-from vos_lightning.encoders.projection import KeyValueProjection
+from vos_lightning.encoders.projection import SHARPNESS, KeyValueProjection, start_isometric
 from vos_lightning.encoders.value import ValueEncoder
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.readout import read_memory
@@ -73,17 +73,19 @@ class STCN(VOSNetwork[Features, Entry, None]):
         value_channels: number of channels of the memory values and of the query value.
         decoder_channels: numbers of channels of the decoder at strides 16, 8 and 4.
         normalize_features: instance-normalise the features of a frame at every scale, before anything reads them.
+        isometric_start: initialise keys as rotations of the features, see :func:`start_isometric`, instead of smoothed ones.
         copier_start: initialise so that keys follow colours and edges, the memory's values hold the masks and the decoder
             enlarges the readout, so that the untrained network moves masks along the affinities. See
             :meth:`Backbone.start_smooth`, :meth:`KeyValueProjection.start_as_matcher` and :meth:`ValueEncoder.start_as_copier`.
 
-    The last two are not in the paper: they are for training without pretrained weights.
+    The last three are not in the paper: they are for training without pretrained weights.
 
     Reference: the paper, and the released code (``hkchengrex/STCN``) for everything that it leaves open.
     """
 
     padding = PaddingRule("mean", larger_half_first=False)
     reads_previous = False
+    training_arguments = VOSNetwork.training_arguments | {"isometric_start", "copier_start"}
 
     def __init__(
         self,
@@ -100,6 +102,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
         value_channels: int = 512,
         decoder_channels: tuple[int, int, int] = (512, 256, 256),
         normalize_features: bool = False,
+        isometric_start: bool = False,
         copier_start: bool = False,
     ) -> None:
         super().__init__()
@@ -124,6 +127,8 @@ class STCN(VOSNetwork[Features, Entry, None]):
             self.projection.start_as_matcher()
             self.value_encoder.start_as_copier()
             self.decoder.start_as_copier()
+        if isometric_start:
+            start_isometric(self.projection.key, SHARPNESS)
 
     @classmethod
     def published(

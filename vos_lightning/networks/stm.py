@@ -13,8 +13,8 @@ from vos_lightning.backbones.base import Backbone
 from vos_lightning.backbones.normalization import CarrierNorm, CellNorm, Norm, PyramidNorm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
-from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects, start_as_copiers
-from vos_lightning.encoders.projection import KeyValueProjection
+from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects, start_alike, start_as_copiers
+from vos_lightning.encoders.projection import SHARPNESS, KeyValueProjection, start_isometric
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.readout import read_memory
 from vos_lightning.propagation.memory import Bank, Memory
@@ -67,17 +67,19 @@ class STM(VOSNetwork[Features, Entry, None]):
         decoder_channels: number of channels of the decoder at all scales.
         normalize_features: instance-normalise the features of a frame at every scale, and those of the memory, before anything
             reads them.
+        isometric_start: initialise keys as rotations of the features, see :func:`start_isometric`, instead of smoothed ones.
         copier_start: initialise so that memory and query have the same features and keys, which follow colours and edges, the
             memory's values hold the masks and the decoder enlarges the readout, so that the untrained network moves masks along
             the affinities. See :meth:`Backbone.start_smooth`, :meth:`KeyValueProjection.start_as_matcher` and
             :meth:`MaskedEncoder.start_as_copier`.
 
-    The last two are not in the paper: they are for training without pretrained weights.
+    The last three are not in the paper: they are for training without pretrained weights.
 
     Reference: the paper, and the released code (``seoungwugoh/STM``) for everything that it leaves open.
     """
 
     reads_previous = False
+    training_arguments = VOSNetwork.training_arguments | {"isometric_start", "copier_start"}
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class STM(VOSNetwork[Features, Entry, None]):
         value_channels: int = 512,
         decoder_channels: int = 256,
         normalize_features: bool = False,
+        isometric_start: bool = False,
         copier_start: bool = False,
     ) -> None:
         super().__init__()
@@ -121,8 +124,14 @@ class STM(VOSNetwork[Features, Entry, None]):
             num_classes=2,
         )
         if copier_start:
-            start_as_copiers(self.query_encoder, self.query_projection, self.memory_encoder, self.memory_projection)
+            start_as_copiers(
+                self.query_encoder, self.query_projection, self.memory_encoder, self.memory_projection, isometric=isometric_start
+            )
             self.decoder.start_as_copier()
+        elif isometric_start:
+            start_isometric(self.query_projection.key, SHARPNESS)
+            if self.memory_projection is not None:
+                start_alike(self.memory_projection.key, self.query_projection.key)
 
     @classmethod
     def published(
