@@ -76,6 +76,9 @@ def test_every_model_builds(name: str) -> None:
     with torch.device("meta"):
         model = parser.instantiate(parser.parse_object({"model": config["model"]})).model
     assert isinstance(model, VOSModule | ProposalDetectorModule)
+    if isinstance(model, VOSModule):  # every part with a rate of its own exists
+        optimizer = model.optimisation.build(model.network, [{"params": list(model.network.parameters())}])
+        assert {group["lr"] for group in optimizer.param_groups} >= {model.optimisation.learning_rate}
 
 
 def test_every_section_of_every_experiment_is_built() -> None:

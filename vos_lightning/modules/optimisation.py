@@ -70,7 +70,8 @@ class Optimisation:
         weight_decay: strength of the weight decay, see ``optimizer``.
         decay_norms_and_biases: whether biases and the scales and shifts of normalisation decay too.
         schedule: how all rates change over the training.
-        rate_factors: factors of the base rate by the name of a part of the network, such as ``backbone``.
+        rate_factors: factors of the base rate by the name of a part of the network, such as ``backbone``. A part that the
+            network's arguments leave out is passed over.
 
     Raises:
         ValueError: the optimiser is unknown or a rate is negative.
@@ -116,7 +117,10 @@ class Optimisation:
     def _factors(self, network: nn.Module) -> dict[int, float]:
         found: dict[int, float] = {}
         for part, factor in self.rate_factors.items():
+            parent, _, name = part.rpartition(".")
             try:
+                if getattr(network.get_submodule(parent), name, network) is None:
+                    continue  # an argument of the network leaves this part out
                 module = network.get_submodule(part)
             except AttributeError as error:
                 parts = ", ".join(name for name, _ in network.named_children())

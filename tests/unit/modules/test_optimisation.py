@@ -52,6 +52,15 @@ def test_groups_have_their_rates_and_decay() -> None:
     assert len(Optimisation().build(network, [{"params": list(network.parameters())}]).param_groups) == 1
 
 
+def test_a_part_that_is_left_out_has_no_rate() -> None:
+    network = Net()
+    network.head = None
+    optimizer = Optimisation(learning_rate=1.0, rate_factors={"head": 0.5, "backbone.0": 0.25}).build(
+        network, [{"params": list(network.parameters())}]
+    )
+    assert [(group["lr"], len(group["params"])) for group in optimizer.param_groups] == [(0.25, 2), (1.0, 2)]
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
