@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from tests.damage import with_a_wrong_bit
 from tests.integration.runs import quick_run, run_on_two, start
 from tests.integration.test_resume import weights
 from vos_lightning.app import cli, training
@@ -286,9 +287,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
     expected = weights(Path("run"))
-    content = bytearray((stopped / "last.ckpt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (stopped / "last.ckpt").write_bytes(content)
+    (stopped / "last.ckpt").write_bytes(with_a_wrong_bit(stopped / "last.ckpt"))
     assert main() == 0
     message = "run/checkpoints/last.ckpt is damaged (now last.ckpt.damaged): the training goes on from the checkpoint before it"
     assert message in capfd.readouterr().err

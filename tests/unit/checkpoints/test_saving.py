@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.damage import with_a_wrong_bit
 from vos_lightning.checkpoints.files import is_whole
 from vos_lightning.checkpoints.saving import AtomicCheckpointIO, write_checkpoint
 from vos_lightning.io.files import Replacement
@@ -44,9 +45,8 @@ def test_a_damaged_checkpoint_is_recognised(tmp_path: Path, damage: str) -> None
     path = tmp_path / "last.ckpt"
     write_checkpoint(path, {"weight": torch.rand(1000)})
     assert is_whole(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes({"cut": content[: len(content) // 2], "bit": content, "empty": b""}[damage])
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "bit": with_a_wrong_bit(path), "empty": b""}[damage])
     os.utime(path, (0, 0))
     assert not is_whole(path)
 
