@@ -13,8 +13,6 @@ def with_a_wrong_bit(checkpoint: Path) -> bytes:
     """
     content = bytearray(checkpoint.read_bytes())
     with zipfile.ZipFile(checkpoint) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-    header = content[largest.header_offset : largest.header_offset + 30]
-    start = largest.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    content[start + largest.file_size // 2] ^= 1
+        largest = archive.read(max(archive.infolist(), key=lambda entry: entry.file_size))
+    content[content.index(largest) + len(largest) // 2] ^= 1
     return bytes(content)

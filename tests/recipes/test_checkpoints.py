@@ -352,13 +352,13 @@ def others(hint: Any, value: Any) -> list[Any]:
 
 
 CHANGED = {
-    "dmn_aoa": {"DMNAOA.copier_start", "DMNAOA.matching.assignment.train_steps"},
-    "emvos": {"EMVOS.copier_start", "EMVOS.train_encoder", "DenseNetPyramid.norm"},
+    "dmn_aoa": {"DMNAOA.isometric_start", "DMNAOA.copier_start", "DMNAOA.matching.assignment.train_steps"},
+    "emvos": {"EMVOS.isometric_start", "EMVOS.copier_start", "EMVOS.train_encoder", "DenseNetPyramid.norm"},
     "munet": {"MaskedEncoder.mask_init"},
     "pmnet": {"MaskedEncoder.mask_init", "PMNet.refinement.chunk_bytes"},
-    "pmvos": {"PMVOS.copier_start"},
-    "stcn": {"MaskedEncoder.mask_init"},
-    "stm": {"MaskedEncoder.mask_init"},
+    "pmvos": {"PMVOS.isometric_start", "PMVOS.copier_start"},
+    "stcn": {"STCN.isometric_start", "MaskedEncoder.mask_init"},
+    "stm": {"STM.isometric_start", "MaskedEncoder.mask_init"},
 }
 """What is certainly tried of the published papers; of a ResNet, how it normalises and what of it is trained."""
 

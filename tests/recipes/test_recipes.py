@@ -51,6 +51,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Run(directory).checkpoint()
 
 
+def assert_has_parts_with_own_rates(model: LightningModule) -> None:
+    if isinstance(model, VOSModule):
+        optimizer = model.optimisation.build(model.network, [{"params": list(model.network.parameters())}])
+        assert {group["lr"] for group in optimizer.param_groups} >= {model.optimisation.learning_rate}
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_experiment_builds(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -65,6 +71,7 @@ def test_every_experiment_builds(
         cli = build(experiment, Run(tmp_path), overrides, "fit")
     assert cli.trainer.max_steps > 0
     assert cli.datamodule.loading.batch_size > 0
+    assert_has_parts_with_own_rates(cli.model)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,9 +83,7 @@ def test_every_model_builds(name: str) -> None:
     with torch.device("meta"):
         model = parser.instantiate(parser.parse_object({"model": config["model"]})).model
     assert isinstance(model, VOSModule | ProposalDetectorModule)
-    if isinstance(model, VOSModule):  # every part with a rate of its own exists
-        optimizer = model.optimisation.build(model.network, [{"params": list(model.network.parameters())}])
-        assert {group["lr"] for group in optimizer.param_groups} >= {model.optimisation.learning_rate}
+    assert_has_parts_with_own_rates(model)
 
 
 def test_every_section_of_every_experiment_is_built() -> None:

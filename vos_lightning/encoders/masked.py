@@ -14,7 +14,7 @@ from vos_lightning.backbones.base import Backbone, StemBackbone
 from vos_lightning.backbones.normalization import CarrierNorm
 from vos_lightning.backbones.residual import hand_through, merge_objects
 from vos_lightning.backbones.resnet import ResNetPyramid, last_norm
-from vos_lightning.encoders.projection import SHARPNESS, KeyValueProjection, start_isometric
+from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.mask_ops import by_objects
 
 OtherObjects = Literal["sum", "clamped", "inverse"]
@@ -200,17 +200,8 @@ def start_as_copiers(
     query_projection: KeyValueProjection,
     memory_encoder: MaskedEncoder,
     memory_projection: KeyValueProjection | None,
-    *,
-    isometric: bool = False,
 ) -> None:
     """Initialise separate encoders of query and memory with equal weights, and values of the memory that hold the masks.
-
-    Args:
-        query_encoder: encoder of the query.
-        query_projection: its keys and values.
-        memory_encoder: encoder of the memory, whose trunk is like the query's encoder.
-        memory_projection: its keys and values.
-        isometric: keys start as rotations of the features (:func:`start_isometric`) instead of smoothed ones.
 
     Raises:
         ValueError: the memory has no separate projection, or the two encoders differ in kind or size.
@@ -223,10 +214,7 @@ def start_as_copiers(
     except RuntimeError as error:
         raise ValueError("copier_start needs encoders of one kind and size for the query and for the memory") from error
     memory_encoder.start_as_copier()
-    if isometric:
-        start_isometric(query_projection.key, SHARPNESS)
-    else:
-        query_projection.start_as_matcher()
+    query_projection.start_as_matcher()
     start_alike(memory_projection.key, query_projection.key)
     start_alike(memory_projection.value, query_projection.value)
     hand_through(memory_projection.value, CARRIERS)

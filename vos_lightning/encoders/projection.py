@@ -35,10 +35,6 @@ def start_isometric(layer: nn.Module, gain: float = 1.0, *, reads_pairs: bool = 
         layer.bias.zero_()
 
 
-SHARPNESS = 2.0
-"""Factor of keys that start as rotations of features of unit variance; a larger one makes the softmax over the memory sharper."""
-
-
 class KeyValueProjection(nn.Module):
     """Key and value of every pixel: two 3 x 3 convolutions with biases, without normalisation or activation.
 
@@ -71,9 +67,14 @@ class KeyValueProjection(nn.Module):
         Args:
             gain: scale of the key for features of unit variance; a larger gain makes the softmax over the memory sharper.
         """
-        assert self.key.bias is not None
-        rows, columns = self.key.weight.shape[:2]
-        mixture = nn.init.orthogonal_(self.key.weight.new_empty(rows, columns), gain)
+        start_isometric(self.key, gain)
         row = self.key.weight.new_tensor([0.25, 0.5, 0.25])
-        self.key.weight.copy_(mixture[:, :, None, None] * torch.outer(row, row))
-        self.key.bias.zero_()
+        self.key.weight.copy_(self.key.weight[:, :, 1:2, 1:2] * torch.outer(row, row))
+
+    def start_isometric(self, gain: float = 2.0) -> None:
+        """Initialise the key as a random rotation of the features, for short trainings from pretrained weights.
+
+        Args:
+            gain: scale of the key for features of unit variance; a larger gain makes the softmax over the memory sharper.
+        """
+        start_isometric(self.key, gain)

@@ -119,7 +119,7 @@ class Optimisation:
         for part, factor in self.rate_factors.items():
             parent, _, name = part.rpartition(".")
             try:
-                if getattr(network.get_submodule(parent), name, network) is None:
+                if getattr(network.get_submodule(parent), name) is None:
                     continue  # an argument of the network leaves this part out
                 module = network.get_submodule(part)
             except AttributeError as error:

@@ -82,8 +82,8 @@ class EMVOS(VOSNetwork[Features, Entry, None]):
         score_evidence: the same for a score of 1 for the foreground and 0 for the background, for each pair of score maps. Scores
             of the two classes differ by little before training, so that matching needs large evidence to be heard.
 
-    The last six are not in the paper. They are for training without pretrained weights: from random features, the published
-    network does not find the ten map channels among 256 feature channels of a larger scale.
+    The last six are not in the paper. They are for training without pretrained weights, and for short trainings with them: from
+    random features, the published network does not find the ten map channels among 256 feature channels of a larger scale.
 
     Raises:
         ValueError: arguments contradict each other.

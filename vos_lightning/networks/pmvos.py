@@ -89,7 +89,7 @@ class PMVOS(VOSNetwork[Features, Entry, Carry | None]):
         score_evidence: log-odds that it gives to a score of 1 for the foreground and 0 for the background, for each kind of
             matching.
 
-    The last five are not in the paper: they are for training without pretrained weights.
+    The last five are not in the paper: they are for training without pretrained weights, and for short trainings with them.
 
     Raises:
         ValueError: an argument is unknown, or arguments contradict each other.

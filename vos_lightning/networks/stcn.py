@@ -14,7 +14,7 @@ from vos_lightning.backbones.normalization import Norm, PyramidNorm
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
 from vos_lightning.encoders.masked import MaskedEncoder, OtherObjects
-from vos_lightning.encoders.projection import SHARPNESS, KeyValueProjection, start_isometric
+from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.encoders.value import ValueEncoder
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.readout import read_memory
@@ -78,7 +78,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
             enlarges the readout, so that the untrained network moves masks along the affinities. See
             :meth:`Backbone.start_smooth`, :meth:`KeyValueProjection.start_as_matcher` and :meth:`ValueEncoder.start_as_copier`.
 
-    The last three are not in the paper: they are for training without pretrained weights.
+    The last three are not in the paper: they are for training without pretrained weights, and for short trainings with them.
 
     Reference: the paper, and the released code (``hkchengrex/STCN``) for everything that it leaves open.
     """
@@ -128,7 +128,7 @@ class STCN(VOSNetwork[Features, Entry, None]):
             self.value_encoder.start_as_copier()
             self.decoder.start_as_copier()
         if isometric_start:
-            start_isometric(self.projection.key, SHARPNESS)
+            self.projection.start_isometric()
 
     @classmethod
     def published(

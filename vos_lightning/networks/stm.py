@@ -14,7 +14,7 @@ from vos_lightning.backbones.normalization import CarrierNorm, CellNorm, Norm, P
 from vos_lightning.backbones.resnet import ResNetPyramid, ResNetWeights
 from vos_lightning.decoders.refine import RefineDecoder
 from vos_lightning.encoders.masked import CARRIERS, MaskedEncoder, OtherObjects, start_alike, start_as_copiers
-from vos_lightning.encoders.projection import SHARPNESS, KeyValueProjection, start_isometric
+from vos_lightning.encoders.projection import KeyValueProjection
 from vos_lightning.mask_ops import PaddingRule
 from vos_lightning.matching.readout import read_memory
 from vos_lightning.propagation.memory import Bank, Memory
@@ -73,7 +73,7 @@ class STM(VOSNetwork[Features, Entry, None]):
             the affinities. See :meth:`Backbone.start_smooth`, :meth:`KeyValueProjection.start_as_matcher` and
             :meth:`MaskedEncoder.start_as_copier`.
 
-    The last three are not in the paper: they are for training without pretrained weights.
+    The last three are not in the paper: they are for training without pretrained weights, and for short trainings with them.
 
     Reference: the paper, and the released code (``seoungwugoh/STM``) for everything that it leaves open.
     """
@@ -124,12 +124,10 @@ class STM(VOSNetwork[Features, Entry, None]):
             num_classes=2,
         )
         if copier_start:
-            start_as_copiers(
-                self.query_encoder, self.query_projection, self.memory_encoder, self.memory_projection, isometric=isometric_start
-            )
+            start_as_copiers(self.query_encoder, self.query_projection, self.memory_encoder, self.memory_projection)
             self.decoder.start_as_copier()
-        elif isometric_start:
-            start_isometric(self.query_projection.key, SHARPNESS)
+        if isometric_start:
+            self.query_projection.start_isometric()
             if self.memory_projection is not None:
                 start_alike(self.memory_projection.key, self.query_projection.key)
 
