@@ -112,10 +112,10 @@ bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_da
 	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)
 
 lite: $(STAMP) ## train, score and time the small networks of all systems (about 2 hours on 2 cores), and write their table
-	@$(BIN)/python -m benchmarks.lite --table docs/lite.md $(ARGS)
+	@$(BIN)/python -m benchmarks.lite --record docs/lite_runs.jsonl --table docs/lite.md $(ARGS)
 
 lite-switches: $(STAMP) ## the same with the parts switched off that each paper switches off (about 2 hours on 2 cores)
-	@$(BIN)/python -m benchmarks.lite --switches --table docs/lite.md $(ARGS)
+	@$(BIN)/python -m benchmarks.lite --switches --record docs/lite_runs.jsonl --table docs/lite.md $(ARGS)
 
 lite-gpu: $(STAMP) ## a first look on a GPU in 8 minutes: each small network for a minute, four at a time, and the best one for three
 	@$(BIN)/python -m benchmarks.lite --runs runs/lite_gpu --seconds 60 --jobs 4 --untimed --trainer.accelerator=gpu $(ARGS)

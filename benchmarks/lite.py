@@ -1,10 +1,14 @@
 """Train the small networks of all systems, score them, time them, and write the table: ``python -m benchmarks.lite``.
 
 Every system is trained by its experiment ``<paper>_lite`` on photographs (BSDS500) and on the 7 training videos of
-``davis16-dev``, all with the same clips, steps and seeds; the 3 other videos are only scored, once, after the training. What each
-step printed and measured stays in the folder of runs, ``<runs>/seed_<seed>/<experiment>``, so that the command goes on where it
-stopped, and ``--table`` writes the table again from it. ``--switches`` takes the same networks with the parts that each paper
-switches off instead; a row that evaluates the weights of another one is not trained, and its seconds are left out.
+``davis16-dev``, all with the same clips, steps and seeds; the 3 other videos are only scored, once, after the training. What
+each step printed and measured stays in the folder of runs, ``<runs>/seed_<seed>/<experiment>``, so that the command goes on
+where it stopped. ``--switches`` takes the same networks with the parts that each paper switches off instead, and ``--long`` the
+two best ones with more steps. A row that evaluates the weights of another one is not trained, and its seconds are left out.
+
+``--record`` adds what was measured to a file with one line of JSON a run, which outlives the folder of runs and may come from
+several machines, and ``--table`` writes the table of all that is recorded. A run whose experiment has changed since is left out
+of it. ``--only-table`` trains nothing.
 
 ``--jobs`` lets several trainings share a machine. Networks are timed last, when nothing else runs; ``--untimed`` leaves that to
 another machine, to which the folder of runs is copied.
@@ -41,6 +45,10 @@ SWITCHES = (
     *(f"dmn_aoa_lite{part}" for part in ("_base", "")),
 )
 """What the ablations of the papers switch: the kinds of matching, attention, motion, points, the dynamic template."""
+LONG = ("stcn_lite_long", "pmnet_lite_long")
+"""The two best ones with four times the steps."""
+GROUPS = {"": SYSTEMS, " --switches": SWITCHES, " --long": LONG}
+"""Experiments of each table, by the option that chooses it."""
 UNLIMITED = ("--trainer.max_steps=1000000", "--trainer.log_every_n_steps=5")
 MARK = "<!-- table of benchmarks.lite{}: {} -->"
 
@@ -90,29 +98,77 @@ def time_network(name: str, folder: Path) -> None:
         measured(folder, speed=json.loads(file.read_text()))
 
 
-def row(name: str, folders: Sequence[Path]) -> dict[str, str]:
-    """A row of the table, from the files of an experiment's runs, one for each seed. Scores are means over the seeds."""
-    scores = [json.loads((folder / "scores" / "test.json").read_text()) for folder in folders]
+def entry(name: str, folder: Path) -> dict[str, Any]:
+    """What is recorded of a run: the experiment and its settings, the seed, the machine, seconds and scores."""
     trained = load_experiment(name).checkpoint_of
-    trainings = [folder.parent / trained if trained else folder for folder in folders]
-    records = [json.loads((folder / "record.json").read_text()) for folder in trainings]
-    cells = {"experiment": f"`{name}`", "seeds": ", ".join(str(record["seed"][0]) for record in records)}
-    for videos in zip(*(score["rows"] for score in scores), strict=True):
-        cells[videos[0]["video"]] = " / ".join(_percent([video[key] for video in videos]) for key in ("J", "F"))
+    source = folder.parent / trained if trained else folder
+    record = json.loads((source / "record.json").read_text())
+    scores = json.loads((folder / "scores" / "test.json").read_text())
+    done = measured(folder)
+    first = record["starts"][0]
+    found: dict[str, Any] = {
+        "experiment": name,
+        "seed": record["seed"][0],
+        "fingerprint": scores["fingerprint"],
+        "trained": record["fingerprint"],
+        "departures": sorted({key for one in (*record["starts"], scores["evaluation"]) for key in one["departures"]}),
+        "commit": first["commit"],
+        "date": first["date"],
+        "hardware": first["hardware"],
+        "steps": record["steps"],
+        "train_seconds": done.get("train_seconds"),
+        "videos": {one["video"]: {key: one[key] for key in ("J", "F")} for one in scores["rows"]},
+        "mean": {key: scores["summary"][key] for key in ("J", "F", "J&F")},
+    }
+    if "speed" in done:
+        (speed,) = done["speed"]["results"]
+        found["speed"] = {"seconds_a_frame": speed["median"], "parameters": speed["parameters"]}
+    return found | pace(source)
+
+
+def add(record: Path, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add runs to the file of recorded ones, in place of earlier runs of the same experiment and seed, and return them all."""
+    lines = record.read_text().splitlines() if record.is_file() else []
+    every = {(one["experiment"], one["seed"]): one for one in map(json.loads, lines)}
+    every |= {(one["experiment"], one["seed"]): one for one in entries}
+    found = [every[key] for key in sorted(every)]
+    if entries:
+        write_atomically(record, "".join(f"{json.dumps(one)}\n" for one in found).encode())
+    return found
+
+
+def is_current(found: dict[str, Any]) -> bool:
+    """Whether a recorded run has the settings that its experiment and the training of its weights have today, and no others."""
+    try:
+        asked = load_experiment(found["experiment"])
+        trained = load_experiment(asked.checkpoint_of) if asked.checkpoint_of else asked
+    except ExperimentError:  # the experiment is gone
+        return False
+    return [asked.fingerprint, trained.fingerprint, []] == [found["fingerprint"], found["trained"], found["departures"]]
+
+
+def row(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """A row of the table from the recorded runs of an experiment, one for each seed. Scores are means over the seeds."""
+    first = runs[0]
+    trained = load_experiment(first["experiment"]).checkpoint_of
+    cells = {"experiment": f"`{first['experiment']}`", "seeds": ", ".join(str(one["seed"]) for one in runs)}
+    for video in first["videos"]:
+        cells[video] = " / ".join(_percent([one["videos"][video][key] for one in runs]) for key in ("J", "F"))
     for key in ("J", "F", "J&F"):
-        cells[key] = _percent([score["summary"][key] for score in scores])
-    if len(scores) > 1:
-        cells["J&F of each seed"] = ", ".join(_percent([score["summary"]["J&F"]]) for score in scores)
-    cells["steps"] = str(records[0]["steps"])
-    seconds = [measured(folder).get("train_seconds") for folder in folders]
-    known = sorted(second for second in seconds if second is not None)
-    took = f"{known[len(known) // 2]:.0f} s, {records[0]['starts'][0]['hardware']}" if known else "interrupted"
+        cells[key] = _percent([one["mean"][key] for one in runs])
+    cells["J&F of each seed"] = ", ".join(_percent([one["mean"]["J&F"]]) for one in runs)
+    cells["steps"] = str(first["steps"])
+    known = sorted(one["train_seconds"] for one in runs if one["train_seconds"] is not None)
+    took = f"{known[len(known) // 2]:.0f} s, {first['hardware']}" if known else "interrupted"
     cells["training"] = f"that of `{trained}`" if trained else took
-    timed = measured(folders[0]).get("speed")
-    if timed:
-        (speed,) = timed["results"]
-        cells["frames a second"] = f"{1 / speed['median']:.1f}"
+    speed = next((one["speed"] for one in runs if "speed" in one), None)
+    if speed is not None:
+        cells["frames a second"] = f"{1 / speed['seconds_a_frame']:.1f}"
         cells["parameters"] = f"{speed['parameters'] / 1e6:.2f} M"
+    if "steps_a_second" in first:
+        cells["steps a second"] = f"{first['steps_a_second']:.1f}"
+    if "peak_memory_gib" in first:
+        cells["peak memory"] = f"{first['peak_memory_gib']:.1f} GiB"
     return cells
 
 
@@ -120,49 +176,46 @@ def _percent(values: Sequence[float]) -> str:
     return f"{100 * sum(values) / len(values):.1f}"
 
 
-def table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows as a table in Markdown."""
+def table(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """The recorded runs of experiments as a table in Markdown, in the order of ``names``; nothing if there are none."""
+    groups = [[one for one in runs if one["experiment"] == name] for name in names]
+    rows = [row(group) for group in groups if group]
+    if not rows:
+        return ""
     head = list(dict.fromkeys(key for cells in rows for key in cells))
     lines = [head, ["---"] * len(head), *([cells.get(key, "") for key in head] for cells in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def pace(folder: Path, ended_by_clock: bool) -> dict[str, str]:
-    """Steps a second and peak memory of a training, from its log; the number of steps too if nobody knew it before."""
-    values: dict[str, list[float]] = {"train/clips_per_second": [], "train/peak_memory_gib": [], "step": []}
+def write_table(page: Path, text: str, kind: str = "") -> None:
+    """Put a table between its two marks in a page of Markdown."""
+    begin, end = (MARK.format(kind, word) for word in ("begin", "end"))
+    before, mark, rest = page.read_text().partition(begin)
+    _, other, after = rest.partition(end)
+    if not (mark and other):
+        raise SystemExit(f"{page} has no lines {begin} and {end}, between which the table goes")
+    write_atomically(page, f"{before}{begin}\n{text}{end}{after}".encode())
+
+
+def pace(folder: Path) -> dict[str, float]:
+    """Steps a second and peak memory of a training, from its log."""
+    values: dict[str, list[float]] = {"train/clips_per_second": [], "train/peak_memory_gib": []}
     for log in sorted((folder / "logs").glob("*/metrics.csv")):
         with log.open(newline="") as file:
             for line in csv.DictReader(file):
                 for key, found in values.items():
                     if line.get(key):
                         found.append(float(line[key]))
-    if not values["step"]:
-        return {}
+    speed, memory = (sorted(found) for found in values.values())
     batch = json.loads((folder / "record.json").read_text())["batch_size"]
-    speed = sorted(values["train/clips_per_second"])
-    cells = {"steps": f"{max(values['step']) + 1:.0f}"} if ended_by_clock else {}
-    if speed:
-        cells["steps a second"] = f"{speed[len(speed) // 2] / batch:.1f}"
-    memory = max(values["train/peak_memory_gib"], default=0.0)
-    if memory:
-        cells["peak memory"] = f"{memory:.1f} GiB"
-    return cells
+    cells = {"steps_a_second": speed[len(speed) // 2] / batch} if speed else {}
+    return cells | ({"peak_memory_gib": memory[-1]} if memory and memory[-1] else {})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lite", description=__doc__.partition("\n")[0])
-    parser.add_argument("experiments", nargs="*", metavar="EXP", help=f"default: {', '.join(SYSTEMS)}")
-    parser.add_argument("--switches", action="store_true", help="the parts of each paper switched off, one after the other")
-    parser.add_argument("--runs", type=Path, default=Path("runs/lite"), help="folder of the runs; default: runs/lite")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="train with each of these; default: 0")
-    parser.add_argument("--seconds", type=int, metavar="N", help="end every training after N seconds")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at work at the same time; default: 1")
-    parser.add_argument("--untimed", action="store_true", help="do not time the networks")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="Markdown file with marks between which the table goes")
-    known, options = parser.parse_known_args(argv)
-    names = known.experiments or (SWITCHES if known.switches else SYSTEMS)
+def measure(
+    parser: argparse.ArgumentParser, known: argparse.Namespace, names: Sequence[str], options: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Train, score and time experiments with every seed, and return what is recorded of the runs."""
     try:
         evaluated = [name for name in names if load_experiment(name).checkpoint_of]
     except ExperimentError as error:
@@ -172,17 +225,45 @@ def main(argv: Sequence[str] | None = None) -> int:
             jobs = [(name, seed) for seed in known.seeds for name in group]
             for done in [pool.submit(run, *job, known.runs, options, known.seconds) for job in jobs]:
                 done.result()
-    folders = {name: [known.runs / f"seed_{seed}" / name for seed in known.seeds] for name in names}
     if not known.untimed:
         for name in names:
-            time_network(name, folders[name][0])
-    text = table([row(name, folders[name]) | pace(folders[name][0], known.seconds is not None) for name in names])
+            time_network(name, known.runs / f"seed_{known.seeds[0]}" / name)
+    return [entry(name, known.runs / f"seed_{seed}" / name) for name in names for seed in known.seeds]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lite", description=__doc__.partition("\n")[0])
+    parser.add_argument("experiments", nargs="*", metavar="EXP", help=f"default: {', '.join(SYSTEMS)}")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--switches", action="store_true", help="the parts of each paper switched off, one after the other")
+    group.add_argument("--long", action="store_true", help="the two best systems, trained four times as long")
+    parser.add_argument("--runs", type=Path, default=Path("runs/lite"), help="folder of the runs; default: runs/lite")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="train with each of these; default: 0")
+    parser.add_argument("--seconds", type=int, metavar="N", help="end every training after N seconds")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at work at the same time; default: 1")
+    parser.add_argument("--untimed", action="store_true", help="do not time the networks")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="add the runs to this file, one line of JSON each")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="Markdown file with marks between which the table goes")
+    parser.add_argument("--only-table", action="store_true", help="train nothing: write the table of what --record holds")
+    known, options = parser.parse_known_args(argv)
+    kind = " --switches" if known.switches else " --long" if known.long else ""
+    names = known.experiments or GROUPS[kind]
+    if known.only_table and (known.record is None or not known.record.is_file()):
+        parser.error("--only-table needs --record with a file of recorded runs")
+    found = [] if known.only_table else measure(parser, known, names, options)
+    if known.record is not None:
+        found = add(known.record, found)
+        for one in found:
+            if not is_current(one):
+                print(f"{one['experiment']}, seed {one['seed']}: its settings have changed since; it is left out of the table")
+        found = [one for one in found if is_current(one)]
+    # A table of everything that is recorded; of single experiments only where nothing is.
+    text = table(found, GROUPS[kind] if known.record is not None else names)
     print(text)
     if known.table is not None:
-        begin, end = (MARK.format(" --switches" if known.switches else "", word) for word in ("begin", "end"))
-        before, _, rest = known.table.read_text().partition(begin)
-        after = rest.partition(end)[2]
-        write_atomically(known.table, f"{before}{begin}\n{text}{end}{after}".encode())
+        write_table(known.table, text, kind)
     return 0
 
 
