@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vos_lightning import load_engine
+from vos_lightning.app.experiments import load_experiment
 from vos_lightning.checkpoints.portable import LITE_FILE, describe_lite, read_card
 
 
@@ -14,13 +15,22 @@ def test_the_file_is_small_and_says_what_it_is() -> None:
     assert LITE_FILE.stat().st_size <= 8e6
     card = read_card(LITE_FILE)
     assert card["model"]["class_path"] == "vos_lightning.modules.stcn.STCNModule"
-    assert card["step"] == card["training"]["steps"] == 600
+    assert card["step"] == card["training"]["steps"] == card["training"]["max_steps"]
     assert {"BSDS500", "DAVIS 2016"} <= set(card["licences"])
     summary, rows = (card["scores"]["test"][key] for key in ("summary", "rows"))
     assert [row["video"] for row in rows] == ["car-shadow", "dance-twirl", "scooter-black"]
     assert summary["J&F"] == pytest.approx(np.mean([(row["J"] + row["F"]) / 2 for row in rows]))
     assert summary["J&F"] > 0.7
     assert describe_lite().startswith("weights: lite (STCN, ")
+
+
+def test_its_experiment_is_still_the_one_that_trained_it() -> None:
+    """Else it could be neither scored by the experiment nor trained again by it."""
+    training = read_card(LITE_FILE)["training"]
+    assert training["fingerprint"] == load_experiment(training["experiment"]).fingerprint
+    (start,) = training["starts"]
+    assert start["departures"] == []
+    assert start["commit"]["changed"] is False
 
 
 def test_it_follows_a_cat_over_a_portrait() -> None:
