@@ -45,7 +45,7 @@ SWITCHES = (
     *(f"dmn_aoa_lite{part}" for part in ("_base", "")),
 )
 """What the ablations of the papers switch: the kinds of matching, attention, motion, points, the dynamic template."""
-LONG = ("stcn_lite_long", "pmnet_lite_long")
+LONG = ("stcn_lite_long", "munet_lite_long")
 """The two best ones with four times the steps."""
 GROUPS = {"": SYSTEMS, " --switches": SWITCHES, " --long": LONG}
 """Experiments of each table, by the option that chooses it."""
