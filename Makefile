@@ -111,7 +111,7 @@ bench: $(STAMP) ## speed of the metrics and of `evaluate` beside a plain impleme
 bench-networks: $(STAMP) ## speed of networks with random weights: EXP="emvos_davis17 pmvos_davis17" ARGS="--objects 1 3"
 	@$(RUN) benchmark $(or $(EXP),emvos_davis17 pmvos_davis17) $(ARGS)
 
-lite: $(STAMP) ## train, score and time the small networks of all systems (about 2 hours on 2 cores), and write their table
+lite: $(STAMP) ## train, score and time the small networks of all systems (about 90 minutes on 2 cores), and write their table
 	@$(BIN)/python -m benchmarks.lite --record docs/lite_runs.jsonl --table docs/lite.md $(ARGS)
 
 lite-switches: $(STAMP) ## the same with the parts switched off that each paper switches off (about 2 hours on 2 cores)
