@@ -14,7 +14,8 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+if __name__ == "__main__":  # before libraries read them; whoever imports this module keeps its own
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
 from benchmarks.fuzz.cases import Case, draw_case
 from benchmarks.fuzz.corpus import make_corpus, put

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from benchmarks.fuzz.corpus import make_corpus
 from benchmarks.fuzz.mutations import ARGUMENTS, MUTATIONS
 from benchmarks.fuzz.oracle import Command, judge
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_CASES, NUM_GROUPS = 300, 10
 UNFINISHED = {"train p_other", "train p_fine", "submit --server youtube-vos18", "precompute-proposals", "import-checkpoint"}
 """Commands that cannot succeed on a small corpus: an experiment that is not trained, a full validation set, real weights."""
@@ -59,6 +62,14 @@ def test_fixed_cases_cover_every_command_and_mutation(cases: list[Case]) -> None
     wanted = {f"{kind} {line.split()[0]}" for kind, (lines, _) in COMMANDS.items() for line in lines}
     wanted |= {*MUTATIONS, *(f"arguments-{how}" for how in ARGUMENTS), "option"}
     assert wanted <= set().union(*(case.covers for case in cases))
+
+
+def test_who_imports_it_keeps_the_number_of_threads() -> None:
+    """Processes that later tests start inherit it, and other threads give other last digits."""
+    code = "import os, benchmarks.fuzz.__main__; print(os.environ['OMP_NUM_THREADS'])"
+    environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "3\n"
 
 
 def test_a_number_decides_a_case(corpus: tuple[Path, dict[str, list[str]]], tmp_path: Path) -> None:
