@@ -156,7 +156,8 @@ def row(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
         cells[video] = " / ".join(_percent([one["videos"][video][key] for one in runs]) for key in ("J", "F"))
     for key in ("J", "F", "J&F"):
         cells[key] = _percent([one["mean"][key] for one in runs])
-    cells["J&F of each seed"] = ", ".join(_percent([one["mean"]["J&F"]]) for one in runs)
+    if len(runs) > 1:
+        cells["J&F of each seed"] = ", ".join(_percent([one["mean"]["J&F"]]) for one in runs)
     cells["steps"] = str(first["steps"])
     known = sorted(one["train_seconds"] for one in runs if one["train_seconds"] is not None)
     took = f"{known[len(known) // 2]:.0f} s, {first['hardware']}" if known else "interrupted"
@@ -255,10 +256,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = [] if known.only_table else measure(parser, known, names, options)
     if known.record is not None:
         found = add(known.record, found)
+        current = [one for one in found if is_current(one)]
         for one in found:
-            if not is_current(one):
+            if one not in current:
                 print(f"{one['experiment']}, seed {one['seed']}: its settings have changed since; it is left out of the table")
-        found = [one for one in found if is_current(one)]
+        found = current
     # A table of everything that is recorded; of single experiments only where nothing is.
     text = table(found, GROUPS[kind] if known.record is not None else names)
     print(text)

@@ -203,6 +203,12 @@ def start_as_copiers(
 ) -> None:
     """Initialise separate encoders of query and memory with equal weights, and values of the memory that hold the masks.
 
+    Args:
+        query_encoder: encoder of the query.
+        query_projection: its keys and values.
+        memory_encoder: encoder of the memory, whose trunk is like the query's encoder.
+        memory_projection: its keys and values.
+
     Raises:
         ValueError: the memory has no separate projection, or the two encoders differ in kind or size.
     """

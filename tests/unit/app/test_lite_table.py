@@ -68,7 +68,6 @@ def test_a_row_is_what_the_files_say_and_nothing_is_run_again(tmp_path: Path, mo
             "J": "60.5",
             "F": "71.2",
             "J&F": "65.9",
-            "J&F of each seed": "65.9",
             "steps": "600",
             "training": "301 s, 2 threads",
             "frames a second": "12.5",
